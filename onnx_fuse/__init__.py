@@ -1,0 +1,79 @@
+"""onnx-fuse: compiler passes that fuse subgraphs of ONNX models into single nodes backed by TensorRT plugins.
+
+    result = onnx_fuse.fuse("model.onnx")
+    result.save("fused.onnx")
+    print(result.report.fused)
+
+Everything here is imported on first use, so that `import onnx_fuse` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "fuse": "onnx_fuse.api",
+    "explain": "onnx_fuse.api",
+    "FuseResult": "onnx_fuse.api",
+    "fusions": "onnx_fuse.api",
+    "verify": "onnx_fuse.passes.verify",
+    "Verification": "onnx_fuse.passes.verify",
+    "Pipeline": "onnx_fuse.passes.pipeline",
+    "Report": "onnx_fuse.passes.report",
+    "Graph": "onnx_fuse.passes.graph",
+    "pattern": "onnx_fuse.patterns.dsl",
+    "Attribute": "onnx_fuse.patterns.dsl",
+    "Constant": "onnx_fuse.patterns.dsl",
+    "Optional": "onnx_fuse.patterns.dsl",
+    "Scalar": "onnx_fuse.patterns.dsl",
+    "Fused": "onnx_fuse.patterns.operator",
+    "FusedOp": "onnx_fuse.patterns.operator",
+    "Fusion": "onnx_fuse.patterns.operator",
+    "OnnxFuseError": "onnx_fuse.errors",
+}
+
+__all__ = [
+    "Attribute",
+    "Constant",
+    "FuseResult",
+    "Fused",
+    "FusedOp",
+    "Fusion",
+    "Graph",
+    "OnnxFuseError",
+    "Optional",
+    "Pipeline",
+    "Report",
+    "Scalar",
+    "Verification",
+    "explain",
+    "fuse",
+    "fusions",
+    "pattern",
+    "verify",
+    "__version__",
+]
+
+if TYPE_CHECKING:
+    from onnx_fuse.api import FuseResult, explain, fuse, fusions
+    from onnx_fuse.errors import OnnxFuseError
+    from onnx_fuse.passes.graph import Graph
+    from onnx_fuse.passes.pipeline import Pipeline
+    from onnx_fuse.passes.report import Report
+    from onnx_fuse.passes.verify import Verification, verify
+    from onnx_fuse.patterns.dsl import Attribute, Constant, Optional, Scalar, pattern
+    from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

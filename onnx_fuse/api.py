@@ -1,0 +1,295 @@
+"""The front door: `fuse`, `explain` and `fusions`, as the command line and export scripts call them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from onnx import ModelProto
+
+from onnx_fuse.errors import RequirementError, UsageError, VerificationError
+from onnx_fuse.passes import io
+from onnx_fuse.passes.checker import check
+from onnx_fuse.passes.emit import Functions, drop_bodies, inline_bodies
+from onnx_fuse.passes.fuse import FusePass
+from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline
+from onnx_fuse.passes.report import Report
+from onnx_fuse.passes.simplify import Simplify
+from onnx_fuse.passes.surgeon import from_surgeon, is_surgeon_graph, to_surgeon
+from onnx_fuse.patterns import fusions as builtin_fusions
+from onnx_fuse.patterns.operator import Fusion
+
+Model = "ModelProto | str | os.PathLike[str] | Any"
+Progress = Callable[[str], None]
+
+
+def fusions() -> tuple[Fusion, ...]:
+    """The fusions that come with onnx-fuse, default and opt-in."""
+    return builtin_fusions()
+
+
+@dataclass
+class FuseResult:
+    """A fused model and the report on how it came about.
+
+    Attributes:
+        model: the model, as it came: a ModelProto (weights in external data not loaded), or an onnx_graphsurgeon.Graph.
+        report: what was fused and why the rest was not.
+        source: the file the model came from, if any.
+        changed: False where nothing was rewritten; `save` then writes the source's own bytes.
+    """
+
+    model: Any
+    report: Report
+    source: Path | None = None
+    changed: bool = True
+    _proto: ModelProto = field(default_factory=ModelProto, repr=False)
+
+    def save(
+        self, path: str | os.PathLike[str], *, external_data: Literal["auto", "keep", "copy"] = "auto"
+    ) -> None:
+        """Writes the model; see `onnx_fuse.passes.io.save`.
+
+        Raises:
+            OutputError: it cannot be written; nothing is then.
+            UsageError: `external_data="keep"` with another folder than the source's.
+        """
+        io.save(self._proto, path, source=self.source, external_data=external_data, unchanged=not self.changed)
+
+
+def fuse(
+    model: Any,
+    *,
+    fusions: Iterable[str | Fusion] | None = None,
+    enable: Iterable[str | Fusion] = (),
+    disable: Iterable[str] = (),
+    require: Mapping[str, int] | None = None,
+    select: Literal["all"] = "all",
+    functions: Functions = "keep",
+    simplify: bool = False,
+    verify: bool = True,
+    inputs: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    passes: Sequence[Pass | Callable[..., Any]] = (),
+    progress: Progress | None = None,
+) -> FuseResult:
+    """Fuses a model and proves that it still computes the same.
+
+    Args:
+        model: path, ModelProto (left as it is) or onnx_graphsurgeon.Graph (left as it is; the result holds one too).
+        fusions: names of fusions, or `Fusion` objects of your own; None for the default ones.
+        enable: fusions to add to these, by name or object.
+        disable: names of fusions to leave out.
+        require: operator or fusion name -> least number of fused nodes.
+        select: which matches to commit; "all" is the only choice there is.
+        functions: "keep" the bodies of the fused operators in the model, "inline" them, or write "none".
+        simplify: write the canonical form of the rest of the model too.
+        verify: compare the fused model with the original in ONNX Runtime.
+        inputs: inputs to verify with, besides random ones: name -> array, or the path of an .npz file.
+        passes: passes of your own to run before fusing: `Pass` objects, or functions on `Graph` or onnx_graphsurgeon.Graph.
+        progress: called with a word on what is being done.
+
+    Raises:
+        ModelError: the model cannot be read or is invalid.
+        UsageError: an unknown fusion name, or inputs that do not fit.
+        RequirementError: a count of `require` was not reached; the exception's `report` says why.
+        VerificationError: the fused model differs; the exception's `report` holds the comparison.
+    """
+    if select != "all":
+        raise UsageError(f"select={select!r} is not known", 'Use select="all".')
+    if functions not in ("keep", "inline", "none"):
+        raise UsageError(f"functions={functions!r} is not known", 'Use "keep", "inline" or "none".')
+    chosen = _chosen(fusions, enable, disable)
+    _check_required(require, chosen)
+    started = time.perf_counter()
+    say = progress or (lambda _: None)
+    say("loading")
+    original, source = _opened(model)
+    check(original, source or "")
+    operators = tuple(dict.fromkeys((fusion.operator.domain, fusion.operator.name) for fusion in chosen))
+    report = Report(model=str(source or ""), versions=_versions())
+
+    def pipeline(only: Iterable[str] | None = None) -> Pipeline:
+        steps: list[Pass | Callable[..., Any]] = [*passes, FusePass(chosen, only=only)]
+        if simplify:
+            steps.append(Simplify())
+        if functions == "keep":
+            steps.append(BodiesPass(operators))
+        return Pipeline(steps, progress=say if only is None else None, bodies={domain for domain, _ in operators})
+
+    fused, report = pipeline().run(_copy(original), report)
+    changed = any(item.rewrites for item in report.passes) or bool(passes)
+    if changed:
+        check(fused, source or "", full=True)
+    problem: VerificationError | None = None
+    if verify:
+        say("verifying")
+        problem = _verify(original, fused, source, report, inputs, lambda names: pipeline(names).run(_copy(original))[0])
+    if functions == "inline":
+        fused = inline_bodies(fused, operators)
+    elif functions == "none":
+        drop_bodies(fused, operators)
+    report.seconds = time.perf_counter() - started
+    if problem is not None:
+        problem.report = report  # type: ignore[attr-defined]
+        raise problem
+    _check_met(require, report)
+    result = to_surgeon(fused) if is_surgeon_graph(model) else fused
+    return FuseResult(result, report, source, changed or functions == "inline", fused)
+
+
+def explain(
+    model: Any,
+    *,
+    pattern: str | None = None,
+    at: str | None = None,
+    fusions: Iterable[str | Fusion] | None = None,
+    enable: Iterable[str | Fusion] = (),
+) -> Report:
+    """What would fuse, and what stopped the rest; nothing is rewritten.
+
+    Args:
+        model: path, ModelProto or onnx_graphsurgeon.Graph.
+        pattern: only this fusion (an opt-in one is tried because it is named).
+        at: only attempts that start or fail at the node of this name (or that makes the value of this name).
+        fusions, enable: as in `fuse`.
+
+    Raises:
+        ModelError: the model cannot be read or is invalid.
+        UsageError: an unknown fusion, or a node that the model does not have.
+    """
+    started = time.perf_counter()
+    chosen = _chosen(fusions, enable, ())
+    if pattern is not None:
+        known = {fusion.name: fusion for fusion in (*builtin_fusions(), *chosen)}
+        chosen = (_by_name(pattern, known),)
+    original, source = _opened(model)
+    check(original, source or "")
+    report = Report(model=str(source or ""), versions=_versions())
+    _, report = Pipeline([FusePass(chosen, dry_run=True)], bodies={item.operator.domain for item in chosen}).run(
+        original, report
+    )
+    if at is not None:
+        names = _names_at(original, at)
+        report.matches = [item for item in report.matches if names & {item.node, *item.replaced}]
+        report.near_misses = [item for item in report.near_misses if names & {item.node, item.failed_at}]
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _verify(
+    original: ModelProto,
+    fused: ModelProto,
+    source: Path | None,
+    report: Report,
+    inputs: Mapping[str, Any] | str | os.PathLike[str] | None,
+    rebuild: Callable[[Sequence[str]], ModelProto],
+) -> VerificationError | None:
+    from onnx_fuse.passes.verify import Suspects
+    from onnx_fuse.passes.verify import verify as compare
+
+    folder = None if source is None else source.parent
+    roots = [match.root for match in report.matches]
+    result = compare(
+        original,
+        fused,
+        original_dir=folder,
+        inputs=os.fspath(inputs) if isinstance(inputs, os.PathLike) else inputs,
+        suspects=Suspects(roots, rebuild) if roots else None,
+    )
+    report.verification = result.to_dict()
+    if result.skipped is not None:
+        report.warnings.append(f"not verified: {result.skipped}")
+        return None
+    try:
+        result.raise_if_failed()
+    except VerificationError as error:
+        return error
+    return None
+
+
+def _opened(model: Any) -> tuple[ModelProto, Path | None]:
+    if isinstance(model, ModelProto):
+        return model, None
+    if is_surgeon_graph(model):
+        return from_surgeon(model), None
+    if isinstance(model, (str, os.PathLike)):
+        return io.load(model), Path(model)
+    raise UsageError(
+        f"a model cannot be a {type(model).__name__}", "Give a path, an onnx.ModelProto or an onnx_graphsurgeon.Graph."
+    )
+
+
+def _copy(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _chosen(
+    names: Iterable[str | Fusion] | None, enable: Iterable[str | Fusion], disable: Iterable[str]
+) -> tuple[Fusion, ...]:
+    known = {fusion.name: fusion for fusion in builtin_fusions()}
+    wanted: list[str | Fusion] = [item for item in known.values() if item.default] if names is None else list(names)
+    wanted += list(enable)
+    left_out = {_by_name(name, known | {item.name: item for item in wanted if isinstance(item, Fusion)}).name for name in disable}
+    chosen: dict[str, Fusion] = {}
+    for item in wanted:
+        fusion = item if isinstance(item, Fusion) else _by_name(item, known)
+        if fusion.name not in left_out:
+            chosen[fusion.name] = fusion
+    return tuple(chosen.values())
+
+
+def _by_name(name: str, known: Mapping[str, Fusion]) -> Fusion:
+    if name not in known:
+        raise UsageError(f"there is no fusion {name!r}", f"The fusions are: {', '.join(known)}.")
+    return known[name]
+
+
+def _check_required(require: Mapping[str, int] | None, chosen: Sequence[Fusion]) -> None:
+    names = {name for fusion in chosen for name in (fusion.name, fusion.operator.name)}
+    for name in require or {}:
+        if name not in names:
+            raise UsageError(
+                f"{name} is required but not among the fusions that run", f"They are: {', '.join(sorted(names))}."
+            )
+
+
+def _check_met(require: Mapping[str, int] | None, report: Report) -> None:
+    for name, count in (require or {}).items():
+        found = sum(name in (match.fusion, match.operator) for match in report.matches)
+        if found < count:
+            misses = [item for item in report.near_misses if name == item.fusion]
+            best = max(misses, key=lambda item: item.matched, default=None)
+            why = f" The nearest miss, at {best.node}: {best.reason}." if best is not None else ""
+            error = RequirementError(
+                f"{count} {name} required, {found} fused.{why}", "`onnx-fuse explain MODEL` tells what stopped the rest."
+            )
+            error.report = report  # type: ignore[attr-defined]
+            raise error
+
+
+def _names_at(model: ModelProto, at: str) -> set[str]:
+    from onnx_fuse.passes.graph import graphs
+
+    for graph in graphs(model):
+        for node in graph.nodes:
+            if at in (node.name, *node.outputs):
+                return {node.name, *node.outputs}
+    raise UsageError(f"the model has no node or value {at!r}", "`onnx-fuse explain MODEL` lists the places it looked at.")
+
+
+def _versions() -> dict[str, str]:
+    names = ("onnx-fuse", "onnx", "onnxruntime", "numpy")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,349 @@
+"""The command `onnx-fuse`: a thin layer over the Python API that turns results into text and errors into exit codes.
+
+Heavy modules are imported inside the commands, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from onnx_fuse.errors import OnnxFuseError, UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnx_fuse.passes.report import Report
+
+INTERRUPTED = 130
+
+
+class Functions(str, Enum):
+    """What becomes of the function bodies of fused operators."""
+
+    keep = "keep"
+    inline = "inline"
+    none = "none"
+
+
+class ExternalData(str, Enum):
+    """What becomes of the model's data files."""
+
+    keep = "keep"
+    copy = "copy"
+
+
+class _Group(TyperGroup):
+    """Reports every error in the same way: a line of cause, a line of remedy, an exit code; a traceback only with -v."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        standalone, extra["standalone_mode"] = extra.get("standalone_mode", True), False
+        if not standalone:
+            return super().main(args, *rest, **extra)
+        given = list(sys.argv[1:] if args is None else args)
+        verbose = any(option in given for option in ("-v", "--verbose"))
+        code: Any
+        try:
+            code = super().main(args, *rest, **extra)
+        except (KeyboardInterrupt, typer.Abort):
+            code = INTERRUPTED
+        except Exception as error:
+            code = _report_error(error, verbose)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="onnx-fuse",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fuses the subgraphs of an ONNX model into custom operators, proves the result equal, and says why the rest did "
+    "not fuse.",
+    epilog="Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a --require is not met, 4 verification failed or not "
+    "accepted, 5 model unreadable or invalid, 6 output not writable.",
+)
+
+
+def main() -> None:
+    """The console script."""
+    # A killed run must not leave temporary files: SystemExit unwinds the stack, the default action does not.
+    with contextlib.suppress(ValueError, AttributeError):
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names may not fit the encoding
+    app(prog_name="onnx-fuse")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    verbose: bool = typer.Option(False, "-v", "--verbose", help="Show a traceback with errors."),
+) -> None:
+    if version:
+        import onnx_fuse
+
+        typer.echo(f"onnx-fuse {onnx_fuse.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
+
+
+@app.command()
+def fuse(
+    model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
+    out: Path = typer.Option(..., "-o", "--output", metavar="OUT", help="The file to write."),
+    fusions: str = typer.Option("", metavar="NAME,..", help="Apply only these fusions."),
+    enable: list[str] = typer.Option([], metavar="NAME", help="Apply an opt-in fusion too; may be repeated."),
+    disable: list[str] = typer.Option([], metavar="NAME", help="Leave a fusion out; may be repeated."),
+    require: list[str] = typer.Option([], metavar="NAME=N", help="Fail (3) unless it fused N times; may be repeated."),
+    select: str = typer.Option("all", metavar="all", help="Which matches to fuse."),
+    functions: Functions = typer.Option(Functions.keep, help="Function bodies of the fused operators."),
+    simplify: bool = typer.Option(False, "--simplify", help="Also write the canonical form of what did not fuse."),
+    no_verify: bool = typer.Option(False, "--no-verify", help="Do not compare with the original in ONNX Runtime."),
+    inputs: Path | None = typer.Option(None, metavar="X.npz", help="Inputs to verify with, before random ones."),
+    report: str | None = typer.Option(None, metavar="R.json", help="Write a report as JSON; - for stdout."),
+    external_data: ExternalData | None = typer.Option(
+        None, help="Keep data files in place, or copy them beside OUT. [default: by the folder of OUT]"
+    ),
+    quiet: bool = typer.Option(False, "--quiet", help="Print nothing on success."),
+    verbose: bool = typer.Option(False, "-v", help="Print the passes; a traceback with errors."),
+) -> None:
+    """Fuse a model and write the result."""
+    start = time.perf_counter()
+    fusion_names, required = _names([fusions]), _requirements(require)
+    _check_paths(model, out, report, inputs, external_data)
+    import onnx_fuse
+    from onnx_fuse import render
+
+    # With the report on stdout, the text goes where it does not get in the way of a reading program.
+    console = _console(stderr=report == "-")
+    try:
+        with _progress(quiet, f"fusing {model}") as progress:
+            result = onnx_fuse.fuse(
+                model,
+                fusions=fusion_names or None,
+                enable=_names(enable),
+                disable=_names(disable),
+                require=required or None,
+                select=select,
+                functions=functions.value,
+                simplify=simplify,
+                verify=not no_verify,
+                inputs=inputs,
+                progress=progress,
+            )
+            progress(f"writing {out}")
+            result.save(out, external_data=external_data.value if external_data else "auto")
+    except OnnxFuseError as error:
+        _write_report(report, getattr(error, "report", None))
+        raise
+    _write_report(report, result.report)
+    if quiet:
+        return
+    render.warnings(_console(stderr=True), result.report)
+    if verbose:
+        render.passes(console, result.report)
+    render.fuse_result(console, result.report, str(model), str(out), time.perf_counter() - start)
+
+
+@app.command()
+def explain(
+    model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
+    pattern: str | None = typer.Option(None, metavar="NAME", help="Only this fusion."),
+    at: str | None = typer.Option(None, metavar="NODE", help="All about one node, given by its name or an output."),
+) -> None:
+    """Say what would fuse, and why the rest does not."""
+    _require_model(model)
+    import onnx_fuse
+    from onnx_fuse import render
+
+    with _progress(False, f"reading {model}"):
+        report = onnx_fuse.explain(model, pattern=pattern, at=at)
+    render.warnings(_console(stderr=True), report)
+    render.explanation(_console(), report, at=at, pattern=pattern)
+
+
+@app.command()
+def verify(
+    original: Path = typer.Argument(metavar="ORIGINAL", help="The model as it was."),
+    fused: Path = typer.Argument(metavar="FUSED", help="The model to compare with it."),
+) -> None:
+    """Compare two models numerically in ONNX Runtime."""
+    for model in (original, fused):
+        _load(model)
+    from onnx_fuse import render
+    from onnx_fuse.passes import verify as verification
+
+    with _progress(False, f"running {original} and {fused}"):
+        result = verification.verify(original, fused)
+    for line in result.summary():
+        _console().print(line, soft_wrap=True)
+    if result.skipped is not None:
+        # Whoever asks for a proof and gets none must not read success in the exit code.
+        raise VerificationError(
+            f"Nothing was compared: {render.visible(result.skipped)}", "Run it on a larger machine."
+        )
+    result.raise_if_failed()
+
+
+@app.command()
+def inspect(
+    model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """List inputs, outputs, operators, fused nodes, data files."""
+    from onnx_fuse import inspect as inspection
+    from onnx_fuse import render
+
+    found = inspection.inspect(model)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        render.inspection(_console(), found)
+
+
+@app.command()
+def parse(
+    model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
+    plugins: list[Path] = typer.Option([], metavar="LIB", help="A plugin library to load first; may be repeated."),
+) -> None:
+    """Ask NVIDIA's parser (on the CPU) if it takes the model."""
+    _load(model)
+    from onnx_fuse import render
+    from onnx_fuse.runtime import parse as parsing
+
+    with _progress(False, f"parsing {model}"):
+        result = parsing.parse(model, plugins=plugins)
+    render.parse_result(_console(), result)
+    if not result.accepted:
+        raise VerificationError(
+            f"{result.module} does not accept {model}.",
+            "See the errors by node; `onnx-fuse inspect` shows its operators.",
+        )
+
+
+@app.command("list")
+def list_fusions() -> None:
+    """List the fusions, what they match, their operators."""
+    import onnx_fuse
+    from onnx_fuse import render
+
+    render.fusion_list(_console(), onnx_fuse.fusions())
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    # Markup and emoji off: brackets and colons in node names are just that.
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool, text: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being done, on a terminal only; gives the function that changes its text."""
+    console = _console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda text: None
+        return
+    from rich.text import Text
+
+    from onnx_fuse.render import visible
+
+    with console.status(Text(visible(text))) as status:
+        yield lambda text: status.update(Text(visible(text)))
+
+
+def _report_error(error: Exception, verbose: bool) -> int:
+    """Prints an error; gives the exit code."""
+    format_message = getattr(error, "format_message", None)
+    if isinstance(error, OnnxFuseError):
+        code, cause, remedy = error.exit_code, error.cause, error.remedy
+    elif callable(format_message):  # what typer raises for wrong options, in all its versions
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "onnx-fuse"
+        code, cause, remedy = UsageError.exit_code, format_message().replace("Value error, ", ""), f"See {path} --help."
+    else:
+        code, cause = 1, f"internal error: {type(error).__name__}: {error}"
+        remedy = "Run it again with -v for the traceback, and report it with the model if you can."
+    if verbose and not callable(format_message):
+        traceback.print_exception(error)
+    from onnx_fuse.render import say
+
+    console = _console(stderr=True)
+    say(console, f"error: {cause}", "bold red")
+    if remedy:
+        say(console, f"hint: {remedy}")
+    return code
+
+
+def _names(values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
+
+
+def _requirements(values: Sequence[str]) -> dict[str, int]:
+    required = {}
+    for value in _names(values):
+        name, _, number = value.partition("=")
+        if not name.strip() or not (number.strip().isascii() and number.strip().isdigit()):
+            raise UsageError(f"--require {value!r} is not of the form NAME=N.", "For example: --require FusedSwish=4")
+        required[name.strip()] = int(number)
+    return required
+
+
+def _require_model(model: Path) -> None:
+    """Lets a missing model fail with the sentence that reading it would give, before anything else is looked at."""
+    if not model.is_file():
+        _load(model)
+
+
+def _load(model: Path) -> None:
+    from onnx_fuse.passes.io import load
+
+    load(model)
+
+
+def _check_paths(
+    model: Path, out: Path, report: str | None, inputs: Path | None, external_data: ExternalData | None
+) -> None:
+    """Finds in advance what would fail after minutes of work."""
+    _require_model(model)
+    from onnx_fuse.passes import io
+
+    io.check_output(out)
+    if report is not None and report != "-":
+        io.check_output(report)
+        for other in (model, out):
+            if Path(report).resolve() == other.resolve() and not str(other).startswith("/dev/"):
+                raise UsageError(f"The report would overwrite {other}.", "Give the report a file of its own.")
+    if inputs is not None and not inputs.is_file():
+        raise UsageError(f"{inputs} does not exist or is no file.", "Give an .npz file, written with numpy.savez.")
+    if external_data is ExternalData.keep and model.parent.resolve() != out.parent.resolve():
+        io.plan_copies(io.load(model), out, model, "keep")
+
+
+def _write_report(target: str | None, report: Report | None) -> None:
+    if target is None or report is None:
+        return
+    text = report.to_json() + "\n"
+    if target == "-":
+        typer.echo(text, nl=False)
+        return
+    from onnx_fuse.passes.files import write_file
+
+    write_file(target, text.encode())

@@ -1,0 +1,58 @@
+"""The errors a user can meet: each has a cause, a remedy and the exit code of the command line."""
+
+from __future__ import annotations
+
+
+class OnnxFuseError(Exception):
+    """Base of all errors raised on purpose by onnx-fuse.
+
+    Args:
+        cause: one sentence, naming the file and node it is about.
+        remedy: one sentence, what to do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, cause: str, remedy: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.cause}\n{self.remedy}" if self.remedy else self.cause
+
+
+class UsageError(OnnxFuseError):
+    """An argument or option is wrong, or an optional dependency is missing."""
+
+    exit_code = 2
+
+
+class RequirementError(OnnxFuseError):
+    """A `require` count was not met."""
+
+    exit_code = 3
+
+
+class VerificationError(OnnxFuseError):
+    """The fused model does not compute what the original computes."""
+
+    exit_code = 4
+
+
+class ModelError(OnnxFuseError):
+    """The model cannot be read or is not valid ONNX."""
+
+    exit_code = 5
+
+
+class OutputError(OnnxFuseError):
+    """The output cannot be written."""
+
+    exit_code = 6
+
+
+class PatternError(OnnxFuseError):
+    """A pattern or fused operator is defined wrongly; raised when it is defined, never while matching."""
+
+    exit_code = 2

@@ -1,0 +1,297 @@
+"""How the command's results read on a terminal: plain text that fits 80 columns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from onnx_fuse.passes.report import MatchRecord, NearMissRecord, Report, group_near_misses
+
+if TYPE_CHECKING:
+    from onnx_fuse.inspect import Inspection
+    from onnx_fuse.patterns.operator import Fusion
+    from onnx_fuse.runtime.parse import ParseResult
+
+NEAREST = 3
+"""Groups of near misses that `fuse` shows; `explain` shows them all."""
+
+
+def visible(text: object) -> str:
+    """The text in one line with control characters escaped: names come from files, and a terminal obeys what it is sent."""
+    line = " ".join(str(text).split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def say(console: Console, text: object = "", style: str = "") -> None:
+    """One line that is never broken, so that a path in it can be copied."""
+    console.print(Text(visible(text), style=style), soft_wrap=True)
+
+
+def indented(console: Console, text: object, columns: int, style: str = "") -> None:
+    """A paragraph wrapped at the width of the terminal, all of its lines indented."""
+    console.print(Padding(Text(visible(text), style=style, overflow="fold"), (0, 0, 0, columns)))
+
+
+def table(*headings: str, numbers: Iterable[int] = (), first: int = 0) -> Table:
+    """An empty table; columns in `numbers` are right-aligned and never wrapped, the first is at least `first` wide, up to 40."""
+    right = set(numbers)
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for index, heading in enumerate(headings):
+        number = index in right
+        result.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    result.columns[0].min_width = min(first, 40)
+    return result
+
+
+def row(target: Table, *cells: object) -> None:
+    target.add_row(*(Text(visible(cell)) for cell in cells))
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 node`, `2,000 nodes`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
+def size_text(size: int) -> str:
+    """Bytes as people read them."""
+    if size < 1024:
+        return counted(size, "byte")
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    power = min((size.bit_length() - 1) // 10, len(units) - 1)
+    return f"{size / 1024**power:.1f} {units[power]}"
+
+
+# --- fuse and explain -------------------------------------------------------------------------------------------------
+
+
+def fuse_result(console: Console, report: Report, model: str, out: str, seconds: float) -> None:
+    """What `fuse` prints: what was fused, what nearly was, whether it was proven equal, where it is."""
+    if report.matches:
+        console.print(_matches_table(report.matches))
+        console.print()
+    else:
+        say(console, "Nothing was fused.", "bold")
+    before, after = report.nodes_before, report.nodes_after
+    fewer = f" ({(before - after) / before:.0%} fewer)" if after < before else ""
+    say(console, f"Nodes: {before:,} before, {after:,} after{fewer}.")
+    _equalities(console, report)
+    if report.near_misses:
+        groups = group_near_misses(report.near_misses)
+        console.print()
+        say(console, "Nearest to fusing, and did not:" if report.matches else "Nearest to fusing:", "bold")
+        _near_misses(console, groups[:NEAREST])
+        total = f"all {len(groups)} reasons" if len(groups) > NEAREST else "the places"
+        say(console, f"`onnx-fuse explain {model}` shows {total}.", "dim")
+    console.print()
+    text, style = verification_line(report.verification)
+    say(console, text, style)
+    say(console, f"Wrote {out} in {seconds:.1f} s.")
+
+
+def passes(console: Console, report: Report) -> None:
+    """The passes with their cost, for `-v`."""
+    result = table("pass", "seconds", "nodes before", "after", "rewrites", "near misses", numbers=range(1, 6))
+    for one in report.passes:
+        row(
+            result, one.name, f"{one.seconds:.3f}", f"{one.nodes_before:,}", f"{one.nodes_after:,}", one.rewrites,
+            one.near_misses,
+        )  # fmt: skip
+    console.print(result)
+
+
+def warnings(console: Console, report: Report) -> None:
+    """Warnings, and the errors of passes that were passed over."""
+    for warning in report.warnings:
+        say(console, f"warning: {warning}", "yellow")
+    for one in report.passes:
+        if one.error:
+            say(console, f"warning: {one.name} failed and was left out: {one.error}", "yellow")
+
+
+def _equalities(console: Console, report: Report) -> None:
+    for name, size in report.equalities.items():
+        say(console, f"The model only runs with {name} = {size}: a Reshape in it is hard-coded to that.", "yellow")
+
+
+def verification_line(verification: dict[str, Any] | None) -> tuple[str, str]:
+    """The verification in one line, and its style."""
+    if verification is None:
+        return "Not verified.", "yellow"
+    if verification.get("skipped"):
+        return f"Not verified: {verification['skipped']}", "yellow"
+    if not verification.get("passed"):
+        return f"NOT equal: {verification.get('problem') or 'the outputs differ.'}", "bold red"
+    cases = verification.get("cases", [])
+    differences = [float(one["relative"]) for case in cases for one in case.get("comparisons", [])]
+    worst = f", largest relative difference {max(differences):.1e}" if differences else ""
+    allowed = f" (allowed {verification['rtol']:g})" if differences and verification.get("rtol") else ""
+    return f"Verified: equal in {counted(len(cases), 'case')}{worst}{allowed}.", "green"
+
+
+def explanation(console: Console, report: Report, *, at: str | None = None, pattern: str | None = None) -> None:
+    """What `explain` prints: what would fuse, then what nearly would, grouped by reason; all details for one place."""
+    if at is not None:
+        _details(console, report, at)
+        return
+    about = f" ({pattern})" if pattern else ""
+    if report.matches:
+        say(console, f"Would fuse{about}: {counted(len(report.matches), 'place')}", "bold")
+        console.print(_matches_table(report.matches))
+        for operator, match in {match.operator: match for match in reversed(report.matches)}.items():
+            indented(console, f"{operator}: first at {_place(match.node, match.graph)}", 2)
+        left_out = Counter(sentence for match in report.matches for sentence in match.left_out)
+        for sentence, count in left_out.items():
+            indented(console, f"left out {count}x: {sentence}", 2)
+    else:
+        say(console, f"Nothing would fuse{about}.", "bold")
+    _equalities(console, report)
+    console.print()
+    if not report.near_misses:
+        say(console, "No near misses.")
+        return
+    groups = group_near_misses(report.near_misses)
+    summary = f"{counted(len(report.near_misses), 'place')}, {counted(len(groups), 'reason')}"
+    say(console, f"Near misses: {summary}", "bold")
+    _near_misses(console, groups)
+    say(console, "`--at NODE` shows one place in full, `--pattern NAME` one fusion.", "dim")
+
+
+def _matches_table(matches: Sequence[MatchRecord]) -> Table:
+    """One row for each operator and set of parts."""
+    groups: dict[tuple[str, tuple[str, ...]], list[MatchRecord]] = {}
+    for match in matches:
+        groups.setdefault((match.operator, match.parts), []).append(match)
+    result = table(
+        "operator", "count", "nodes replaced", "with", numbers=(1, 2), first=max(len(op) for op, _ in groups)
+    )
+    for (operator, parts), group in groups.items():
+        row(result, operator, len(group), f"{sum(len(m.replaced) for m in group):,}", ", ".join(parts) or "-")
+    return result
+
+
+def _near_misses(console: Console, groups: Iterable[tuple[NearMissRecord, int]]) -> None:
+    for miss, count in groups:
+        places = "" if count == 1 else f", and {counted(count - 1, 'more place')}"
+        head = f"{miss.fusion}: matched {miss.matched} of {miss.total} nodes at {_place(miss.node, miss.graph)}{places}"
+        indented(console, head, 2)
+        indented(console, miss.reason, 6, "italic")
+
+
+def _details(console: Console, report: Report, at: str) -> None:
+    for match in report.matches:
+        say(console, f"{match.fusion} would fuse here into {match.operator} {_place(match.node, match.graph)}", "bold")
+        indented(console, f"replaces {counted(len(match.replaced), 'node')}: {', '.join(match.replaced)}", 2)
+        indented(console, f"inputs: {', '.join(match.inputs)}; outputs: {', '.join(match.outputs)}", 2)
+        if match.parts:
+            indented(console, f"with: {', '.join(match.parts)}", 2)
+        for sentence in match.left_out:
+            indented(console, f"left out: {sentence}", 2)
+    for miss in report.near_misses:
+        say(console, f"{miss.fusion} does not fuse at {_place(miss.node, miss.graph)} ({miss.op_type})", "bold")
+        indented(console, f"matched {miss.matched} of {miss.total} nodes, then:", 2)
+        indented(console, miss.reason, 6, "italic")
+    if not report.matches and not report.near_misses:
+        say(console, f"No fusion begins to match at {at}.")
+
+
+def _place(node: str, graph: str) -> str:
+    return f"{node} in {graph}" if graph else node
+
+
+# --- list, parse, inspect ---------------------------------------------------------------------------------------------
+
+
+def fusion_list(console: Console, fusions: Iterable[Fusion]) -> None:
+    """The fusions: name, whether on by default, operator, what they match."""
+    listed = list(fusions)
+    result = table("fusion", "", "what it matches", first=max((len(fusion.name) for fusion in listed), default=0))
+    for fusion in listed:
+        operator = "" if fusion.operator.name == fusion.name else f". Operator: {fusion.operator.name}"
+        row(result, fusion.name, "default" if fusion.default else "opt-in", fusion.summary + operator)
+    console.print(result)
+
+
+def parse_result(console: Console, result: ParseResult) -> None:
+    """What NVIDIA's parser said."""
+    verdict = "accepts" if result.accepted else "does NOT accept"
+    say(
+        console,
+        f"{result.module} {result.version} {verdict} the model: {counted(result.layers, 'layer')}, "
+        f"{len(result.plugins)} of them plugins.",
+        "green" if result.accepted else "bold red",
+    )
+    if result.plugins:
+        indented(console, f"plugins: {', '.join(result.plugins)}", 2)
+    for operator, count in result.inlined.items():
+        indented(console, f"{operator}: {counted(count, 'call')} ran as the function body; no plugin takes them", 2)
+    for issue in result.errors:
+        where = f"{issue.node} ({issue.op_type})" if issue.node else issue.op_type or "the model"
+        indented(console, f"{where}: {issue.code}", 2)
+        indented(console, issue.message, 6, "italic")
+        if issue.stack:
+            indented(console, f"inside {' > '.join(issue.stack)}", 6)
+    for line in result.log:
+        indented(console, line, 2, "dim")
+
+
+def inspection(console: Console, found: Inspection) -> None:
+    """What is in a model."""
+    say(console, f"{found.model}: {size_text(found.file_bytes)}, IR version {found.ir_version}", "bold")
+    say(console, f"opsets: {', '.join(f'{domain} {version}' for domain, version in found.opsets.items())}")
+    if found.producer:
+        say(console, f"producer: {found.producer}")
+    inner = [
+        f"{number:,} in {where}"
+        for number, where in ((found.subgraph_nodes, "subgraphs"), (found.function_nodes, "functions"))
+        if number
+    ]
+    say(console, f"nodes: {found.nodes:,}" + "".join(f", {text}" for text in inner))
+    say(
+        console,
+        f"weights: {counted(found.weights, 'tensor')}, {counted(found.parameters, 'element')}, "
+        f"{size_text(found.embedded_bytes)} inside, {size_text(found.external_bytes)} outside",
+    )
+    _section(console, ("input", "type"), [(value.name, value.type) for value in found.inputs])
+    _section(console, ("output", "type"), [(value.name, value.type) for value in found.outputs])
+    _section(
+        console,
+        ("fused node", "operator", "inputs"),
+        [(_place(node.name, node.graph), node.operator, ", ".join(node.inputs)) for node in found.fused],
+    )
+    _section(
+        console,
+        ("function", "inputs", "outputs", "nodes"),
+        [(function.name, function.inputs, function.outputs, function.nodes) for function in found.functions],
+        numbers=(1, 2, 3),
+    )
+    _section(
+        console,
+        ("external data", "size", "tensors"),
+        [(file.location, size_text(file.file_bytes), file.tensors) for file in found.external_data],
+        numbers=(1, 2),
+    )
+    _section(console, ("operator", "nodes"), list(found.operators.items()), numbers=(1,))
+    _section(console, ("metadata", "value"), [(key, _shortened(value)) for key, value in found.metadata.items()])
+
+
+def _section(
+    console: Console, headings: tuple[str, ...], rows: Sequence[tuple[object, ...]], numbers: Iterable[int] = ()
+) -> None:
+    if rows:
+        result = table(*headings, numbers=numbers)
+        for cells in rows:
+            row(result, *cells)
+        content: RenderableType = result
+        console.print()
+        console.print(content)
+
+
+def _shortened(value: str, limit: int = 200) -> str:
+    return value if len(value) <= limit else f"{value[:limit]}... ({len(value)} characters)"

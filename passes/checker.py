@@ -1,0 +1,102 @@
+"""onnx's own checker, run without reading weights, its findings as one sentence."""
+
+from __future__ import annotations
+
+import os
+
+import onnx
+from google.protobuf.message import Message
+from onnx import ModelProto, TensorProto
+
+from onnx_fuse.errors import ModelError
+from onnx_fuse.passes.external_data import byte_size, external_tensors
+
+# Embedded weights above this size are not handed to onnx's checker, which would copy them twice.
+_LARGE_TENSOR = 1 << 20
+
+
+def check(model: ModelProto, path: str | os.PathLike[str] = "", *, full: bool = False) -> None:
+    """Runs onnx's checker without reading weights.
+
+    Nodes of domains that onnx does not know are taken as they are.
+
+    Args:
+        model: the model.
+        path: what to call it in an error.
+        full: infer and compare shapes too.
+
+    Raises:
+        ModelError: in one sentence, with the node where the checker names it.
+    """
+    name = str(path) or "The model"
+    try:
+        onnx.checker.check_model(_checkable(model, name), full_check=full)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{name} is not valid ONNX: {one_sentence(error)}", "Export it again, or repair what the message names."
+        ) from error
+
+
+def one_sentence(error: BaseException) -> str:
+    """The message of onnx's checker in one line, with the node it is about."""
+    message, _, context = str(error).partition("==> Context:")
+    sentence = " ".join(message.split()).rstrip(".")
+    node = " ".join(context.split()).removeprefix("Bad node spec for node. ").split(" ==> Context:")[0]
+    return f"{sentence} (node {node})." if node else f"{sentence}."
+
+
+def _checkable(model: ModelProto, name: str) -> bytes:
+    """The model for the checker, in which nothing refers to external data.
+
+    The checker would look for it from the current folder, and it would copy embedded weights twice. So external and large
+    initializers of the main graph become inputs of the same type.
+    """
+    graph = model.graph
+    set_aside = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL or len(tensor.raw_data) > _LARGE_TENSOR
+    }
+    stripped = model
+    if set_aside:
+        stripped = ModelProto()
+        _copy_fields(model, stripped, {"graph"})
+        _copy_fields(graph, stripped.graph, {"initializer"})
+        stripped.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name not in set_aside)
+        declared = {value.name for value in graph.input}
+        for tensor in set_aside.values():
+            _check_size(tensor, name)
+            if tensor.name not in declared:
+                value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+                stripped.graph.input.append(value)
+    data: bytes = stripped.SerializeToString()
+    if b"location" not in data:
+        return data
+    if stripped is model:
+        stripped = ModelProto()
+        stripped.CopyFrom(model)
+    for tensor, _ in external_tensors(stripped):
+        # Rare: weights of a subgraph or of a Constant node. Zeros of the same size stand for them.
+        tensor.raw_data = bytes(byte_size(tensor))
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    return bytes(stripped.SerializeToString())
+
+
+def _check_size(tensor: TensorProto, name: str) -> None:
+    needed = byte_size(tensor)
+    if tensor.data_location != TensorProto.EXTERNAL and len(tensor.raw_data) < needed:
+        raise ModelError(
+            f"Initializer {tensor.name!r} of {name} has {len(tensor.raw_data)} bytes, but its shape and type need {needed}.",
+            "Export the model again.",
+        )
+
+
+def _copy_fields(source: Message, target: Message, skip: set[str]) -> None:
+    for field, value in source.ListFields():
+        if field.name in skip:
+            continue
+        if isinstance(value, (bool, int, float, str, bytes)):
+            setattr(target, field.name, value)
+        else:
+            getattr(target, field.name).MergeFrom(value)

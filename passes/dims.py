@@ -1,0 +1,130 @@
+"""Symbolic dimensions: an int, or a product of a factor and named symbols, so that B*S*64 / (S*64) is B."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Product:
+    """`factor` times the product of `symbols` (sorted, at least one). Symbols stand for numbers that are not negative."""
+
+    factor: int
+    symbols: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = ([str(self.factor)] if self.factor != 1 else []) + list(self.symbols)
+        return "*".join(parts)
+
+
+Dim = int | Product
+Shape = tuple[Dim, ...]
+
+
+def symbol(name: str) -> Product:
+    """The dimension called `name`."""
+    return Product(1, (name,))
+
+
+def multiply(a: Dim, b: Dim) -> Dim:
+    """a * b."""
+    left, left_symbols = _parts(a)
+    right, right_symbols = _parts(b)
+    factor = left * right
+    symbols = tuple(sorted(left_symbols + right_symbols))
+    return Product(factor, symbols) if symbols and factor != 0 else factor
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    """The product of all dims; 1 for none."""
+    total: Dim = 1
+    for dim in dims:
+        total = multiply(total, dim)
+    return total
+
+
+def divide(a: Dim, b: Dim) -> Dim | None:
+    """a / b where it is known to be exact; None otherwise. Symbols that cancel are taken to be non-zero."""
+    top, top_symbols = _parts(a)
+    bottom, bottom_symbols = _parts(b)
+    if bottom == 0 or top % bottom:
+        return None
+    rest = list(top_symbols)
+    for name in bottom_symbols:
+        if name not in rest:
+            return None
+        rest.remove(name)
+    return Product(top // bottom, tuple(rest)) if rest else top // bottom
+
+
+def cancel(a: Dim, b: Dim) -> tuple[Dim, Dim]:
+    """a and b without their common factors."""
+    left, left_symbols = _parts(a)
+    right, right_symbols = _parts(b)
+    common = math.gcd(left, right) or 1
+    rest_left, rest_right = list(left_symbols), list(right_symbols)
+    for name in left_symbols:
+        if name in rest_right:
+            rest_right.remove(name)
+            rest_left.remove(name)
+    a_out: Dim = Product(left // common, tuple(rest_left)) if rest_left else left // common
+    b_out: Dim = Product(right // common, tuple(rest_right)) if rest_right else right // common
+    return a_out, b_out
+
+
+def add(a: Dim, b: Dim) -> Dim:
+    """a + b; a sum of unlike symbols becomes one new symbol with a canonical name."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a + b
+    if a == 0:
+        return b
+    if b == 0:
+        return a
+    left, left_symbols = _parts(a)
+    right, right_symbols = _parts(b)
+    if left_symbols == right_symbols:
+        total = left + right
+        return Product(total, left_symbols) if total else 0
+    return symbol("({}+{})".format(*sorted((str(a), str(b)))))
+
+
+def subtract(a: Dim, b: Dim) -> Dim:
+    """a - b; symbolic where the two are unlike."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a - b
+    if a == b:
+        return 0
+    if b == 0:
+        return a
+    return symbol(f"({a}-{b})")
+
+
+def minimum(a: Dim, b: Dim) -> Dim:
+    """min(a, b)."""
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b)
+    return a if a == b else symbol("min({},{})".format(*sorted((str(a), str(b)))))
+
+
+def broadcast(a: Dim, b: Dim) -> Dim | None:
+    """The dimension that a and b broadcast to in every run that does not fail; None where that is not known."""
+    if a == b or b == 1:
+        return a
+    if a == 1:
+        return b
+    if isinstance(a, int):
+        return a
+    if isinstance(b, int):
+        return b
+    # x and min(x, y): either they are equal or the smaller is 1; the result is x in both cases.
+    for bound, other in ((a, b), (b, a)):
+        text = str(bound)
+        if text.startswith("min(") and str(other) in text[4:-1].split(","):
+            return other
+    return None
+
+
+def _parts(dim: Dim) -> tuple[int, tuple[str, ...]]:
+    return (dim, ()) if isinstance(dim, int) else (dim.factor, dim.symbols)

@@ -1,0 +1,382 @@
+"""Random inputs that a model can run on: shapes from its symbolic dimensions, ids within their table, masks that look like masks.
+
+Three steps, usable apart: `input_specs` reads what a model takes, a `Draw` says which shapes and which kind of data, and
+`draw_inputs` makes the arrays. The same specs, draw and seed give the same arrays.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from onnx_fuse.errors import ModelError
+
+Array = np.ndarray[Any, Any]
+Dim = int | str
+Shape = tuple[Dim | None, ...]
+
+_UNKNOWN_ROWS = 2
+_LARGEST_TIME = 100_000
+# Operators whose first input (or those listed) keeps its elements: what comes out holds the same ids.
+_VIEWS: dict[str, tuple[int, ...] | None] = {
+    **dict.fromkeys(("Cast", "Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), (0,)),
+    **dict.fromkeys(("Slice", "Split", "Expand", "Tile", "Pad", "Gather", "GatherElements", "GatherND", "Clip"), (0,)),
+    "Where": (1, 2),
+    "Concat": None,  # None: all of them
+    "Max": None,
+    "Min": None,
+}
+_SAME_SHAPE = {"Cast", "Identity", "Dropout", "DequantizeLinear"}
+_ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+_FULL_RANGE = (TensorProto.UINT8, TensorProto.INT8)
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model takes under one name.
+
+    Attributes:
+        name: name of the graph input.
+        elem_type: `TensorProto.DataType` of its elements.
+        dims: sizes; a dynamic dimension is its symbol ("name:axis" where the model gives none). None: rank not known.
+        role: "ids" (indexes something), "mask" (0/1, 1 = keep), "padding" (0/1, 1 = leave out), "length", "time", else "data".
+        rows: sizes of what an "ids" input indexes; the smallest bounds it. Empty: not known.
+    """
+
+    name: str
+    elem_type: int
+    dims: tuple[Dim, ...] | None
+    role: str
+    rows: tuple[Dim, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which shapes and which kind of data.
+
+    Attributes:
+        batch, length: numbers for batch-like symbols (first axes) and all the others.
+        padding: where masks are 0: "none", "right", "left", "inner", or "row" (right, and the first row all 0).
+        scale: standard deviation of floating-point data.
+        equal: give all batch-like symbols one number, and all others one number; else each symbol has its own.
+        narrow: keep ids to 0 and 1.
+    """
+
+    batch: int
+    length: int
+    padding: str = "none"
+    scale: float = 1.0
+    equal: bool = False
+    narrow: bool = False
+
+
+# Small data shows a wrong epsilon, large data a wrong softmax; numbers are chosen so that no two axes agree by accident.
+DRAWS = (
+    Draw(1, 7, "right"),
+    Draw(3, 16, "left"),
+    Draw(2, 33, "inner"),
+    Draw(1, 1),
+    Draw(3, 12, "none", 0.01),
+    Draw(2, 9, "none", 3.0),
+    Draw(3, 5, "row"),
+)
+# For models that take few sizes (patches, windows, strides): tried when nearly all of DRAWS were refused.
+FALLBACK_LENGTHS = (8, 32, 64, 128, 224, 256, 384, 512)
+
+
+def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
+    """What `model` takes, in its order (initializers that are also inputs are not asked for).
+
+    Raises:
+        ModelError: an input is no tensor.
+    """
+    held = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in held]
+    dims = {value.name: _dims(value) for value in inputs}
+    indexed = _indexed(model, dims)
+    return tuple(
+        InputSpec(
+            value.name,
+            value.type.tensor_type.elem_type,
+            dims[value.name],
+            _role(value.name, value.type.tensor_type.elem_type, value.name in indexed),
+            tuple(indexed.get(value.name, ())),
+        )
+        for value in inputs
+    )
+
+
+def draw_shapes(specs: Sequence[InputSpec], draw: Draw) -> dict[str, tuple[int, ...]]:
+    """Input name -> shape: equal symbols get equal numbers, sums such as "past + sequence" follow from their parts.
+
+    Inputs of unknown rank are left out.
+    """
+    sizes = _assign(specs, draw)
+    known = {spec.name: spec.dims for spec in specs if spec.dims is not None}
+    return {name: tuple(dim if isinstance(dim, int) else sizes[dim] for dim in dims) for name, dims in known.items()}
+
+
+def draw_inputs(specs: Sequence[InputSpec], draw: Draw, seed: int | Sequence[int] = 0) -> dict[str, Array]:
+    """Input name -> array for one draw, deterministic for a seed.
+
+    Raises:
+        ModelError: an input has no shape, or a type for which there is no random data (4 and 8 bit floats, complex).
+    """
+    sizes = _assign(specs, draw)
+    shapes = draw_shapes(specs, draw)
+    for spec in specs:
+        if spec.dims is None:
+            raise ModelError(f"input {spec.name!r} has no shape in the model.", "Give inputs of your own.")
+    longest = max((shape[1] for shape in shapes.values() if len(shape) > 1), default=draw.length)
+    random = np.random.default_rng(seed)
+    return {spec.name: _array(spec, shapes[spec.name], sizes, longest, draw, random) for spec in specs}
+
+
+def has_mask(specs: Iterable[InputSpec]) -> bool:
+    """Whether any input is a mask, so that the padding of a draw matters."""
+    return any(spec.role in ("mask", "padding") for spec in specs)
+
+
+def has_floats(specs: Iterable[InputSpec]) -> bool:
+    """Whether any input is floating-point data, so that the scale of a draw matters."""
+    return any(spec.role == "data" and spec.elem_type in _FLOATS for spec in specs)
+
+
+# --- what an input is ------------------------------------------------------------------------------------------------
+
+
+def _dims(value: ValueInfoProto) -> tuple[Dim, ...] | None:
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        kind = value.type.WhichOneof("value") or "value without a type"
+        raise ModelError(
+            f"input {value.name!r} is a {kind}, not a tensor.", "Only inputs that are tensors can be drawn or given."
+        )
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or f"{value.name}:{axis}"
+        for axis, dim in enumerate(tensor.shape.dim)
+    )
+
+
+def _role(name: str, elem_type: int, indexes: bool) -> str:
+    lowered = name.lower()
+    floating = elem_type in _FLOATS
+    if "mask" in lowered or (not floating and re.search(r"(^|[^a-z])pad(ding)?([^a-z]|$)", lowered)):
+        return "padding" if "pad" in lowered else "mask"
+    if floating or elem_type in (TensorProto.BOOL, TensorProto.STRING):
+        return "data"
+    if indexes:
+        return "ids"
+    if re.search(r"len(gth)?s?($|[^a-z])", lowered):
+        return "length"
+    return "time" if "time" in lowered else "data"
+
+
+def _indexed(model: ModelProto, dims: Mapping[str, tuple[Dim, ...] | None]) -> dict[str, list[Dim]]:
+    """Graph inputs whose elements are used as indices -> sizes of the axes they index (empty where unknown)."""
+    shapes: dict[str, Shape] = {}
+    for value in model.graph.value_info:
+        if value.type.tensor_type.HasField("shape"):
+            dimensions = value.type.tensor_type.shape.dim
+            shapes[value.name] = tuple(
+                d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dimensions
+            )
+    shapes.update({name: known for name, known in dims.items() if known is not None})
+    shapes.update({tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer})
+    flow = _Flow({(function.domain, function.name): function for function in model.functions})
+    flow.walk(model.graph.node, {name: {name} for name in dims}, shapes)
+    return flow.rows
+
+
+@dataclass
+class _Flow:
+    """Follows graph inputs through value-preserving operators to the operators that index with them."""
+
+    functions: Mapping[tuple[str, str], FunctionProto]
+    rows: dict[str, list[Dim]] = field(default_factory=dict)
+
+    def walk(
+        self, nodes: Iterable[NodeProto], source: MutableMapping[str, set[str]], shapes: MutableMapping[str, Shape]
+    ) -> None:
+        """`source`: value -> graph inputs whose elements it holds; both mappings grow as nodes are visited."""
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.GRAPH:
+                    inner = {tensor.name: tuple(tensor.dims) for tensor in attribute.g.initializer}
+                    self.walk(attribute.g.node, ChainMap({}, source), ChainMap(inner, shapes))
+                elif (
+                    attribute.name == "value" and attribute.type == AttributeProto.TENSOR and node.op_type == "Constant"
+                ):
+                    shapes[node.output[0]] = tuple(attribute.t.dims)
+            function = self.functions.get((node.domain, node.op_type))
+            if function is not None:
+                self._call(node, function, source, shapes)
+            elif node.domain in ("", "ai.onnx"):
+                self._index(node, source, shapes)
+                followed = _VIEWS.get(node.op_type, ())
+                names = node.input if followed is None else [node.input[i] for i in followed if i < len(node.input)]
+                held = set().union(*(source.get(name, ()) for name in names))
+                if held:
+                    source.update({output: held for output in node.output if output})
+                if node.op_type in _SAME_SHAPE and node.input[0] in shapes:
+                    shapes.setdefault(node.output[0], shapes[node.input[0]])
+
+    def _call(
+        self,
+        node: NodeProto,
+        function: FunctionProto,
+        source: MutableMapping[str, set[str]],
+        shapes: MutableMapping[str, Shape],
+    ) -> None:
+        formal = dict(zip(function.input, node.input, strict=False))
+        inner = {name: source[actual] for name, actual in formal.items() if actual in source}
+        self.walk(function.node, inner, {name: shapes[actual] for name, actual in formal.items() if actual in shapes})
+        for name, actual in zip(function.output, node.output, strict=False):
+            if name in inner:
+                source[actual] = inner[name]
+
+    def _index(self, node: NodeProto, source: Mapping[str, set[str]], shapes: Mapping[str, Shape]) -> None:
+        if node.op_type not in ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"):
+            return
+        inputs = source.get(node.input[1], ())
+        if not inputs:
+            return
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        shape = shapes.get(node.input[0], ())
+        if node.op_type.endswith("ND"):
+            indexed = shape[attributes.get("batch_dims", 0) :]
+        else:
+            axis = attributes.get("axis", 0)
+            indexed = shape[axis : axis + 1 or None]
+        for name in sorted(inputs):
+            self.rows.setdefault(name, []).extend(dim for dim in indexed if dim is not None)
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _assign(specs: Sequence[InputSpec], draw: Draw) -> dict[str, int]:
+    """Symbol -> size, for every symbol of the inputs."""
+    first: dict[str, bool] = {}  # symbol -> it is nowhere but on a first axis, or called a batch
+    sums: dict[str, ast.expr] = {}
+    for spec in specs:
+        for axis, dim in enumerate(spec.dims or ()):
+            if not isinstance(dim, str):
+                continue
+            expression = _expression(dim)
+            if expression is None:
+                first[dim] = (first.get(dim, True) and axis == 0) or "batch" in dim.lower()
+            else:
+                sums[dim] = expression
+                for part in ast.walk(expression):
+                    if isinstance(part, ast.Name):
+                        first.setdefault(part.id, False)
+    sizes: dict[str, int] = {}
+    counts = {True: 0, False: 0}
+    for symbol, is_batch in first.items():
+        sizes[symbol] = (draw.batch if is_batch else draw.length) + (0 if draw.equal else counts[is_batch])
+        counts[is_batch] += 1
+    sizes.update({dim: max(_evaluate(expression, sizes), 0) for dim, expression in sums.items()})
+    return sizes
+
+
+def _expression(symbol: str) -> ast.expr | None:
+    """The parsed form of "past + sequence" or "2*s0"; None for a plain name, or anything else."""
+    try:
+        body = ast.parse(symbol, mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+    allowed = (ast.BinOp, ast.Name, ast.Constant, ast.Load, *_ARITHMETIC)
+    parts = list(ast.walk(body))
+    if not isinstance(body, ast.BinOp) or not all(isinstance(part, allowed) for part in parts):
+        return None
+    return body if all(isinstance(part.value, int) for part in parts if isinstance(part, ast.Constant)) else None
+
+
+def _evaluate(expression: ast.AST, sizes: Mapping[str, int]) -> int:
+    if isinstance(expression, ast.BinOp):
+        left, right = _evaluate(expression.left, sizes), _evaluate(expression.right, sizes)
+        if isinstance(expression.op, ast.FloorDiv) and right == 0:
+            return 0
+        return int(_ARITHMETIC[type(expression.op)](left, right))
+    return sizes[expression.id] if isinstance(expression, ast.Name) else int(getattr(expression, "value", 0))
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def numpy_type(spec: InputSpec) -> np.dtype[Any]:
+    """The type of the arrays for an input (ml_dtypes' where numpy has none)."""
+    if spec.elem_type == TensorProto.STRING:
+        return np.dtype(object)
+    return helper.tensor_dtype_to_np_dtype(spec.elem_type)
+
+
+def _array(
+    spec: InputSpec,
+    shape: tuple[int, ...],
+    sizes: Mapping[str, int],
+    longest: int,
+    draw: Draw,
+    random: np.random.Generator,
+) -> Array:
+    kind = numpy_type(spec)
+    if spec.role in ("mask", "padding"):
+        keep = _mask(shape, draw.padding, random)
+        return np.asarray(~keep if spec.role == "padding" else keep).astype(kind)
+    if spec.role == "ids":
+        return random.integers(0, _rows(spec, sizes, draw.narrow), shape).astype(kind)
+    if spec.role == "length":
+        return random.integers(1, longest + 1, shape).astype(kind)
+    if spec.role == "time":
+        return np.sort(random.integers(0, _LARGEST_TIME, shape), axis=-1 if shape else None).astype(kind)
+    if spec.elem_type == TensorProto.STRING:
+        return random.integers(0, 10, shape).astype(str).astype(object)
+    if spec.elem_type in _FLOATS:
+        return np.asarray(random.standard_normal(shape) * draw.scale).astype(kind)
+    if spec.elem_type in _FULL_RANGE:
+        return random.integers(np.iinfo(kind).min, np.iinfo(kind).max + 1, shape).astype(kind)
+    if kind.kind in "bui":
+        # An integer that nothing indexes with is most often a mask under another name, and 0 and 1 suit the rest.
+        return random.integers(0, 2, shape).astype(kind)
+    name = TensorProto.DataType.Name(spec.elem_type)
+    raise ModelError(f"input {spec.name!r}: there is no random data of type {name}.", "Give inputs of your own.")
+
+
+def _rows(spec: InputSpec, sizes: Mapping[str, int], narrow: bool) -> int:
+    """The first id that is not allowed; 1 at least."""
+    known = [dim if isinstance(dim, int) else sizes.get(dim, _UNKNOWN_ROWS) for dim in spec.rows]
+    rows = min(known, default=_UNKNOWN_ROWS)
+    return max(min(rows, 2) if narrow else rows, 1)
+
+
+def _mask(shape: tuple[int, ...], padding: str, random: np.random.Generator) -> Array:
+    """True = keep. Every row (last axis) keeps at least one element, except the first under "row"; one row keeps all."""
+    size = shape[-1] if shape else 1
+    rows = math.prod(shape[:-1])
+    if padding == "none" or size == 0 or rows == 0:
+        return np.ones(shape, dtype=bool)
+    position = np.arange(size)
+    kept = random.integers(1, max(size, 2), (rows, 1))
+    if padding == "inner":
+        keep = random.random((rows, size)) < 0.6
+        keep[np.arange(rows), random.integers(0, size, rows)] = True
+    else:
+        keep = position >= size - kept if padding == "left" else position < kept
+    if rows > 1:
+        keep[-1] = True
+    if padding == "row":
+        keep[0] = False
+    return keep.reshape(shape)

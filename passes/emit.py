@@ -1,0 +1,124 @@
+"""Puts the bodies of fused operators into a model: one FunctionProto for each operator and set of inputs that occurs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import onnx
+from onnx import FunctionProto, ModelProto, NodeProto
+
+from onnx_fuse.patterns.operator import OPSET, FusedOp
+
+Functions = Literal["keep", "inline", "none"]
+
+_FUNCTION_IR = 8
+_OVERLOAD_IR = 10
+
+
+class Bodies:
+    """Chooses and collects the bodies for the fused nodes of one model.
+
+    Args:
+        model: the model the nodes go into; its functions of the same name are reused where they are equal.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self._existing = {(item.domain, item.name, item.overload): item for item in model.functions}
+        self._overloads: dict[str, str] = {}
+        self.new: dict[tuple[str, str, str], FunctionProto] = {}
+
+    def overload(
+        self,
+        operator: FusedOp,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        attributes: Mapping[str, Any],
+        opsets: Mapping[str, int],
+        dtype: int,
+    ) -> str:
+        """The overload name of the body for such a node; the body is made when it is first asked for."""
+        # Below opset 15 there is no CastLike: the element type is written into the body.
+        kind = dtype if opsets.get("", 0) < 15 else 0
+        key = json.dumps([operator.domain, operator.name, inputs, outputs, operator.variant(attributes), kind, opsets.get("")])
+        if key not in self._overloads:
+            function = operator.make_function(inputs, outputs, attributes, opsets, dtype)
+            self._overloads[key] = self._place(function)
+        return self._overloads[key]
+
+    def _place(self, function: FunctionProto) -> str:
+        number = 0
+        while True:
+            function.overload = "" if number == 0 else f"v{number}"
+            place = (function.domain, function.name, function.overload)
+            present = self._existing.get(place) or self.new.get(place)
+            if present is None:
+                self.new[place] = function
+                return str(function.overload)
+            if present == function:
+                return str(function.overload)
+            number += 1
+
+
+def add_bodies(model: ModelProto, bodies: Iterable[FunctionProto]) -> None:
+    """Appends bodies to the model and raises its IR version to what they need."""
+    functions = list(bodies)
+    model.functions.extend(functions)
+    if functions:
+        overloads = any(function.overload for function in functions)
+        model.ir_version = max(model.ir_version, _OVERLOAD_IR if overloads else _FUNCTION_IR)
+
+
+def import_domain(imports: Any, domain: str, version: int = OPSET) -> None:
+    """Adds an opset import unless it is there."""
+    if not any(entry.domain == domain for entry in imports):
+        imports.append(onnx.helper.make_opsetid(domain, version))
+
+
+def several_bodies(model: ModelProto, domains: Iterable[str]) -> list[str]:
+    """Warnings for operators with several bodies of one name, which TensorRT cannot tell apart."""
+    wanted = set(domains)
+    counts: dict[tuple[str, str], int] = {}
+    for function in model.functions:
+        if function.domain in wanted:
+            counts[(function.domain, function.name)] = counts.get((function.domain, function.name), 0) + 1
+    return [
+        f"{domain}::{name} has {count} bodies; TensorRT ignores `overload` and takes the first for all: "
+        "load the plugin, or inline the bodies (--functions inline)"
+        for (domain, name), count in sorted(counts.items())
+        if count > 1
+    ]
+
+
+def inline_bodies(model: ModelProto, operators: Iterable[tuple[str, str]]) -> ModelProto:
+    """The model with the bodies of these (domain, name) operators in place of their nodes."""
+    from onnx import inliner
+
+    wanted = sorted(set(operators))
+    if not wanted:
+        return model
+    return inliner.inline_selected_functions(model, wanted)
+
+
+def drop_bodies(model: ModelProto, operators: Iterable[tuple[str, str]]) -> None:
+    """Removes the bodies of these (domain, name) operators: only a plugin can run the nodes then."""
+    wanted = set(operators)
+    keep = [function for function in model.functions if (function.domain, function.name) not in wanted]
+    del model.functions[:]
+    model.functions.extend(keep)
+
+
+def merge_metadata(target: NodeProto, replaced: Sequence[NodeProto], *, record: bool) -> None:
+    """Moves the metadata of replaced nodes to the node that stands for them.
+
+    Where several carry the same key, the last one wins: it made the output. `record` adds their names under
+    `onnx_fuse.replaced`.
+    """
+    entries: dict[str, str] = {}
+    for node in replaced:
+        entries.update((entry.key, entry.value) for entry in node.metadata_props)
+    if record:
+        entries["onnx_fuse.replaced"] = json.dumps([node.name or (node.output[0] if node.output else "") for node in replaced])
+    for key, value in sorted(entries.items()):
+        target.metadata_props.add(key=key, value=value)

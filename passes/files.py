@@ -1,0 +1,224 @@
+"""Files that appear whole or not at all: written under a temporary name, flushed to the disk, then renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from onnx_fuse.errors import ModelError, OutputError
+
+_FICLONE = 0x40049409  # <linux/fs.h>: make one file share the blocks of another
+
+# What a filesystem answers when it cannot clone or copy inside the kernel, as opposed to when the copy itself fails.
+_CANNOT_COPY_IN_KERNEL = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
+
+_REMEDIES = {
+    errno.ENOENT: "Create the folder first, or choose another one.",
+    errno.ENOTDIR: "A part of this path is a file, not a folder: choose another path.",
+    errno.EISDIR: "Give the name of a file, not of a folder.",
+    errno.EACCES: "Choose a folder you may write to.",
+    errno.EPERM: "Choose a folder you may write to.",
+    errno.EROFS: "The filesystem is read-only: choose another folder.",
+    errno.ENOSPC: "The disk is full: free some space or choose another folder.",
+    errno.EDQUOT: "Your quota is used up: free some space or choose another folder.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError raised inside into an OutputError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "Choose another place for the output.")
+        raise OutputError(f"Cannot write {path}: {error.strerror or error}.", remedy) from error
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raises now what `write_file` would raise later: so that minutes of work are not lost to a mistyped folder.
+
+    Raises:
+        OutputError: the folder is missing or cannot be written, or `path` is a folder.
+    """
+    target = Path(path)
+    with writing(target):
+        if _is_stream(target):
+            return
+        target = _destination(target)
+        probe = _temporary_beside(target)
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        probe.unlink()
+
+
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes one whole file; a device or pipe (such as /dev/null) is written straight.
+
+    Raises:
+        OutputError: the file cannot be written; what was there before is untouched.
+    """
+    with Staging() as staging:
+        staging.write(Path(path), data)
+        staging.commit()
+
+
+class Staging:
+    """Several files that appear together: staged under temporary names, put in place by `commit`, in the order staged.
+
+    Leaving the context without a commit, or when a commit fails, removes the temporaries, the folders made for them, and
+    the files already in place that were not there before.
+    """
+
+    def __init__(self) -> None:
+        self._staged: list[tuple[Path, Path]] = []
+        self._streams: list[tuple[Path, bytes]] = []
+        self._folders: list[Path] = []
+        self._new: list[Path] = []
+        self._committed = False
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._committed:
+            return
+        for path in (*(temporary for temporary, _ in self._staged), *self._new):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        for folder in reversed(self._folders):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Stages a file with these contents; a link is followed, an existing file keeps its permissions."""
+        with writing(path):
+            if _is_stream(path):
+                self._streams.append((path, data))
+                return
+            with self._temporary(path) as file:
+                file.write(data)
+
+    def copy(self, source: Path, path: Path) -> None:
+        """Stages a copy of `source`, sharing its blocks where the filesystem can; folders on the way are made."""
+        try:
+            contents = source.open("rb", buffering=0)
+        except OSError as error:
+            raise ModelError(
+                f"Cannot read {source}: {error.strerror}.", "Check the file and its permissions."
+            ) from error
+        with contents, writing(path):
+            if _is_stream(path):
+                self._streams.append((path, contents.read()))
+                return
+            self._make_folders(path.parent)
+            with self._temporary(path) as file:
+                _copy_contents(contents, file)
+
+    def commit(self) -> None:
+        """Puts the staged files in place."""
+        for temporary, target in self._staged:
+            with writing(target):
+                is_new = not target.exists()
+                os.replace(temporary, target)
+                if is_new:
+                    self._new.append(target)
+        for path, data in self._streams:
+            with writing(path), path.open("wb", buffering=0) as file:
+                _write_all(file, data)
+        self._committed = True
+        for folder in {target.parent for _, target in self._staged}:
+            _flush_folder(folder)
+
+    @contextlib.contextmanager
+    def _temporary(self, path: Path) -> Iterator[BinaryIO]:
+        target = _destination(path)
+        temporary = _temporary_beside(target)
+        # Not the tempfile module: its files are private (0600), and these should get what the umask says.
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+        self._staged.append((temporary, target))
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        if target.exists():
+            with contextlib.suppress(PermissionError):  # somebody else's file in a folder we may write to
+                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+
+    def _make_folders(self, folder: Path) -> None:
+        missing = []
+        while not folder.exists():
+            missing.append(folder)
+            folder = folder.parent
+        for path in reversed(missing):
+            path.mkdir()
+            self._folders.append(path)
+
+
+def _destination(path: Path) -> Path:
+    """The file that is to be replaced: a link is followed, so that it stays a link; write protection is respected."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return target
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether this is a device, pipe or socket: renaming onto it would replace the device itself."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _temporary_beside(target: Path) -> Path:
+    # In the same folder: a rename is atomic only within one filesystem.
+    return target.parent / f".onnx-fuse-{secrets.token_hex(8)}.tmp"
+
+
+def _copy_contents(source: BinaryIO, target: BinaryIO) -> None:
+    if sys.platform == "linux":
+        import fcntl
+
+        try:
+            fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
+            return
+        except OSError:
+            pass  # most filesystems cannot; if the reason is another, the copy below meets it too
+        try:
+            while os.copy_file_range(source.fileno(), target.fileno(), 1 << 30):
+                pass
+        except OSError as error:
+            if error.errno not in _CANNOT_COPY_IN_KERNEL:
+                raise
+    # Both descriptors stand where the kernel's copy ended; at the end of the file nothing is left to do.
+    shutil.copyfileobj(source, target, 1 << 22)
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the renames survive a power cut, where the system lets a folder be flushed."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,242 @@
+"""The pass that fuses: for every graph of the model, normalise a view, match every pattern, plan, commit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import onnx
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from onnx_fuse.passes import emit
+from onnx_fuse.passes.graph import Graph, Node, graphs
+from onnx_fuse.passes.infer import disagreement
+from onnx_fuse.passes.match import Match, NearMiss, match_at
+from onnx_fuse.passes.normalize import normalize
+from onnx_fuse.passes.report import Log, MatchRecord, NearMissRecord
+from onnx_fuse.passes.rewrite import Candidate, Planned, Refusal, Rewriter
+from onnx_fuse.passes.view import View
+from onnx_fuse.patterns.dsl import Pattern
+from onnx_fuse.patterns.operator import Fusion
+
+_SMALL = 1024
+
+
+class FusePass:
+    """Replaces what the fusions' patterns match by their fused operators.
+
+    Args:
+        fusions: the fusions to try; ties between overlapping matches are settled by graph order, then by this order.
+        dry_run: find and plan, but leave the model alone.
+        only: names of fused nodes to commit, for bisecting; None for all.
+    """
+
+    name = "fuse"
+    atomic = True
+
+    def __init__(self, fusions: Sequence[Fusion], *, dry_run: bool = False, only: Iterable[str] | None = None) -> None:
+        self.fusions = tuple(fusions)
+        self.dry_run = dry_run
+        self.only = None if only is None else frozenset(only)
+
+    def run(self, model: ModelProto, log: Log) -> ModelProto:
+        """Fuses every graph of the model in place."""
+        own = {(fusion.operator.domain, fusion.operator.name) for fusion in self.fusions}
+        bodies = emit.Bodies(model)
+        for graph in graphs(model):
+            if isinstance(graph.proto, FunctionProto) and (graph.proto.domain, graph.proto.name) in own:
+                continue
+            self._fuse_graph(graph, bodies, log)
+        if not self.dry_run:
+            emit.add_bodies(model, bodies.new.values())
+        log.rewrites += len(log.matches)
+        return model
+
+    def _fuse_graph(self, graph: Graph, bodies: emit.Bodies, log: Log) -> None:
+        view = View(graph, inferred_types(graph))
+        normalize(view)
+        candidates: list[Candidate] = []
+        misses = [_record(miss, miss.pattern.name, graph) for miss in view.near_misses]
+        for fusion in self.fusions:
+            found, missed = self._search(fusion, view, log)
+            candidates.extend(found)
+            misses.extend(_record(miss, fusion.name, graph) for miss in missed)
+        rewriter = Rewriter(view, bodies)
+        planned, refusals = rewriter.plan(candidates)
+        if self.only is not None:
+            planned = [item for item in planned if item.candidate.match.root.name in self.only]
+        planned, disagreeing = _agreeing(planned, view)
+        covered = [item.candidate for item in planned]
+        for refusal in (*refusals, *disagreeing):
+            if not _part_of_another(refusal.candidate, covered):
+                misses.append(_refused(refusal, graph))
+        misses = _worth_telling(misses, planned)
+        if self.dry_run:
+            log.matches.extend(_match_record(item, item.candidate.match.root.name, [], graph, misses) for item in planned)
+        else:
+            commit = rewriter.commit(planned)
+            log.matches.extend(
+                _match_record(item, node.name, replaced, graph, misses) for item, node, replaced in commit.fused
+            )
+        log.near_misses.extend(misses)
+        log.equalities.update(view.equalities)
+
+    def _search(self, fusion: Fusion, view: View, log: Log) -> tuple[list[Candidate], list[NearMiss]]:
+        found: list[Candidate] = []
+        missed: list[NearMiss] = []
+        try:
+            for pattern in fusion.patterns:
+                for node in view.nodes(pattern.root_keys):
+                    result = match_at(pattern, node, view)
+                    if isinstance(result, Match):
+                        fused = fusion.fused(result, view)
+                        if isinstance(fused, str):
+                            missed.append(NearMiss(pattern, node, node.name, len(result.nodes), fused, frozenset()))
+                        else:
+                            covers = frozenset().union(*(view.covers(item) for item in result.nodes))
+                            found.append(Candidate(fusion, result, fused, covers))
+                    elif _interesting(result, fusion):
+                        missed.append(result)
+                missed.extend(_other_domains(pattern, view))
+        except Exception as error:
+            # A rule is somebody's code: when it raises, its fusion is left out and the others go on.
+            log.errors.append(f"{fusion.name} raised {type(error).__name__}: {error}")
+            return [], []
+        return found, missed
+
+
+def _interesting(miss: NearMiss, fusion: Fusion) -> bool:
+    if fusion.anchor is not None and fusion.anchor not in miss.reached:
+        return False
+    return miss.matched >= min(2, miss.pattern.size)
+
+
+def _other_domains(pattern: Pattern, view: View) -> list[NearMiss]:
+    """Nodes that carry a root's operator name in another domain: they are another operator."""
+    names = {op_type for domain, op_type in pattern.root_keys if domain == ""}
+    misses = []
+    for (domain, op_type), nodes in view.by_key():
+        if domain and op_type in names:
+            reason = f"{op_type} of domain {domain} is not ONNX's {op_type}"
+            misses.extend(NearMiss(pattern, node, node.name, 0, reason, frozenset()) for node in nodes)
+    return misses
+
+
+def _agreeing(planned: Sequence[Planned], view: View) -> tuple[list[Planned], list[Refusal]]:
+    """Those whose body gives the types and shapes that the graph has for their outputs."""
+    agree, refuse = [], []
+    for item in planned:
+        sentence = disagreement(item.candidate.fusion.operator, item.candidate.fused, item.outputs, view)
+        if sentence is None:
+            agree.append(item)
+        else:
+            refuse.append(Refusal(item.candidate, item.candidate.match.root.name, sentence))
+    return agree, refuse
+
+
+def _part_of_another(candidate: Candidate, winners: Sequence[Candidate]) -> bool:
+    """Whether a winner of the same fusion covers all it covers: a core that was fused with its rim is no loser."""
+    return any(winner.fusion is candidate.fusion and candidate.covers <= winner.covers for winner in winners)
+
+
+def _worth_telling(misses: Sequence[NearMissRecord], planned: Sequence[Planned]) -> list[NearMissRecord]:
+    """Near misses outside what was fused, the furthest one of each (fusion, place of failure, reason)."""
+    fused = {
+        (item.candidate.fusion.name, node.name) for item in planned for node in item.candidate.match.nodes
+    }
+    best: dict[tuple[str, str, str], NearMissRecord] = {}
+    for miss in misses:
+        if (miss.fusion, miss.failed_at) in fused and (miss.fusion, miss.node) in fused:
+            continue
+        key = (miss.fusion, miss.failed_at, miss.reason)
+        if key not in best or best[key].matched < miss.matched:
+            best[key] = miss
+    return list(best.values())
+
+
+def _record(miss: NearMiss, fusion: str, graph: Graph) -> NearMissRecord:
+    return NearMissRecord(
+        fusion=fusion,
+        node=miss.root.name,
+        op_type=miss.root.op_type,
+        graph=graph.path,
+        failed_at=miss.failed_at,
+        matched=miss.matched,
+        total=miss.pattern.size,
+        reason=miss.reason,
+    )
+
+
+def _refused(refusal: Refusal, graph: Graph) -> NearMissRecord:
+    match = refusal.candidate.match
+    return NearMissRecord(
+        fusion=refusal.candidate.fusion.name,
+        node=match.root.name,
+        op_type=match.root.op_type,
+        graph=graph.path,
+        failed_at=refusal.failed_at,
+        matched=len(match.nodes),
+        total=match.pattern.size,
+        reason=refusal.reason,
+    )
+
+
+def _match_record(
+    item: Planned, name: str, replaced: Sequence[NodeProto], graph: Graph, misses: Sequence[NearMissRecord]
+) -> MatchRecord:
+    fusion, fused = item.candidate.fusion, item.candidate.fused
+    nodes: Sequence[Node] = item.candidate.match.nodes
+    readers = {reader.name for value in item.outputs.values() for reader in graph.readers.get(value, ())}
+    left_out = tuple(f"{miss.node}: {miss.reason}" for miss in misses if miss.fusion == fusion.name and miss.node in readers)
+    return MatchRecord(
+        fusion=fusion.name,
+        operator=fusion.operator.name,
+        node=name,
+        root=item.candidate.match.root.name,
+        graph=graph.path,
+        replaced=tuple(node.name or node.output[0] for node in replaced) or tuple(node.name for node in nodes),
+        inputs=tuple(fusion.operator.present(fused.inputs)),
+        outputs=tuple(output for output in fusion.operator.outputs if output in item.outputs),
+        parts=fused.parts,
+        left_out=left_out,
+    )
+
+
+def inferred_types(graph: Graph) -> Callable[[], dict[str, onnx.TypeProto]] | None:
+    """A function that runs ONNX's shape inference on the main graph, without its weights; None for other graphs."""
+    if graph.path or not isinstance(graph.proto, GraphProto):
+        return None
+
+    def infer() -> dict[str, onnx.TypeProto]:
+        light = without_weights(graph.model)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        except Exception:
+            # Shapes are a help, not a need: what needs one it cannot have refuses with a sentence.
+            return {}
+        values = [*inferred.graph.value_info, *inferred.graph.output]
+        return {value.name: value.type for value in values}
+
+    return infer
+
+
+def without_weights(model: ModelProto) -> ModelProto:
+    """A copy of the model in which weights have a type and a shape but no data."""
+    light = ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph = light.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL and math.prod(tensor.dims) <= _SMALL:
+            graph.initializer.append(tensor)
+            continue
+        shell = graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        shell.data_location = TensorProto.EXTERNAL
+        shell.external_data.add(key="location", value="weights")
+    return light

@@ -1,0 +1,384 @@
+"""The index over one graph of a ModelProto: who makes a value, who reads it, what is constant. The only code that edits protobuf.
+
+A model holds several graphs: the main graph, the bodies of If/Loop/Scan, and model-local functions. `graphs(model)` yields an
+index for each. Weights that lie in external data are never read here: a constant is decoded only when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+ONNX_DOMAINS = ("", "ai.onnx")
+
+CONSTANT_LIMIT = 1 << 20
+"""Constants with more elements than this are not decoded unless the caller raises the limit."""
+
+
+class Reference:
+    """The value of an attribute that refers to an attribute of the enclosing function: known only when the function is called."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<function attribute {self.name}>"
+
+
+class Node:
+    """A read-only look at one NodeProto.
+
+    Attributes:
+        proto: the node itself.
+        position: index in the graph's node list; a node that exists only in a canonical view has that of the node it stands for.
+        domain: operator domain, "" for ONNX's own.
+        op_type: operator type.
+        inputs, outputs: value names; "" where an optional one is absent.
+    """
+
+    __slots__ = ("domain", "inputs", "op_type", "outputs", "position", "proto")
+
+    def __init__(self, proto: NodeProto, position: int) -> None:
+        self.proto = proto
+        self.position = position
+        self.op_type: str = proto.op_type
+        domain = proto.domain
+        self.domain: str = "" if domain == "ai.onnx" else domain
+        self.inputs: tuple[str, ...] = tuple(proto.input)
+        self.outputs: tuple[str, ...] = tuple(proto.output)
+
+    @property
+    def name(self) -> str:
+        """The node's name, or the first of its outputs where it has none."""
+        return self.proto.name or next((output for output in self.outputs if output), f"#{self.position}")
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(domain, operator type): what matching is indexed by."""
+        return (self.domain, self.op_type)
+
+    def attribute(self, name: str) -> Any:
+        """The attribute as a Python value (bytes become str), a `Reference`, or None where the node does not carry it."""
+        for attribute in self.proto.attribute:
+            if attribute.name == name:
+                return attribute_value(attribute)
+        return None
+
+    def __repr__(self) -> str:
+        return f"<{self.op_type} {self.name}>"
+
+
+def attribute_value(attribute: AttributeProto) -> Any:
+    """The Python value of an attribute: bytes become str, tensors stay TensorProto, a reference becomes a `Reference`."""
+    if attribute.ref_attr_name:
+        return Reference(attribute.ref_attr_name)
+    kind = attribute.type
+    if kind == AttributeProto.INT:
+        return attribute.i
+    if kind == AttributeProto.INTS:
+        return list(attribute.ints)
+    if kind == AttributeProto.FLOAT:
+        return attribute.f
+    if kind == AttributeProto.STRING:
+        return attribute.s.decode("utf-8", "replace")
+    if kind == AttributeProto.STRINGS:
+        return [item.decode("utf-8", "replace") for item in attribute.strings]
+    return onnx.helper.get_attribute_value(attribute)
+
+
+@lru_cache(maxsize=4096)
+def attribute_default(op_type: str, domain: str, opset: int, name: str) -> Any:
+    """The default that the operator's schema gives for an attribute; None where there is none or the operator is unknown."""
+    try:
+        schema = onnx.defs.get_schema(op_type, opset, domain)
+    except onnx.defs.SchemaError:
+        return None
+    attribute = schema.attributes.get(name)
+    if attribute is None or not attribute.default_value.name:
+        return None
+    return attribute_value(attribute.default_value)
+
+
+def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
+    """The graphs that a node (If, Loop, Scan, ...) carries, with the names of their attributes."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.name, attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            for index, graph in enumerate(attribute.graphs):
+                yield f"{attribute.name}[{index}]", graph
+
+
+@lru_cache(maxsize=1024)
+def _may_hold_subgraphs(op_type: str, domain: str) -> bool:
+    if domain not in ONNX_DOMAINS:
+        return True
+    return op_type in {"If", "Loop", "Scan", "SequenceMap"}
+
+
+def captures(graph: GraphProto) -> set[str]:
+    """Names that a subgraph (with the subgraphs inside it) reads but does not define: values captured from outside."""
+    defined = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    defined |= {sparse.values.name for sparse in graph.sparse_initializer}
+    read: set[str] = set()
+    for node in graph.node:
+        read.update(node.input)
+        for _, inner in subgraphs(node):
+            read |= captures(inner)
+        defined.update(node.output)
+    read.update(output.name for output in graph.output)
+    return read - defined - {""}
+
+
+class Graph:
+    """An index over the main graph, a subgraph or a model-local function.
+
+    Args:
+        proto: the GraphProto or FunctionProto to index; edits go straight into it.
+        model: the model it belongs to.
+        path: "" for the main graph, else where it is, for example "loop_1/body" or "function my.domain::Block".
+        outer: the graph whose values a subgraph may capture.
+    """
+
+    def __init__(
+        self, proto: GraphProto | FunctionProto, model: ModelProto, path: str = "", outer: Graph | None = None
+    ) -> None:
+        self.proto = proto
+        self.model = model
+        self.path = path
+        self.outer = outer
+        self.nodes: list[Node] = []
+        self.producers: dict[str, Node] = {}
+        for position, node_proto in enumerate(proto.node):
+            node = Node(node_proto, position)
+            self.nodes.append(node)
+            for output in node.outputs:
+                if output:
+                    self.producers[output] = node
+
+    @property
+    def is_function(self) -> bool:
+        """Whether this is a model-local function: no initializers, attributes may be references."""
+        return isinstance(self.proto, FunctionProto)
+
+    @cached_property
+    def opsets(self) -> dict[str, int]:
+        """Domain -> opset version that holds in this graph."""
+        imports = self.proto.opset_import if isinstance(self.proto, FunctionProto) else self.model.opset_import
+        return {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in imports}
+
+    @cached_property
+    def initializers(self) -> dict[str, TensorProto]:
+        """Name -> initializer of this graph."""
+        if isinstance(self.proto, FunctionProto):
+            return {}
+        return {tensor.name: tensor for tensor in self.proto.initializer}
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the graph's inputs (those that are initializers with a default too)."""
+        if isinstance(self.proto, FunctionProto):
+            return tuple(self.proto.input)
+        return tuple(value.name for value in self.proto.input)
+
+    @cached_property
+    def outputs(self) -> frozenset[str]:
+        """Names of the graph's outputs."""
+        if isinstance(self.proto, FunctionProto):
+            return frozenset(self.proto.output)
+        return frozenset(value.name for value in self.proto.output)
+
+    @cached_property
+    def value_types(self) -> dict[str, onnx.TypeProto]:
+        """Name -> declared type, from inputs, outputs and value_info."""
+        types: dict[str, onnx.TypeProto] = {}
+        declared: Iterable[onnx.ValueInfoProto] = self.proto.value_info
+        if not isinstance(self.proto, FunctionProto):
+            declared = [*self.proto.value_info, *self.proto.output, *self.proto.input]
+        for value in declared:
+            types[value.name] = value.type
+        return types
+
+    @cached_property
+    def readers(self) -> Mapping[str, list[Node]]:
+        """Value -> nodes that read it, in graph order; a node whose subgraph captures the value reads it too."""
+        readers: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            names: Iterable[str] = node.inputs
+            if _may_hold_subgraphs(node.op_type, node.domain):
+                inner: set[str] = set()
+                for _, graph in subgraphs(node.proto):
+                    inner |= captures(graph)
+                names = [*node.inputs, *sorted(inner)]
+            for name in names:
+                if not name:
+                    continue
+                found = readers.get(name)
+                if found is None:
+                    readers[name] = [node]
+                elif found[-1] is not node:
+                    found.append(node)
+        return readers
+
+    @cached_property
+    def names(self) -> set[str]:
+        """Every value name in use here or in a subgraph below, so that new names can be chosen."""
+        names: set[str] = set(self.inputs) | set(self.initializers) | set(self.producers) | set(self.readers)
+        names |= set(self.outputs) | set(self.value_types)
+        if not isinstance(self.proto, FunctionProto):
+            names |= {sparse.values.name for sparse in self.proto.sparse_initializer}
+        for node in self.nodes:
+            if _may_hold_subgraphs(node.op_type, node.domain):
+                for _, graph in subgraphs(node.proto):
+                    names |= Graph(graph, self.model).names
+        if self.outer is not None:
+            names |= self.outer.names
+        return names
+
+    def fresh_name(self, wanted: str) -> str:
+        """A value name that is not in use, made from `wanted`; it is reserved from now on."""
+        name, number = wanted, 1
+        while name in self.names:
+            name = f"{wanted}_{number}"
+            number += 1
+        self.names.add(name)
+        return name
+
+    def tensor(self, value: str) -> TensorProto | None:
+        """The TensorProto behind a constant value: an initializer without a graph input, or a Constant node's value."""
+        tensor = self.initializers.get(value)
+        if tensor is not None:
+            return None if value in self._overridable else tensor
+        node = self.producers.get(value)
+        if node is not None:
+            if node.key != ("", "Constant"):
+                return None
+            found = node.attribute("value")
+            return found if isinstance(found, TensorProto) else None
+        if value in self.inputs or self.outer is None:
+            return None
+        return self.outer.tensor(value)
+
+    @cached_property
+    def _overridable(self) -> frozenset[str]:
+        # From IR version 4 an initializer that is also a graph input is a default that the caller may replace.
+        if self.model.ir_version < 4:
+            return frozenset()
+        return frozenset(self.inputs) & frozenset(self.initializers)
+
+    def opset(self, domain: str = "") -> int:
+        """Opset version of a domain in this graph; 0 where it is not imported."""
+        return self.opsets.get(domain, 0)
+
+    def edit(
+        self,
+        *,
+        add: Sequence[tuple[int, NodeProto]] = (),
+        remove: frozenset[int] | set[int] = frozenset(),
+        initializers: Sequence[TensorProto] = (),
+    ) -> None:
+        """Changes the node list in one go; the index is stale afterwards and must not be used again.
+
+        Args:
+            add: (position, node): each is put just before the node that stands at that position, in the order given.
+            remove: positions of the nodes to remove.
+            initializers: to be appended (in a function they become Constant nodes at its head).
+        """
+        field = self.proto.node
+        order: dict[int, tuple[int, int, int]] = {id(node.proto): (node.position, 1, 0) for node in self.nodes}
+        end = len(self.nodes)
+        for position in remove:
+            order[id(self.nodes[position].proto)] = (end + 1, 1, position)
+        additions = list(add)
+        if isinstance(self.proto, FunctionProto):
+            constants = [onnx.helper.make_node("Constant", [], [item.name], value=item) for item in initializers]
+            additions = [(0, node) for node in constants] + additions
+        else:
+            self.proto.initializer.extend(initializers)
+        keep = []
+        for number, (position, proto) in enumerate(additions):
+            added = field.add()
+            added.CopyFrom(proto)
+            keep.append(added)
+            order[id(added)] = (position, 0, number)
+        # Sorting in place moves pointers; rebuilding the list would copy every node.
+        field.sort(key=lambda proto: order[id(proto)])
+        if remove:
+            del field[len(field) - len(remove) :]
+
+    def drop_unread_initializers(self, candidates: set[str]) -> None:
+        """Removes those of `candidates` that nothing reads any more (and that are no graph input or output)."""
+        if isinstance(self.proto, FunctionProto) or not candidates:
+            return
+        dead = candidates - set(self.readers) - self.outputs - set(self.inputs)
+        dead &= set(self.initializers)
+        if dead:
+            field = self.proto.initializer
+            field.sort(key=lambda tensor: tensor.name in dead)
+            del field[len(field) - len(dead) :]
+
+    def drop_value_info(self, names: set[str]) -> None:
+        """Removes the declared types of values that no longer exist."""
+        field = self.proto.value_info
+        dead = sum(value.name in names for value in field)
+        if dead:
+            field.sort(key=lambda value: value.name in names)
+            del field[len(field) - dead :]
+
+
+def graphs(model: ModelProto) -> Iterator[Graph]:
+    """An index for every graph of the model: the main graph, its subgraphs (outer ones first), then model-local functions.
+
+    An outer graph is edited before its subgraphs are indexed, so edits of one never make the index of another stale.
+    """
+    yield from _with_subgraphs(model.graph, model, "", None)
+    for function in model.functions:
+        label = f"function {function.domain}::{function.name}" + (f":{function.overload}" if function.overload else "")
+        yield from _with_subgraphs(function, model, label, None)
+
+
+def _with_subgraphs(
+    proto: GraphProto | FunctionProto, model: ModelProto, path: str, outer: Graph | None
+) -> Iterator[Graph]:
+    yield Graph(proto, model, path, outer)
+    fresh: Graph | None = None
+    for node in proto.node:
+        if not _may_hold_subgraphs(node.op_type, node.domain):
+            continue
+        for name, inner in subgraphs(node):
+            if fresh is None:
+                fresh = Graph(proto, model, path, outer)
+            label = node.name or next((output for output in node.output if output), node.op_type)
+            yield from _with_subgraphs(inner, model, f"{path}/{label}/{name}".lstrip("/"), fresh)
+
+
+def count_nodes(model: ModelProto, without: frozenset[str] = frozenset()) -> int:
+    """Number of nodes in the main graph, the subgraphs and the model-local functions of domains other than `without`."""
+
+    def count(nodes: Iterable[NodeProto]) -> int:
+        total = 0
+        for node in nodes:
+            total += 1
+            if _may_hold_subgraphs(node.op_type, node.domain):
+                total += sum(count(inner.node) for _, inner in subgraphs(node))
+        return total
+
+    functions = [function for function in model.functions if function.domain not in without]
+    return count(model.graph.node) + sum(count(function.node) for function in functions)
+
+
+def decode(tensor: TensorProto, limit: int = CONSTANT_LIMIT) -> np.ndarray | None:
+    """The tensor as an array; None where it is larger than `limit` elements or lies in external data."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return None
+    size = 1
+    for dim in tensor.dims:
+        size *= dim
+    if size > limit or tensor.data_type == TensorProto.STRING:
+        return None
+    return numpy_helper.to_array(tensor)

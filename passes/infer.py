@@ -1,0 +1,75 @@
+"""Asks ONNX's shape inference what a fused node would make, and holds it against what the graph has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+from onnx import ModelProto, TypeProto, ValueInfoProto, helper
+
+from onnx_fuse.passes.emit import import_domain
+from onnx_fuse.passes.shapes import Info
+from onnx_fuse.passes.view import View
+from onnx_fuse.patterns.operator import Fused, FusedOp
+
+_FUNCTION_IR = 8
+
+
+def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], view: View) -> str | None:
+    """Why the operator's body does not give the types and shapes its outputs have in the graph; None where it does.
+
+    A dimension that either side does not know is not held against the match.
+    """
+    infos = {name: view.info(value) for name, value in fused.inputs.items() if value}
+    if any(not info.dtype for info in infos.values()):
+        return None
+    made = [name for name in operator.outputs if name in outputs]
+    inferred = _infer(operator, fused, infos, made, view, view.dtype(outputs[made[0]]))
+    for name in made:
+        value = outputs[name]
+        want, have = view.info(value), inferred.get(name)
+        if have is None:
+            continue
+        if want.dtype and have.tensor_type.elem_type and want.dtype != have.tensor_type.elem_type:
+            return f"{value} is {_type_name(want.dtype)}, {operator.name} makes {_type_name(have.tensor_type.elem_type)}"
+        if want.shape is None or not have.tensor_type.HasField("shape"):
+            continue
+        dims = have.tensor_type.shape.dim
+        found = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims]
+        if len(found) != len(want.shape) or any(
+            isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(found, want.shape, strict=False)
+        ):
+            wanted = ", ".join(map(str, want.shape))
+            return f"{value} has shape [{wanted}], {operator.name} makes [{', '.join(map(str, found))}]"
+    return None
+
+
+def _infer(
+    operator: FusedOp, fused: Fused, infos: Mapping[str, Info], made: list[str], view: View, dtype: int
+) -> dict[str, TypeProto]:
+    present = operator.present(fused.inputs)
+    opsets = view.graph.opsets
+    function = operator.make_function(present, made, fused.attributes, opsets, dtype)
+    node = operator.make_node({name: name for name in present}, {name: name for name in made}, fused.attributes, "fused")
+    graph = helper.make_graph(
+        [node],
+        "fused",
+        [_value_info(name, infos[name]) for name in present],
+        [ValueInfoProto(name=name) for name in made],
+    )
+    model = ModelProto(ir_version=_FUNCTION_IR, graph=graph)
+    for domain, version in opsets.items():
+        import_domain(model.opset_import, domain, version)
+    import_domain(model.opset_import, operator.domain)
+    model.functions.append(function)
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    return {value.name: value.type for value in inferred.graph.output}
+
+
+def _value_info(name: str, info: Info) -> ValueInfoProto:
+    shape = None if info.shape is None else [dim if isinstance(dim, int) else str(dim) for dim in info.shape]
+    return helper.make_tensor_value_info(name, info.dtype, shape)
+
+
+def _type_name(dtype: int) -> str:
+    return str(onnx.TensorProto.DataType.Name(dtype))

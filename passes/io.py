@@ -1,0 +1,308 @@
+"""The two ends of the way of a model: reading it without its external weights, and writing it whole or not at all."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import ModelProto, TensorProto
+
+from onnx_fuse.errors import ModelError, OutputError, UsageError
+from onnx_fuse.passes.checker import check, one_sentence
+from onnx_fuse.passes.external_data import external_files, validate
+from onnx_fuse.passes.files import Staging, check_output
+
+__all__ = ["ExternalDataMode", "check", "check_output", "load", "plan_copies", "save"]
+
+ExternalDataMode: TypeAlias = Literal["auto", "keep", "copy"]
+
+_PROTOBUF_LIMIT = (1 << 31) - 1
+_EMBED_LESS = "Keep its weights in external data: onnx.save(model, path, save_as_external_data=True)."
+
+# First bytes of what people hand over by mistake, and what to do about it.
+_MISTAKEN = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the model itself", "Run `git lfs pull`."),
+    (b"PK\x03\x04", "is a zip archive, perhaps a PyTorch checkpoint", "Export it with torch.onnx.export first."),
+    (b"<", "is a web page or XML", "Download the model itself, for example the 'raw' link."),
+    (b"{", "is JSON", "Give the .onnx file; a model in onnx's JSON form must be called .json."),
+)
+
+# Field -> wire type of a ModelProto (onnx.proto): tells a file cut short from one that was never a model.
+_MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
+
+
+def load(path: str | os.PathLike[str]) -> ModelProto:
+    """Reads a model; tensors in external data stay references, but are known to be there.
+
+    Files called .onnxtxt, .textproto, .json, ... are read in the text form that onnx has for them.
+
+    Args:
+        path: the model file.
+
+    Raises:
+        ModelError: the file is missing, unreadable, no ONNX model, newer than the installed onnx, or its external data is
+            missing, too short or outside the model's folder.
+    """
+    path = Path(path)
+    data = _read(path)
+    model = _parse(data, path)
+    # External tensors carry this word. Looking for it costs nothing beside walking all attributes of all nodes.
+    may_be_external = b"location" in data or _text_format(path) is not None
+    del data
+    _require_model(model, path)
+    if may_be_external or any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        validate(model, path)
+    return model
+
+
+def save(
+    model: ModelProto,
+    path: str | os.PathLike[str],
+    *,
+    source: str | os.PathLike[str] | None = None,
+    external_data: ExternalDataMode = "auto",
+    unchanged: bool = False,
+) -> None:
+    """Writes a model and brings its external data along; either all of it appears or nothing does.
+
+    Args:
+        model: the model to write.
+        path: the file to write; one that exists is replaced, a link is followed.
+        source: the file that the model came from: its external data lies beside it.
+        external_data: "keep" leaves the data files where they are, "copy" puts copies beside `path`, "auto" keeps them if
+            `path` is in the folder of `source` and copies them otherwise.
+        unchanged: the model is what `source` holds: its own bytes are written, which are not always those that protobuf
+            would write.
+
+    Raises:
+        OutputError: nothing was written.
+        UsageError: "keep" with another folder, or external data whose folder is not known.
+    """
+    path = Path(path)
+    source = None if source is None else Path(source)
+    same_form = source is not None and _text_format(source) == _text_format(path)
+    data = None if unchanged and same_form else _serialise(model, path)
+    copies = plan_copies(model, path, source, external_data, data)
+    with Staging() as staging:
+        for original, target in copies:
+            staging.copy(original, target)
+        # The model comes last: a reader who sees it finds its data there.
+        if data is not None:
+            staging.write(path, data)
+        elif source is not None and os.path.realpath(source) != os.path.realpath(path):
+            staging.copy(source, path)
+        else:
+            check_output(path)
+        staging.commit()
+
+
+def plan_copies(
+    model: ModelProto, path: Path, source: Path | None, mode: ExternalDataMode, data: bytes | None = None
+) -> list[tuple[Path, Path]]:
+    """Which data files `save` copies where, as (file, copy); refuses what would lose or overwrite data.
+
+    Args:
+        model, path, source, mode: as for `save`.
+        data: the serialised model where it is at hand, which tells quickly that there is no external data.
+
+    Raises:
+        OutputError, UsageError: as `save` does.
+    """
+    if mode not in ("auto", "keep", "copy"):
+        raise UsageError(f"external_data is {mode!r}.", "Use 'auto', 'keep' or 'copy'.")
+    if data is not None and _text_format(path) is None and b"location" not in data:
+        return []
+    locations = [file.location for file in external_files(model)]
+    if not locations:
+        return []
+    folder = path.parent
+    home = folder if source is None else source.parent
+    for location in locations:
+        for file in (home / location, folder / location):
+            if os.path.realpath(file) == os.path.realpath(path):
+                raise OutputError(f"{path} is a data file of the model itself.", "Choose another name for the output.")
+    if source is None:
+        missing = [location for location in locations if not (folder / location).is_file()]
+        if missing:
+            raise UsageError(
+                f"The model's external data {missing[0]!r} is not in {folder}, and where the model came from is not known.",
+                "Load the model by its path, or save it into the folder of its data.",
+            )
+        return []
+    if os.path.realpath(home) == os.path.realpath(folder):
+        return []
+    if mode == "keep":
+        raise UsageError(
+            f"{path} is not in {home}, where the model's external data is kept.",
+            f"Save into {home}, or let the data be copied (--external-data copy).",
+        )
+    copies = [(home / location, folder / location) for location in locations]
+    return [(original, target) for original, target in copies if not _is_there(original, target, folder)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            inside = sorted(path.glob("*.onnx"))
+            remedy = f"Name the model in it, for example {inside[0]}." if inside else "Name the model file itself."
+            raise ModelError(f"{path} is a folder.", remedy)
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{path} is not a regular file.", "Save the model as a file first.")
+        if status.st_size > _PROTOBUF_LIMIT:
+            raise ModelError(f"{path} is larger than 2 GiB, which protobuf cannot read.", _EMBED_LESS)
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelError(f"{path} does not exist.", _similar(path)) from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ModelError(f"Cannot read {path}: {reason}.", "Check the path and the permissions of the file.") from error
+    if not data:
+        raise ModelError(f"{path} is empty.", "Export, copy or download it again.")
+    return data
+
+
+def _similar(path: Path) -> str:
+    try:
+        names = [entry.name for entry in os.scandir(path.parent) if entry.name.endswith(".onnx")]
+    except OSError:
+        return f"The folder {path.parent} does not exist either: check the path."
+    close = difflib.get_close_matches(path.name, names, 1)
+    return f"Did you mean {path.parent / close[0]}?" if close else "Check the path."
+
+
+def _text_format(path: Path) -> str | None:
+    """The name of onnx's text form for this suffix; None for the usual binary one."""
+    name: str | None = onnx.serialization.registry.get_format_from_file_extension(path.suffix)
+    return None if name == "protobuf" else name
+
+
+def _parse(data: bytes, path: Path) -> ModelProto:
+    form = _text_format(path)
+    if form is not None:
+        try:
+            return onnx.load_model_from_string(data, format=form)
+        except Exception as error:  # each of the text parsers raises its own kind
+            reason = one_sentence(error)
+            raise ModelError(
+                f"{path} is not a model in onnx's {form} form: {reason}", "Give the binary .onnx file."
+            ) from error
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise _undecodable(data, path) from None
+    return model
+
+
+def _undecodable(data: bytes, path: Path) -> ModelError:
+    for start, what, remedy in _MISTAKEN:
+        if data.startswith(start):
+            return ModelError(f"{path} {what}.", remedy)
+    if data[4:8] == b"ORTM":
+        return ModelError(f"{path} is in ONNX Runtime's own format.", "Give the .onnx file it was made from.")
+    missing = _missing_bytes(data)
+    if missing is None:
+        return ModelError(f"{path} is not an ONNX model.", "Give a file that torch.onnx.export or onnx.save wrote.")
+    if missing > 0:
+        cause = f"{path} is cut short: at least {missing} of its bytes are missing after {len(data)}."
+        return ModelError(cause, "Copy or download it again.")
+    return ModelError(
+        f"{path} is damaged: it begins as an ONNX model but cannot be read.", "Copy or download it again."
+    )
+
+
+def _missing_bytes(data: bytes) -> int | None:
+    """Bytes that the last outer field announces beyond the end of the file; None if these are no fields of a model."""
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        field, wire = tag >> 3, tag & 7
+        if _MODEL_FIELDS.get(field) != wire:
+            return None
+        value, position = _varint(data, position)
+        if wire == 2:
+            position += value
+    return position - len(data)
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < len(data) and shift < 70:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, position
+    return value, position + 1  # past the end: the number itself is cut
+
+
+def _require_model(model: ModelProto, path: Path) -> None:
+    if not model.HasField("graph"):
+        raise ModelError(f"{path} holds no graph: it is no ONNX model, or cut short.", "Export or copy it again.")
+    if not model.opset_import:
+        raise ModelError(f"{path} imports no opset: it is no ONNX model, or cut short.", "Export or copy it again.")
+    installed = f"the installed onnx {onnx.__version__}"
+    remedy = "Update it (pip install -U onnx), or export the model with an older opset."
+    newest = onnx.defs.onnx_opset_version()
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > newest:
+            raise ModelError(f"{path} uses opset {opset.version}; {installed} knows up to {newest}.", remedy)
+    if model.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"{path} has IR version {model.ir_version}; {installed} knows up to {onnx.IR_VERSION}.", remedy
+        )
+
+
+def _serialise(model: ModelProto, path: Path) -> bytes:
+    form = _text_format(path)
+    try:
+        if form is not None:
+            serialised: bytes | str = onnx.serialization.registry.get(form).serialize_proto(model)
+            return serialised.encode() if isinstance(serialised, str) else serialised
+        data: bytes = model.SerializeToString()
+    except (EncodeError, ValueError) as error:
+        raise OutputError(
+            f"Cannot write {path}: protobuf cannot serialise the model ({error}).", _EMBED_LESS
+        ) from error
+    if len(data) > _PROTOBUF_LIMIT:
+        raise OutputError(f"Cannot write {path}: the model is larger than 2 GiB, which no one could read.", _EMBED_LESS)
+    return data
+
+
+def _is_there(original: Path, target: Path, folder: Path) -> bool:
+    """Whether the target already has these contents."""
+    if not Path(os.path.realpath(target)).is_relative_to(os.path.realpath(folder)):
+        raise OutputError(f"{target} leads out of {folder} by a link.", "Choose another folder for the output.")
+    if not target.exists():
+        return False
+    if target.is_file() and _same_contents(original, target):
+        return True
+    raise OutputError(
+        f"{target} exists and differs from {original}, which would be copied there.",
+        "Choose another folder for the output, or move that file away.",
+    )
+
+
+def _same_contents(one: Path, other: Path) -> bool:
+    # Not filecmp.cmp: it remembers its answers, and believes equal times of change.
+    try:
+        if one.samefile(other):
+            return True
+        if one.stat().st_size != other.stat().st_size:
+            return False
+        with one.open("rb") as left, other.open("rb") as right:
+            while block := left.read(1 << 20):
+                if block != right.read(1 << 20):
+                    return False
+        return True
+    except OSError as error:
+        raise OutputError(
+            f"Cannot compare {one} with {other}: {error.strerror}.", "Check their permissions."
+        ) from error

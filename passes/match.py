@@ -1,0 +1,449 @@
+"""Tries a pattern at a node of the canonical view: a `Match`, or a `NearMiss` that says how far it got and what stopped it.
+
+Matching only reads. The search is a depth-first one with continuations: every choice (operand order, alternatives) is undone
+when what follows fails, and a budget bounds the steps spent at one node.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_fuse.passes.dims import Dim
+from onnx_fuse.passes.graph import Node, Reference
+from onnx_fuse.passes.view import ATTRIBUTE_INPUTS, View
+from onnx_fuse.patterns.dsl import AnyOf, Named, Number, Op, Output, Pattern, Shaped, Term, Tree, Variable, root_keys
+
+STEP_BUDGET = 20_000
+"""Most terms tried at one node; a pattern that needs more is refused there, and says so."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A pattern found in the view.
+
+    Attributes:
+        pattern: the pattern.
+        root: the node the match is anchored at.
+        value: the value the pattern's result stands for.
+        values: for several results, the value of each.
+        bindings: variable, name or dimension -> value name, attribute value or `Dim`.
+        nodes: matched canonical nodes, in graph order.
+    """
+
+    pattern: Pattern
+    root: Node
+    value: str
+    values: tuple[str, ...]
+    bindings: Mapping[str, Any]
+    nodes: tuple[Node, ...]
+
+    def __contains__(self, name: str) -> bool:
+        return self.bindings.get(name) is not None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.bindings[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The binding, or `default` where the variable was not bound."""
+        found = self.bindings.get(name)
+        return default if found is None else found
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """The attempt that got furthest.
+
+    Attributes:
+        pattern: the pattern.
+        root: the node the attempt started at.
+        failed_at: name of the node (or value) that did not fit.
+        matched: nodes matched before.
+        reason: what was found there and what was wanted.
+        reached: operator types of the nodes that were looked at.
+    """
+
+    pattern: Pattern
+    root: Node
+    failed_at: str
+    matched: int
+    reason: str
+    reached: frozenset[str]
+
+
+def match_at(pattern: Pattern, node: Node, view: View) -> Match | NearMiss:
+    """Tries the pattern with `node` as its root."""
+    return _Attempt(pattern, node, view).run()
+
+
+class _BudgetSpent(Exception):
+    pass
+
+
+Continuation = Callable[[], bool]
+
+
+class _Attempt:
+    def __init__(self, pattern: Pattern, root: Node, view: View) -> None:
+        self.pattern = pattern
+        self.root = root
+        self.view = view
+        self.bindings: dict[str, Any] = {}
+        self.nodes: dict[tuple[int, str], Node] = {}
+        self.suffix = ""
+        self.steps = 0
+        self.best = -1
+        self.failure: tuple[str, Callable[[], str]] = (root.name, lambda: "nothing matched")
+        self.reached: set[str] = set()
+        self.values: list[str] = []
+
+    def run(self) -> Match | NearMiss:
+        value = self._root_value()
+        self.values = [value]
+        try:
+            matched = self._term(self.pattern.root, value, lambda: self._others(0))
+        except _BudgetSpent:
+            matched = False
+            self.best, self.failure = len(self.nodes), (self.root.name, lambda: f"more than {STEP_BUDGET} steps were needed")
+        if matched:
+            return self._match()
+        failed_at, reason = self.failure
+        return NearMiss(
+            self.pattern, self.root, failed_at, max(self.best, 0), reason(), frozenset(self.reached)
+        )
+
+    def _match(self) -> Match:
+        nodes = sorted({id(node): node for node in self.nodes.values()}.values(), key=lambda node: node.position)
+        return Match(self.pattern, self.root, self.values[0], tuple(self.values), dict(self.bindings), tuple(nodes))
+
+    def _root_value(self) -> str:
+        index = _output_index(self.pattern.root)
+        outputs = self.root.outputs
+        return outputs[index] if index < len(outputs) else outputs[0]
+
+    def _others(self, index: int) -> bool:
+        if index == len(self.pattern.others):
+            return self._requirements()
+        term = self.pattern.others[index]
+        for value in self._candidates(term):
+            self.values.append(value)
+            if self._term(term, value, lambda: self._others(index + 1)):
+                return True
+            self.values.pop()
+        return self._fail(self.root.name, lambda: f"no node beside it fits result {index + 2} of the pattern")
+
+    def _candidates(self, term: Term) -> Iterator[str]:
+        """Values that could be another result of the pattern: made by a node near what is bound already."""
+        keys = set(root_keys(term))
+        index = _output_index(term)
+        seen: set[str] = set()
+        frontier = [item for item in self.bindings.values() if isinstance(item, str)]
+        frontier += [output for node in self.nodes.values() for output in node.outputs]
+        for _ in range(self.pattern.size):
+            following: list[str] = []
+            for name in frontier:
+                for node in self.view.readers(name):
+                    if index >= len(node.outputs) or node.outputs[index] in seen:
+                        continue
+                    value = node.outputs[index]
+                    seen.add(value)
+                    following.append(value)
+                    if node.key in keys:
+                        yield value
+            frontier = following
+
+    def _requirements(self) -> bool:
+        match = self._match()
+        for requirement in self.pattern.requirements:
+            sentence = requirement(match, self.view)
+            if sentence is not None:
+                return self._fail(self.root.name, lambda text=sentence: text)  # type: ignore[misc]
+        return True
+
+    # -- bookkeeping -----------------------------------------------------------------------------------------------
+
+    def _fail(self, where: str, reason: Callable[[], str]) -> bool:
+        if len(self.nodes) > self.best:
+            self.best = len(self.nodes)
+            self.failure = (where, reason)
+        return False
+
+    def _bind(self, name: str, item: Any, then: Continuation) -> bool:
+        self.bindings[name] = item
+        if then():
+            return True
+        del self.bindings[name]
+        return False
+
+    # -- terms -----------------------------------------------------------------------------------------------------
+
+    def _term(self, term: Term, value: str, then: Continuation) -> bool:
+        self.steps += 1
+        if self.steps > STEP_BUDGET:
+            raise _BudgetSpent
+        if isinstance(term, Op):
+            return self._op(term, 0, value, then)
+        if isinstance(term, Variable):
+            return self._variable(term, value, then)
+        if isinstance(term, Number):
+            return self._number(term, value, then)
+        if isinstance(term, AnyOf):
+            return any(self._term(alternative, value, then) for alternative in term.alternatives)
+        if isinstance(term, Output):
+            return self._op(term.op, term.index, value, then)
+        if isinstance(term, Shaped):
+            return self._shaped(term, value, then)
+        if isinstance(term, Named):
+            resolved = self.view.resolve(value)
+            return self._term(term.inner, value, lambda: self._bind(term.name + self.suffix, resolved, then))
+        if isinstance(term, Tree):
+            return self._tree(term, value, then)
+        raise TypeError(f"unknown pattern term {term!r}")
+
+    def _variable(self, term: Variable, value: str, then: Continuation) -> bool:
+        name = term.name + self.suffix
+        if not value:
+            if term.kind == "optional":
+                return then()
+            return self._fail(self.root.name, lambda: f"an input is absent where the pattern wants {name}")
+        value = self.view.resolve(value)
+        if name in self.bindings:
+            bound = self.bindings[name]
+            if bound == value or self._equal_constants(bound, value):
+                return then()
+            return self._fail(value, lambda: f"{value} stands where {bound} was expected again ({name})")
+        if term.kind == "constant" and not self.view.is_constant(value):
+            return self._fail(value, lambda: f"{value} is not a constant ({name})")
+        if term.kind == "scalar" and self.view.scalar(value) is None:
+            return self._fail(value, lambda: f"{value} is not a constant with one element ({name})")
+        return self._bind(name, value, then)
+
+    def _equal_constants(self, a: str, b: str) -> bool:
+        left, right = self.view.scalar(a), self.view.scalar(b)
+        return left is not None and left == right
+
+    def _number(self, term: Number, value: str, then: Continuation) -> bool:
+        found = self.view.scalar(value) if value else None
+        if found is None:
+            return self._fail(value, lambda: f"{self._describe(value)}, pattern wants the constant {term.value:g}")
+        if not math.isclose(found, term.value, rel_tol=term.tolerance, abs_tol=1e-12 if term.value else term.tolerance):
+            return self._fail(value, lambda: f"the constant is {found:g}, pattern wants {term.value:g}")
+        return then()
+
+    def _shaped(self, term: Shaped, value: str, then: Continuation) -> bool:
+        shape = self.view.shape(value) if value else None
+        wanted = " ".join(str(dim) for dim in term.dims)
+        if shape is None or len(shape) != len(term.dims):
+            found = "unknown" if shape is None else f"[{', '.join(map(str, shape))}]"
+            return self._fail(value, lambda: f"{value} has shape {found}, pattern wants [{wanted}]")
+        added: list[str] = []
+        try:
+            for have, want in zip(shape, term.dims, strict=True):
+                if want == "_" or have == want:
+                    continue
+                if isinstance(want, str):
+                    bound = self.bindings.get(want)
+                    if bound is None:
+                        self.bindings[want] = have
+                        added.append(want)
+                        continue
+                    if bound == have:
+                        continue
+                    expected: Dim | str = bound
+                else:
+                    expected = want
+                sentence = f"dimension {want} of {value} is {have}, elsewhere in the match it is {expected}"
+                return self._fail(value, lambda text=sentence: text)  # type: ignore[misc]
+            if self._term(term.inner, value, then):
+                added.clear()
+                return True
+            return False
+        finally:
+            for name in added:
+                self.bindings.pop(name, None)
+
+    def _tree(self, term: Tree, value: str, then: Continuation) -> bool:
+        leaves: list[str] = []
+        inner: list[Node] = []
+        pending = [value]
+        while pending:
+            item = pending.pop()
+            node = self.view.producer(item)
+            if node is not None and node.key == ("", term.op_type) and len(inner) < term.most:
+                inner.append(node)
+                pending.extend(reversed(self.view.inputs(node)))
+            else:
+                leaves.append(item)
+        if not term.least <= len(leaves) <= term.most:
+            found = len(leaves)
+            return self._fail(
+                self.root.name, lambda: f"{found} operands of {term.op_type}, pattern wants {term.least} to {term.most}"
+            )
+        for node in inner:
+            self.nodes[(id(node), "tree")] = node
+        if self._bind(term.count, len(leaves), lambda: self._numbered(term.leaf, leaves, 0, then)):
+            return True
+        for node in inner:
+            self.nodes.pop((id(node), "tree"), None)
+        return False
+
+    def _numbered(self, term: Term, values: Sequence[str], index: int, then: Continuation) -> bool:
+        """Matches `term` against each value, its variables numbered from 1."""
+        outer = self.suffix
+        if index == len(values):
+            self.suffix = ""
+            if then():
+                return True
+            self.suffix = outer
+            return False
+        self.suffix = f"_{index + 1}"
+        if self._term(term, values[index], lambda: self._numbered(term, values, index + 1, then)):
+            return True
+        self.suffix = outer
+        return False
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    def _op(self, op: Op, index: int, value: str, then: Continuation) -> bool:
+        view = self.view
+        node = view.producer(value) if value else None
+        if node is None:
+            return self._fail(value, lambda: f"{self._describe(value)}, pattern wants {_op_label(op)}")
+        self.reached.add(node.op_type)
+        if node.op_type not in op.op_types or node.domain != op.domain:
+            return self._fail(node.name, lambda: f"found {_label(node)}, pattern wants {_op_label(op)}")
+        key = (id(op), self.suffix)
+        bound = self.nodes.get(key)
+        if bound is not None:
+            return then() if bound is node else self._fail(node.name, lambda: f"pattern wants {bound.name} here again")
+        if op.since > 1 or op.until < (1 << 30):
+            opset = view.graph.opset(node.domain)
+            if not op.since <= opset <= op.until:
+                return self._fail(node.name, lambda: f"opset {opset} is outside {op.since} to {op.until}")
+        if view.resolve(node.outputs[index] if index < len(node.outputs) else "") != view.resolve(value):
+            return self._fail(node.name, lambda: f"{value} is not output {index} of {node.name}")
+        captured: dict[str, Any] = {}
+        for name, wanted in op.attributes.items():
+            problem = self._attribute(node, name, wanted, captured)
+            if problem is not None:
+                return self._fail(node.name, lambda text=problem: text)  # type: ignore[misc]
+        self.nodes[key] = node
+        self.bindings.update(captured)
+        if self._inputs(op, node, then):
+            return True
+        for name in captured:
+            self.bindings.pop(name, None)
+        del self.nodes[key]
+        return False
+
+    def _inputs(self, op: Op, node: Node, then: Continuation) -> bool:
+        inputs = _data_inputs(node, self.view)
+        terms = op.inputs
+        if op.variadic is not None:
+            rest = inputs[len(terms) :]
+            term, count = op.variadic
+            return self._sequence(
+                terms,
+                inputs[: len(terms)],
+                0,
+                lambda: self._bind(count, len(rest), lambda: self._numbered(term, rest, 0, then)),
+            )
+        if len(inputs) > len(terms):
+            extra = len(inputs)
+            return self._fail(node.name, lambda: f"{node.op_type} has {extra} inputs, pattern wants {len(terms)}")
+        padded = [*inputs, *[""] * (len(terms) - len(inputs))]
+        if self._sequence(terms, padded, 0, then):
+            return True
+        return op.commutative and self._sequence(terms, padded[::-1], 0, then)
+
+    def _sequence(self, terms: Sequence[Term], values: Sequence[str], index: int, then: Continuation) -> bool:
+        if index == len(terms):
+            return then()
+        return self._term(terms[index], values[index], lambda: self._sequence(terms, values, index + 1, then))
+
+    def _attribute(self, node: Node, name: str, wanted: Any, captured: dict[str, Any]) -> str | None:
+        found = self.view.attribute(node, name)
+        if isinstance(found, Reference):
+            return f"attribute {name} is not known before run time ({found!r})"
+        if name in ("axis", "axes") and found is not None:
+            found = self._counted_like(node, found, wanted)
+        if isinstance(wanted, Variable):
+            previous = self.bindings.get(wanted.name + self.suffix)
+            if previous is not None and previous != found:
+                return f"attribute {name} is {_show(found)}, elsewhere it is {_show(previous)}"
+            captured[wanted.name + self.suffix] = found
+            return None
+        if callable(wanted):
+            verdict = wanted(found)
+            if verdict is True:
+                return None
+            return f"attribute {name} is {_show(found)}" + (f", pattern wants {verdict}" if isinstance(verdict, str) else "")
+        if _same(found, wanted):
+            return None
+        return f"attribute {name} is {_show(found)}, pattern wants {_show(wanted)}"
+
+    def _counted_like(self, node: Node, axes: Any, wanted: Any) -> Any:
+        """Axes counted from the end where the pattern does so, else from the front; unchanged where the rank is unknown."""
+        rank = self.view.rank(node.inputs[0])
+        if rank is None:
+            return axes
+        from_end = any(isinstance(item, int) and item < 0 for item in (wanted if isinstance(wanted, (list, tuple)) else [wanted]))
+
+        def counted(axis: Any) -> Any:
+            if not isinstance(axis, int):
+                return axis
+            return axis % rank - rank if from_end else axis % rank
+
+        return [counted(axis) for axis in axes] if isinstance(axes, list) else counted(axes)
+
+    def _describe(self, value: str) -> str:
+        if not value:
+            return "an input is absent"
+        value = self.view.resolve(value)
+        node = self.view.producer(value)
+        if node is not None:
+            return f"found {_label(node)} {node.name}"
+        kind = "the constant" if self.view.is_constant(value) else "the graph input"
+        return f"found {kind} {value}"
+
+
+def _data_inputs(node: Node, view: View) -> list[str]:
+    """Canonical inputs without those that patterns see as attributes, and without absent ones at the end."""
+    inputs = [view.resolve(name) if name else "" for name in node.inputs]
+    if node.domain == "" and node.op_type in ATTRIBUTE_INPUTS:
+        inputs = inputs[: min(ATTRIBUTE_INPUTS[node.op_type].values())]
+    elif node.domain == "" and node.op_type in ("Reshape", "Expand"):
+        # Where a Reshape or Expand leads is a shape, not an operand: patterns use op.shape.
+        inputs = inputs[:1]
+    while inputs and not inputs[-1]:
+        inputs.pop()
+    return inputs
+
+
+def _output_index(term: Term) -> int:
+    while isinstance(term, (Shaped, Named)):
+        term = term.inner
+    return term.index if isinstance(term, Output) else 0
+
+
+def _label(node: Node) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+
+
+def _op_label(op: Op) -> str:
+    names = " or ".join(op.op_types)
+    return f"{op.domain}::{names}" if op.domain else names
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, float) or isinstance(found, float):
+        return isinstance(found, (int, float)) and math.isclose(float(found), float(wanted), rel_tol=1e-4)
+    if isinstance(wanted, tuple):
+        wanted = list(wanted)
+    return bool(found == wanted)

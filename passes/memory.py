@@ -1,0 +1,120 @@
+"""How much memory running a model takes, roughly, and how much there is: asked before a run, so that nobody is killed by it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from onnx import ModelProto, TensorProto, helper, shape_inference
+
+from onnx_fuse.passes.external_data import byte_size, tensors
+
+# A model with inline weights exists as protobuf, as bytes and as the session's tensors.
+_COPIES_INLINE = 3
+# Large values alive at once, counted in the size of the largest: the input and output of a node, and a neighbour's.
+_LARGE_VALUES_ALIVE = 4
+_BASE = 64 << 20
+_SMALL_CONSTANT = 64
+_UNLIMITED = 1 << 60
+
+
+def available_bytes() -> int | None:
+    """Memory this process may still take: the least of what the machine has free and what its cgroup allows; None if unknown."""
+    found = [*_machine_bytes(), *_cgroup_bytes()]
+    return min(found) if found else None
+
+
+def needed_bytes(original: ModelProto, fused: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Rough peak in bytes of running the two models, one after the other, on inputs of the given shapes.
+
+    Counts the weights of the larger (those in external data once: they are mapped, not copied) and a few of the
+    original's largest value.
+    """
+    weights = max(_weight_bytes(original), _weight_bytes(fused))
+    return _BASE + weights + _LARGE_VALUES_ALIVE * _largest_value(original, shapes)
+
+
+def _weight_bytes(model: ModelProto) -> int:
+    return sum(
+        byte_size(tensor) * (1 if tensor.data_location == TensorProto.EXTERNAL else _COPIES_INLINE)
+        for tensor, _ in tensors(model)
+    )
+
+
+def _largest_value(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of the largest value whose shape follows from the inputs'; 0 when none does."""
+    skeleton = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = skeleton.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.output.extend(model.graph.output)
+    for value in model.graph.input:
+        if value.name in shapes:
+            elem_type = value.type.tensor_type.elem_type
+            graph.input.append(helper.make_tensor_value_info(value.name, elem_type, shapes[value.name]))
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL and math.prod(tensor.dims) <= _SMALL_CONSTANT:
+            graph.initializer.append(tensor)  # it may be a shape or an axis
+        else:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    try:
+        inferred = shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    except Exception:  # an estimate is no place to complain about the model: running it will
+        inferred = graph
+    weights = {tensor.name for tensor in model.graph.initializer}
+    largest = 0
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in weights and all(dim.HasField("dim_value") for dim in dims):
+            elem_type = value.type.tensor_type.elem_type
+            largest = max(largest, byte_size(TensorProto(data_type=elem_type, dims=[dim.dim_value for dim in dims])))
+    return largest
+
+
+def _machine_bytes() -> list[int]:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return [int(line.split()[1]) << 10]
+    except (OSError, ValueError):
+        pass
+    try:
+        return [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (OSError, ValueError, AttributeError):
+        return []
+
+
+def _cgroup_bytes() -> list[int]:
+    """What is left of the memory limit of each control group this process is in (version 1 and 2, innermost to root)."""
+    try:
+        memberships = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return []
+    left: list[int] = []
+    for _, controllers, path in memberships:
+        if controllers not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup") / controllers
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        folder = root / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            if not group.is_relative_to(root):
+                break
+            try:
+                limit, used = (int((group / name).read_text()) for name in names)
+            except (OSError, ValueError):  # no such file, or "max"
+                continue
+            if limit < _UNLIMITED:
+                left.append(max(limit - used + _reclaimable(group), 0))
+    return left
+
+
+def _reclaimable(group: Path) -> int:
+    """Page cache charged to a control group, in bytes: it counts as used, and goes when memory is asked for."""
+    try:
+        entries = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(entries.get("inactive_file", 0)) + int(entries.get("active_file", 0))

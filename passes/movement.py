@@ -1,0 +1,248 @@
+"""Chains of Reshape, Transpose, Squeeze, Unsqueeze and Flatten as one move: split, permute, merge.
+
+Whatever chain an exporter writes, it comes down to: split the axes of a base value into atoms, permute the atoms, merge
+neighbours. [B, S, h*d] -> Reshape -> Transpose -> Reshape -> Transpose -> Reshape and a single Transpose that does the same
+are then equal, and a pattern needs one form of head split and one of head merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnx_fuse.passes import dims as d
+from onnx_fuse.passes.dims import Dim, Shape
+from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.view import View
+
+MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Move:
+    """How a value is made from `base` by moving data alone.
+
+    Attributes:
+        base: the value moved.
+        sizes: size of each atom, by its number.
+        before: for each axis of the base, the atoms it is split into.
+        after: for each axis of the result, the atoms merged into it (none: an axis of size 1).
+    """
+
+    base: str
+    sizes: dict[int, Dim]
+    before: Groups
+    after: Groups
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the result."""
+        return self._shape(self.after)
+
+    @property
+    def base_shape(self) -> Shape:
+        """Shape of the base."""
+        return self._shape(self.before)
+
+    @property
+    def order(self) -> list[int]:
+        """Atoms in the order of the result."""
+        return [atom for group in self.after for atom in group]
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether a Reshape alone does it."""
+        return self.order == [atom for group in self.before for atom in group]
+
+    def _shape(self, groups: Groups) -> Shape:
+        return tuple(d.product(self.sizes[atom] for atom in group) for group in groups)
+
+
+def identity(base: str, shape: Shape) -> Move:
+    """The move that does nothing."""
+    groups = tuple((axis,) for axis in range(len(shape)))
+    return Move(base, dict(enumerate(shape)), groups, groups)
+
+
+def find_move(view: View, value: str) -> Move | None:
+    """The longest chain of data movement that ends in `value`; None where its shape is unknown.
+
+    A value that no movement makes is its own base.
+    """
+    value = view.resolve(value)
+    chain: list[Node] = []
+    base = value
+    node = view.producer(base)
+    while node is not None and node.domain == "" and node.op_type in MOVES:
+        chain.append(node)
+        base = view.resolve(node.inputs[0])
+        node = view.producer(base)
+    shape = view.shape(base)
+    move = None if shape is None or 0 in shape else identity(base, shape)
+    for node in reversed(chain):
+        shape = view.shape(node.outputs[0])
+        if shape is None or 0 in shape:
+            move = None
+            continue
+        moved = None if move is None else _apply(move, node, shape, view)
+        move = moved if moved is not None else identity(view.resolve(node.outputs[0]), shape)
+    return move
+
+
+def _apply(move: Move, node: Node, shape: Shape, view: View) -> Move | None:
+    if node.op_type == "Transpose":
+        perm = view.attribute(node, "perm") or list(reversed(range(len(move.after))))
+        return replace(move, after=tuple(move.after[axis] for axis in perm))
+    return regroup(move, shape)
+
+
+def regroup(move: Move, shape: Shape) -> Move | None:
+    """The move followed by a Reshape to `shape`; None where the two shapes cannot be told to fit."""
+    sizes = dict(move.sizes)
+    before = [list(group) for group in move.before]
+    queue = move.order
+    after: list[tuple[int, ...]] = []
+    for target in shape:
+        group: list[int] = []
+        if target == 1:
+            if queue and sizes[queue[0]] == 1:
+                group.append(queue.pop(0))
+            after.append(tuple(group))
+            continue
+        have: Dim = 1
+        while have != target:
+            if not queue:
+                return None
+            atom = queue.pop(0)
+            total = d.multiply(have, sizes[atom])
+            if d.divide(target, total) is not None:
+                group.append(atom)
+                have = total
+                continue
+            part = d.divide(target, have)
+            rest = None if part is None else d.divide(sizes[atom], part)
+            if part is None or rest is None:
+                return None
+            first, second = max(sizes) + 1, max(sizes) + 2
+            sizes[first], sizes[second] = part, rest
+            del sizes[atom]
+            before = [_split(item, atom, first, second) for item in before]
+            queue.insert(0, second)
+            group.append(first)
+            have = target
+        after.append(tuple(group))
+    if any(sizes[atom] != 1 for atom in queue):
+        return None
+    if queue:
+        if not after:
+            return None if queue else move
+        after[-1] = (*after[-1], *queue)
+    return Move(move.base, sizes, tuple(map(tuple, before)), tuple(after))
+
+
+def _split(group: list[int], atom: int, first: int, second: int) -> list[int]:
+    return [item for old in group for item in ((first, second) if old == atom else (old,))]
+
+
+def coalesce(move: Move) -> Move:
+    """The same move with as few atoms as it needs: neighbours that stay together become one."""
+    follows = {}
+    for group in move.before:
+        for left, right in zip(group, group[1:], strict=False):
+            follows[left] = right
+    sizes = dict(move.sizes)
+    merged: dict[int, int] = {}
+    after: list[tuple[int, ...]] = []
+    for group in move.after:
+        out: list[int] = []
+        last = -1
+        for atom in group:
+            if out and follows.get(last) == atom:
+                merged[atom] = out[-1]
+                sizes[out[-1]] = d.multiply(sizes[out[-1]], sizes.pop(atom))
+            else:
+                out.append(atom)
+            last = atom
+        after.append(tuple(out))
+    before = tuple(tuple(atom for atom in group if atom not in merged) for group in move.before)
+    return Move(move.base, sizes, before, tuple(after))
+
+
+def reshape_target(have: Shape, want: Shape) -> list[int] | None:
+    """A constant Reshape target (0 copies, one -1) that leads from `have` to `want`; None where there is none."""
+    target: list[int] = []
+    for axis, dim in enumerate(want):
+        if isinstance(dim, int):
+            target.append(dim)
+        elif axis < len(have) and have[axis] == dim:
+            target.append(0)
+        elif -1 not in target:
+            target.append(-1)
+        else:
+            return None
+    return None if any(dim == 0 for dim in want) else target
+
+
+def write_move(view: View, move: Move, like: Node, output: str | None = None, covers: Sequence[Node] = ()) -> str | None:
+    """Adds the canonical nodes of a move to the view: Reshape, Transpose, Reshape, each only where needed.
+
+    Args:
+        like: the node whose place and name the new nodes take.
+        output: the value the move makes; None for a new one.
+        covers: nodes the new ones stand for.
+
+    Returns:
+        The name of the result, or None (and no change) where a shape cannot be written as a constant.
+    """
+    move = coalesce(move)
+    steps = _steps(move)
+    if steps is None:
+        return None
+    if not steps:
+        if output is None:
+            return move.base
+        made = view.producer(move.base)
+        if made is not None and not view.exists_in_original(move.base) and len(made.outputs) == 1:
+            view.adopt(output, made)
+        else:
+            view.alias(output, move.base)
+        return output
+    value = move.base
+    for number, (op_type, numbers) in enumerate(steps):
+        inputs, attributes = [value], {}
+        if op_type == "Reshape":
+            inputs.append(view.array(np.array(numbers, dtype=np.int64), like.outputs[0]))
+        else:
+            attributes["perm"] = numbers
+        if output is not None and number == len(steps) - 1:
+            view.replace(output, op_type, inputs, attributes, like=like, covers=covers)
+            value = output
+        else:
+            value = view.add(op_type, inputs, attributes, like=like, covers=covers)
+    return value
+
+
+def _steps(move: Move) -> list[tuple[str, list[int]]] | None:
+    steps: list[tuple[str, list[int]]] = []
+    shape = move.base_shape
+    if not move.keeps_order:
+        atoms = [atom for group in move.before for atom in group]
+        split = tuple(move.sizes[atom] for atom in atoms)
+        if split != shape:
+            target = reshape_target(shape, split)
+            if target is None:
+                return None
+            steps.append(("Reshape", target))
+        perm = [atoms.index(atom) for atom in move.order]
+        steps.append(("Transpose", perm))
+        shape = tuple(split[axis] for axis in perm)
+    if shape != move.shape:
+        target = reshape_target(shape, move.shape)
+        if target is None:
+            return None
+        steps.append(("Reshape", target))
+    return steps

@@ -1,0 +1,65 @@
+"""The sweep that makes a view canonical: every rule on every node, once, in graph order.
+
+A rule looks at one node whose inputs are canonical already and either declares something (an alias, a replacement) and returns
+True, or returns False. Rules are grouped by subject in the `normalize_*` modules; their order stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from onnx_fuse.passes import normalize_attention, normalize_linear, normalize_move, normalize_norm, normalize_scale
+from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.view import View
+
+Rule = Callable[[View, Node], bool]
+
+_MOVE_RULES: tuple[Rule, ...] = (normalize_scale.scale_after_move, normalize_move.merge_moves)
+
+RULES: Mapping[str, Sequence[Rule]] = {
+    "Identity": (normalize_move.drop_identity,),
+    "Dropout": (normalize_move.drop_dropout,),
+    "Cast": (normalize_move.drop_cast,),
+    "Expand": (normalize_move.drop_expand,),
+    "Concat": (normalize_move.drop_single_concat,),
+    "Reshape": _MOVE_RULES,
+    "Transpose": _MOVE_RULES,
+    "Squeeze": _MOVE_RULES,
+    "Unsqueeze": _MOVE_RULES,
+    "Flatten": _MOVE_RULES,
+    "Attention": (normalize_attention.decompose_attention,),
+    "Gemm": (normalize_linear.split_gemm,),
+    "MatMul": (normalize_scale.scale_after_matmul, normalize_linear.matmul_before_move),
+    "Add": (normalize_norm.layer_norm_shift, normalize_linear.bias_before_move),
+    "Div": (normalize_norm.bare_norm, normalize_scale.multiply_by_reciprocal),
+    "Mul": (
+        normalize_scale.merge_scales,
+        normalize_norm.bare_norm,
+        normalize_norm.norm_scale,
+        normalize_norm.swish_rule,
+        normalize_norm.gelu,
+    ),
+}
+
+_STEPS_PER_NODE = 64
+
+
+def normalize(view: View, rules: Mapping[str, Sequence[Rule]] = RULES) -> int:
+    """Applies the rules; returns how many times one fired."""
+    fired = 0
+    view.take_new_nodes()
+    for original in view.graph.nodes:
+        if original.domain != "" or original.op_type not in rules:
+            continue
+        pending = [original]
+        steps = 0
+        while pending and steps < _STEPS_PER_NODE:
+            node = pending.pop(0)
+            for rule in rules.get(node.op_type, ()):
+                if not view.is_canonical(node):
+                    break
+                if rule(view, node):
+                    fired += 1
+                    steps += 1
+                    pending.extend(view.take_new_nodes())
+    return fired

@@ -1,0 +1,96 @@
+"""Rules on linear layers: Gemm is MatMul and Add, and both work on the value as it was before it was moved or flattened.
+
+nn.Linear on [B, S, K] comes as MatMul + Add, as Reshape + Gemm + Reshape, or in [S, B, K] order between Transposes. A product
+with a two-dimensional weight acts on the last axis alone, so every move of the other axes can follow it instead.
+"""
+
+from __future__ import annotations
+
+from onnx_fuse.passes import dims as d
+from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.movement import Groups, Move, find_move, write_move
+from onnx_fuse.passes.view import View
+
+
+def split_gemm(view: View, node: Node) -> bool:
+    """Gemm(a, b, c) with alpha = beta = 1 is MatMul(a, b) + c."""
+    if view.attribute(node, "transA") or any(view.attribute(node, name) != 1.0 for name in ("alpha", "beta")):
+        return False
+    weight = node.inputs[1]
+    bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    if bias and view.rank(bias) not in (0, 1):
+        return False
+    if view.attribute(node, "transB"):
+        weight = view.add("Transpose", [weight], {"perm": [1, 0]}, like=node, covers=[node])
+    if not bias:
+        view.replace(node.outputs[0], "MatMul", [node.inputs[0], weight], like=node, covers=[node])
+        return True
+    product = view.add("MatMul", [node.inputs[0], weight], like=node, covers=[node])
+    view.replace(node.outputs[0], "Add", [product, bias], like=node, covers=[node])
+    return True
+
+
+def matmul_before_move(view: View, node: Node) -> bool:
+    """MatMul(move(x), W) is move(MatMul(x, W)) for a two-dimensional W and a move that keeps the last axis together."""
+    if view.rank(node.inputs[1]) != 2:
+        return False
+    return _before_move(view, node, node.inputs[0], [node.inputs[1]])
+
+
+def bias_before_move(view: View, node: Node) -> bool:
+    """Add(move(x), b) is move(Add(x, b)) for a b that spans the last axis alone."""
+    for value, bias in (node.inputs, reversed(node.inputs)):
+        if view.rank(bias) in (0, 1) and _before_move(view, node, value, [bias]):
+            return True
+    return False
+
+
+def _before_move(view: View, node: Node, value: str, others: list[str]) -> bool:
+    width = view.shape(node.outputs[0])
+    move = find_move(view, value)
+    if width is None or move is None or move.base == view.resolve(value) or len(move.after) < 2 or not move.after[-1]:
+        return False
+    parts = _factor(move)
+    if parts is None:
+        return False
+    merge, rows = parts
+    # Both moves must be expressible before anything is changed.
+    moved = write_move(view, merge, node)
+    if moved is None:
+        return False
+    result = view.add(node.op_type, [moved, *others], like=node, covers=[node])
+    last = rows.before[-1][0]
+    move_after = Move(result, {**rows.sizes, last: width[-1]}, rows.before, rows.after)
+    return write_move(view, move_after, node, node.outputs[0], [node]) is not None
+
+
+def _factor(move: Move) -> tuple[Move, Move] | None:
+    """The move as two: one that only merges what becomes the last axis, one that only moves the other axes.
+
+    None where the first does all of it already.
+    """
+    last = move.after[-1]
+    kept: list[tuple[int, ...]] = []
+    for group in move.before:
+        rest = tuple(atom for atom in group if atom not in last)
+        if rest or not group:
+            kept.append(rest)
+    groups: Groups = (*kept, last)
+    if groups == move.after or _ones_apart(groups, move):
+        return None
+    merge = Move(move.base, move.sizes, move.before, groups)
+    whole = max(move.sizes) + 1
+    sizes = {atom: size for atom, size in move.sizes.items() if atom not in last}
+    sizes[whole] = d.product(move.sizes[atom] for atom in last)
+    rows = Move("", sizes, (*kept, (whole,)), (*move.after[:-1], (whole,)))
+    return merge, rows
+
+
+def _ones_apart(groups: Groups, move: Move) -> bool:
+    """Whether the two differ in nothing but atoms and axes of size 1, which is not worth a change."""
+
+    def significant(of: Groups) -> list[tuple[int, ...]]:
+        stripped = [tuple(atom for atom in group if move.sizes[atom] != 1) for group in of]
+        return [group for group in stripped if group]
+
+    return len(groups) == len(move.after) and significant(groups) == significant(move.after)

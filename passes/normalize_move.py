@@ -1,0 +1,66 @@
+"""Rules on data movement: what moves nothing is an alias, chains of moves become one."""
+
+from __future__ import annotations
+
+from onnx_fuse.passes.graph import Node, Reference
+from onnx_fuse.passes.movement import find_move, write_move
+from onnx_fuse.passes.view import View
+
+
+def drop_identity(view: View, node: Node) -> bool:
+    """Identity(x) is x."""
+    view.alias(node.outputs[0], node.inputs[0])
+    return True
+
+
+def drop_dropout(view: View, node: Node) -> bool:
+    """Dropout outside training mode is its input; its mask must be unused."""
+    training = view.attribute(node, "training_mode")
+    if isinstance(training, Reference) or training:
+        return False
+    if len(node.outputs) > 1 and node.outputs[1] and node.outputs[1] in view.graph.readers:
+        return False
+    view.alias(node.outputs[0], node.inputs[0])
+    return True
+
+
+def drop_cast(view: View, node: Node) -> bool:
+    """Cast to the type the value has is the value."""
+    dtype = view.dtype(node.inputs[0])
+    if not dtype or view.attribute(node, "to") != dtype:
+        return False
+    view.alias(node.outputs[0], node.inputs[0])
+    return True
+
+
+def drop_expand(view: View, node: Node) -> bool:
+    """Expand to the shape the value has is the value."""
+    before, after = view.shape(node.inputs[0]), view.shape(node.outputs[0])
+    if before is None or before != after:
+        return False
+    view.alias(node.outputs[0], node.inputs[0])
+    return True
+
+
+def drop_single_concat(view: View, node: Node) -> bool:
+    """Concat of one value is the value."""
+    if len(node.inputs) != 1:
+        return False
+    view.alias(node.outputs[0], node.inputs[0])
+    return True
+
+
+def merge_moves(view: View, node: Node) -> bool:
+    """A chain of moves is written as Reshape, Transpose, Reshape, each only where needed."""
+    move = find_move(view, node.outputs[0])
+    if move is None or move.base == view.resolve(node.outputs[0]):
+        return False
+    direct = move.base == view.resolve(node.inputs[0])
+    if direct and move.keeps_order and move.shape == move.base_shape:
+        view.alias(node.outputs[0], move.base)
+        return True
+    if direct and node.op_type in ("Reshape", "Transpose"):
+        return False
+    producer = view.producer(node.inputs[0])
+    covers = [node] if producer is None or direct else [producer, node]
+    return write_move(view, move, node, node.outputs[0], covers) is not None

@@ -1,0 +1,160 @@
+"""Rules that recognise LayerNorm, RMSNorm, Gelu and SiLU written out in smaller operators."""
+
+from __future__ import annotations
+
+from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.match import Match, NearMiss, match_at
+from onnx_fuse.passes.view import View
+from onnx_fuse.patterns.dsl import Pattern, Scalar, pattern
+
+LAST_AXIS = [-1]
+
+
+@pattern
+def layer_norm(op, x, epsilon: Scalar):  # type: ignore[no-untyped-def]
+    """(x - mean) / sqrt(variance + epsilon) over the last axis; the centring may be written twice."""
+    centred = op.Sub(x, op.ReduceMean(x, axes=LAST_AXIS, keepdims=1))
+    again = op.any_of(centred, op.Sub(x, op.ReduceMean(x, axes=LAST_AXIS, keepdims=1)))
+    square = op.any_of(op.Pow(again, 2.0), op.Mul(again, again))
+    std = op.Sqrt(op.Add(op.ReduceMean(square, axes=LAST_AXIS, keepdims=1), epsilon))
+    return op.any_of(op.Div(centred, std), op.Mul(centred, op.Reciprocal(std)))
+
+
+@pattern
+def rms_norm(op, x, epsilon: Scalar):  # type: ignore[no-untyped-def]
+    """x / sqrt(mean(x^2) + epsilon) over the last axis."""
+    square = op.any_of(op.Pow(x, 2.0), op.Mul(x, x))
+    mean = op.Add(op.ReduceMean(square, axes=LAST_AXIS, keepdims=1), epsilon)
+    std = op.Sqrt(mean)
+    return op.any_of(op.Div(x, std), op.Mul(x, op.any_of(op.Reciprocal(std), op.Div(1.0, std), op.Pow(mean, -0.5))))
+
+
+@pattern
+def swish(op, x, beta: Scalar):  # type: ignore[no-untyped-def]
+    """x * sigmoid(beta x)."""
+    return op.Mul(x, op.Sigmoid(op.any_of(op.Mul(x, beta), x)))
+
+
+@pattern
+def gelu_erf(op, x):  # type: ignore[no-untyped-def]
+    """0.5 x (1 + erf(x / sqrt(2))), the factors in any order."""
+    gate = op.Add(op.Erf(op.Mul(x, 0.70710678)), 1.0)
+    return op.any_of(op.Mul(x, op.Mul(gate, 0.5)), op.Mul(op.Mul(x, gate), 0.5), op.Mul(op.Mul(x, 0.5), gate))
+
+
+@pattern
+def gelu_tanh(op, x):  # type: ignore[no-untyped-def]
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the factors in any order."""
+    cube = op.any_of(op.Pow(x, 3.0), op.Mul(x, op.Mul(x, x)))
+    gate = op.Add(op.Tanh(op.Mul(op.Add(x, op.Mul(cube, 0.044715)), 0.79788456)), 1.0)
+    return op.any_of(op.Mul(x, op.Mul(gate, 0.5)), op.Mul(op.Mul(x, gate), 0.5), op.Mul(op.Mul(x, 0.5), gate))
+
+
+def bare_norm(view: View, node: Node) -> bool:
+    """Recognises the part of a LayerNorm or RMSNorm before its scale."""
+    for found_pattern, op_type in ((layer_norm, "LayerNormalization"), (rms_norm, "RMSNormalization")):
+        match = _attempt(view, found_pattern, node)
+        if match is None:
+            continue
+        odd = _scaled_otherwise(view, node)
+        if odd is not None:
+            view.near_misses.append(NearMiss(found_pattern, node, odd[0], len(match.nodes), odd[1], frozenset()))
+            return False
+        epsilon = view.scalar(match["epsilon"])
+        view.replace(
+            node.outputs[0],
+            op_type,
+            [match["x"]],
+            {"axis": -1, "epsilon": float(epsilon or 0.0)},
+            like=node,
+            covers=match.nodes,
+        )
+        return True
+    return False
+
+
+def norm_scale(view: View, node: Node) -> bool:
+    """A recognised norm times a vector of the size of the last axis takes it as its scale."""
+    for value, gamma in (node.inputs, tuple(reversed(node.inputs))):
+        norm = view.producer(value)
+        if norm is None or norm.key not in _NORMS or len(norm.inputs) > 1 or not spans_last_axis(view, gamma, value):
+            continue
+        attributes = {"axis": -1, "epsilon": view.attribute(norm, "epsilon")}
+        view.replace(node.outputs[0], norm.op_type, [norm.inputs[0], gamma], attributes, like=node, covers=[norm, node])
+        return True
+    return False
+
+
+def layer_norm_shift(view: View, node: Node) -> bool:
+    """A recognised LayerNorm with a scale plus a vector of the size of the last axis takes it as its shift."""
+    for value, beta in (node.inputs, tuple(reversed(node.inputs))):
+        norm = view.producer(value)
+        if norm is None or norm.key != ("", "LayerNormalization") or len(norm.inputs) != 2:
+            continue
+        if spans_last_axis(view, beta, value):
+            attributes = {"axis": -1, "epsilon": view.attribute(norm, "epsilon")}
+            view.replace(
+                node.outputs[0], norm.op_type, [*norm.inputs, beta], attributes, like=node, covers=[norm, node]
+            )
+            return True
+    return False
+
+
+def swish_rule(view: View, node: Node) -> bool:
+    """x * sigmoid(beta x) is Swish."""
+    match = _attempt(view, swish, node)
+    if match is None:
+        return False
+    beta = view.scalar(match["beta"]) if "beta" in match else 1.0
+    view.replace(node.outputs[0], "Swish", [match["x"]], {"alpha": float(beta or 0.0)}, like=node, covers=match.nodes)
+    return True
+
+
+def gelu(view: View, node: Node) -> bool:
+    """Gelu in its erf and tanh forms."""
+    for found_pattern, approximate in ((gelu_erf, "none"), (gelu_tanh, "tanh")):
+        match = _attempt(view, found_pattern, node)
+        if match is not None:
+            view.replace(
+                node.outputs[0], "Gelu", [match["x"]], {"approximate": approximate}, like=node, covers=match.nodes
+            )
+            return True
+    return False
+
+
+_NORMS = (("", "LayerNormalization"), ("", "RMSNormalization"))
+
+
+def spans_last_axis(view: View, vector: str, value: str) -> bool:
+    """Whether `vector` has one axis, as long as the last axis of `value`."""
+    shape, whole = view.shape(vector), view.shape(value)
+    if shape is None or len(shape) != 1:
+        return False
+    return whole is None or (len(whole) > 0 and whole[-1] == shape[0])
+
+
+def _attempt(view: View, found_pattern: Pattern, node: Node) -> Match | None:
+    if node.key not in found_pattern.root_keys:
+        return None
+    result = match_at(found_pattern, node, view)
+    if isinstance(result, Match):
+        return result
+    if result.matched >= 4:
+        view.near_misses.append(result)
+    return None
+
+
+def _scaled_otherwise(view: View, node: Node) -> tuple[str, str] | None:
+    """(node, sentence) where the norm's only reader multiplies it by something that is no scale over the last axis."""
+    value = node.outputs[0]
+    readers = view.graph.readers.get(value, [])
+    if len(readers) != 1 or readers[0].key != ("", "Mul"):
+        return None
+    reader = readers[0]
+    other = next((item for item in reader.inputs if item != value), value)
+    shape = view.shape(other)
+    if shape is None or not view.is_constant(other) or spans_last_axis(view, other, value):
+        return None
+    last = (view.shape(value) or ("?",))[-1]
+    found = ", ".join(map(str, shape))
+    return reader.name, f"the scale {other} has shape [{found}], pattern wants [{last}]"

@@ -1,0 +1,99 @@
+"""Rules on scalar factors: one Mul, after the product or move it stood before, so that a scale is in one place."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.view import View
+
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
+
+
+def multiply_by_reciprocal(view: View, node: Node) -> bool:
+    """x / c is x * (1/c) for a constant float c with one element."""
+    divisor = view.scalar(node.inputs[1])
+    if not divisor or view.scalar(node.inputs[0]) is not None:
+        return False
+    dtype = view.dtype(node.inputs[1]) or view.dtype(node.inputs[0])
+    if dtype not in _FLOATS or not _keeps_shape(view, node.inputs[0], node.inputs[1]):
+        return False
+    factor = _scalar_like(view, 1.0 / divisor, dtype, node)
+    view.replace(node.outputs[0], "Mul", [node.inputs[0], factor], like=node, covers=[node])
+    return True
+
+
+def merge_scales(view: View, node: Node) -> bool:
+    """(x * c1) * c2 is x * (c1 * c2)."""
+    outer = scaled(view, node)
+    if outer is None:
+        return False
+    inner_node = view.producer(outer[0])
+    inner = scaled(view, inner_node)
+    if inner is None or inner_node is None:
+        return False
+    factor = _scalar_like(view, inner[1] * outer[1], view.dtype(node.outputs[0]), node)
+    view.replace(node.outputs[0], "Mul", [inner[0], factor], like=node, covers=[inner_node, node])
+    return True
+
+
+def scale_after_move(view: View, node: Node) -> bool:
+    """move(x * c) is move(x) * c."""
+    factor_node = view.producer(node.inputs[0])
+    found = scaled(view, factor_node)
+    if found is None or factor_node is None:
+        return False
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.proto.attribute}
+    moved = view.add(node.op_type, [found[0], *node.inputs[1:]], attributes, like=node, covers=[node])
+    factor = _scalar_like(view, found[1], view.dtype(node.outputs[0]), node)
+    view.replace(node.outputs[0], "Mul", [moved, factor], like=node, covers=[factor_node])
+    return True
+
+
+def scale_after_matmul(view: View, node: Node) -> bool:
+    """(a * c) b and a (b * c) are (a b) * c; weights are left alone."""
+    inputs = list(view.inputs(node))
+    if any(view.is_constant(value) for value in inputs):
+        return False
+    factor, covers = 1.0, []
+    for index, value in enumerate(inputs):
+        producer = view.producer(value)
+        found = scaled(view, producer)
+        if found is not None and producer is not None:
+            inputs[index] = found[0]
+            factor *= found[1]
+            covers.append(producer)
+    if not covers:
+        return False
+    product = view.add("MatMul", inputs, like=node, covers=[node])
+    scale = _scalar_like(view, factor, view.dtype(node.outputs[0]), node)
+    view.replace(node.outputs[0], "Mul", [product, scale], like=node, covers=covers)
+    return True
+
+
+def scaled(view: View, node: Node | None) -> tuple[str, float] | None:
+    """(x, c) where the node is x * c with a constant float c of one element that does not change the shape."""
+    if node is None or node.key != ("", "Mul"):
+        return None
+    for index in (1, 0):
+        factor = view.scalar(node.inputs[index])
+        other = node.inputs[1 - index]
+        if factor is None or view.scalar(other) is not None:
+            continue
+        if view.dtype(node.inputs[index]) in _FLOATS and _keeps_shape(view, other, node.inputs[index]):
+            return view.resolve(other), factor
+    return None
+
+
+def _keeps_shape(view: View, value: str, factor: str) -> bool:
+    factor_rank = view.rank(factor)
+    if factor_rank == 0:
+        return True
+    rank = view.rank(value)
+    return rank is not None and factor_rank is not None and factor_rank <= rank
+
+
+def _scalar_like(view: View, number: float, dtype: int, node: Node) -> str:
+    kind = helper.tensor_dtype_to_np_dtype(dtype or TensorProto.FLOAT)
+    return view.array(np.array(number, dtype=kind), node.outputs[0])

@@ -1,0 +1,346 @@
+"""Plans all matches of one graph, settles overlaps, and commits what is left in one edit of the original.
+
+A fused node takes over the names of the values it makes. Whatever nothing reads any more then goes; everything else stays as it
+was, byte for byte. "No outside reader" is asked of the original graph, not of the view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from onnx_fuse.passes import emit
+from onnx_fuse.passes.graph import Graph, Node, captures, subgraphs
+from onnx_fuse.passes.match import Match
+from onnx_fuse.passes.view import View
+from onnx_fuse.patterns.operator import Fused, Fusion
+
+CHEAP = frozenset(
+    "Reshape Transpose Squeeze Unsqueeze Flatten Identity Cast CastLike Constant ConstantOfShape Shape Size Expand Slice Concat "
+    "Split Gather Range Dropout Not".split()
+)
+"""Operators that may stay for an outside reader although a fusion covers them: they move or describe data."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A match that its fusion accepted.
+
+    Attributes:
+        covers: positions of the original nodes that the matched ones stand for; who covers most wins an overlap.
+    """
+
+    fusion: Fusion
+    match: Match
+    fused: Fused
+
+    covers: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A candidate that will be committed.
+
+    Attributes:
+        outputs: operator's output name -> value, the optional ones that are needed included.
+        dead: positions of the nodes that go because of it alone.
+        position: place of the fused node.
+        leaves: original values that the fused node reads.
+    """
+
+    candidate: Candidate
+    outputs: Mapping[str, str]
+    dead: frozenset[int]
+    position: int
+    leaves: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A candidate that cannot be committed, and why."""
+
+    candidate: Candidate
+    failed_at: str
+    reason: str
+
+
+@dataclass
+class Commit:
+    """What a commit did.
+
+    Attributes:
+        fused: for each planned match, the node that was added and the nodes it replaced.
+        removed: number of nodes that went.
+        added: number of nodes that came.
+    """
+
+    fused: list[tuple[Planned, NodeProto, list[NodeProto]]] = field(default_factory=list)
+    removed: int = 0
+    added: int = 0
+
+
+class Rewriter:
+    """Plans and commits the rewrites of one graph.
+
+    Args:
+        view: the canonical view the matches were found in.
+        bodies: collects the function bodies of the fused operators.
+    """
+
+    def __init__(self, view: View, bodies: emit.Bodies) -> None:
+        self.view = view
+        self.graph: Graph = view.graph
+        self.bodies = bodies
+        self._idle_nodes: frozenset[int] | None = None
+
+    # -- planning ------------------------------------------------------------------------------------------------------
+
+    def plan(self, candidates: Sequence[Candidate]) -> tuple[list[Planned], list[Refusal]]:
+        """Checks each candidate against the original graph and settles overlaps: largest first, ties by graph order."""
+        refusals: list[Refusal] = []
+        possible: list[Planned] = []
+        for candidate in candidates:
+            result = self._check(candidate)
+            if isinstance(result, Refusal):
+                refusals.append(result)
+            else:
+                possible.append(result)
+        possible.sort(key=lambda item: (-len(item.candidate.covers), item.candidate.match.root.position))
+        owner: dict[int, Planned] = {}
+        accepted: list[Planned] = []
+        for item in possible:
+            winner = next((owner[position] for position in sorted(item.dead) if position in owner), None)
+            if winner is not None:
+                refusals.append(self._lost(item, winner))
+                continue
+            accepted.append(item)
+            owner.update(dict.fromkeys(item.dead, item))
+        accepted.sort(key=lambda item: item.position)
+        return accepted, refusals
+
+    @staticmethod
+    def _lost(item: Planned, winner: Planned) -> Refusal:
+        root = winner.candidate.match.root.name
+        return Refusal(
+            item.candidate, item.candidate.match.root.name, f"{winner.candidate.fusion.name} at {root} covers more of it"
+        )
+
+    def _check(self, candidate: Candidate) -> Planned | Refusal:
+        fused = candidate.fused
+        where = candidate.match.root.name
+        for value in fused.outputs.values():
+            if value not in self.graph.producers:
+                return Refusal(candidate, where, f"its output {value} is no value of the graph")
+        leaves = self._leaves([value for value in fused.inputs.values() if value])
+        if leaves is None:
+            return Refusal(candidate, where, "one of its inputs cannot be written into the graph")
+        outputs = dict(fused.outputs)
+        dead = self._dead(outputs.values(), leaves)
+        for name, value in fused.optional_outputs.items():
+            if self._read_outside(value, dead) is not None:
+                outputs[name] = value
+                dead = self._dead(outputs.values(), leaves)
+        made = set(outputs.values())
+        for position in sorted(candidate.covers):
+            node = self.graph.nodes[position]
+            if position in dead or node.op_type in CHEAP or made.intersection(node.outputs):
+                continue
+            reader = self._outside_reader(node, dead)
+            if reader is not None:
+                return Refusal(candidate, node.name, reader)
+        place = self._position(made, dead, leaves)
+        if isinstance(place, str):
+            return Refusal(candidate, where, place)
+        return Planned(candidate, outputs, frozenset(dead), place, frozenset(leaves))
+
+    def _leaves(self, values: Iterable[str]) -> set[str] | None:
+        """Original values from which the view-only part of `values` is made."""
+        leaves: set[str] = set()
+        pending = [self.view.resolve(value) for value in values]
+        seen: set[str] = set()
+        while pending:
+            value = pending.pop()
+            if value in seen or not value:
+                continue
+            seen.add(value)
+            if self.view.is_array(value):
+                continue
+            if self.view.exists_in_original(value):
+                leaves.add(value)
+                continue
+            node = self.view.producer(value)
+            if node is None:
+                return None
+            pending.extend(self.view.inputs(node))
+        return leaves
+
+    def _dead(self, made: Iterable[str], kept: set[str]) -> set[int]:
+        """Positions of the nodes that nothing needs once the values in `made` come from elsewhere."""
+        cut = set(made)
+        dead: set[int] = set()
+        pending = [self.graph.producers[value] for value in cut]
+        while pending:
+            node = pending.pop()
+            if node.position in dead or not self._unneeded(node, cut, dead, kept):
+                continue
+            dead.add(node.position)
+            for value in node.inputs:
+                producer = self.graph.producers.get(value)
+                if producer is not None:
+                    pending.append(producer)
+        return dead | self._stranded(dead, cut)
+
+    def _stranded(self, dead: set[int], cut: set[str]) -> set[int]:
+        """Nodes that were dead all along and read what is about to go."""
+        stranded: set[int] = set()
+        pending = sorted(dead)
+        while pending:
+            for value in self.graph.nodes[pending.pop()].outputs:
+                if value in cut:
+                    continue
+                for reader in self.graph.readers.get(value, ()):
+                    if reader.position not in dead and reader.position not in stranded:
+                        stranded.add(reader.position)
+                        pending.append(reader.position)
+        return stranded
+
+    def _idle(self) -> frozenset[int]:
+        """Positions of nodes that no graph output depends on: dead already, so nobody outside."""
+        if self._idle_nodes is None:
+            live: set[int] = set()
+            pending = [self.graph.producers[name] for name in self.graph.outputs if name in self.graph.producers]
+            while pending:
+                node = pending.pop()
+                if node.position in live:
+                    continue
+                live.add(node.position)
+                names = [*node.inputs, *(name for _, inner in subgraphs(node.proto) for name in captures(inner))]
+                pending.extend(self.graph.producers[name] for name in names if name in self.graph.producers)
+            self._idle_nodes = frozenset(range(len(self.graph.nodes))) - live
+        return self._idle_nodes
+
+    def _unneeded(self, node: Node, cut: set[str], dead: set[int], kept: set[str]) -> bool:
+        for output in node.outputs:
+            if not output or output in cut:
+                continue
+            if output in kept or self._read_outside(output, dead) is not None:
+                return False
+        return True
+
+    def _read_outside(self, value: str, dead: set[int]) -> str | None:
+        """Who needs a value besides the nodes in `dead`, as a phrase; None for nobody."""
+        if value in self.graph.outputs:
+            return "is a graph output"
+        for reader in self.graph.readers.get(value, ()):
+            if reader.position not in dead and reader.position not in self._idle():
+                return f"is also read by {reader.name} outside the match"
+        return None
+
+    def _outside_reader(self, node: Node, dead: set[int]) -> str | None:
+        for output in node.outputs:
+            phrase = self._read_outside(output, dead) if output else None
+            if phrase is not None:
+                return f"its output {output} {phrase}"
+        return None
+
+    def _position(self, made: set[str], dead: set[int], leaves: set[str]) -> int | str:
+        """Where the fused node can stand: after all it reads, before all who read it."""
+        position = max(self.graph.producers[value].position for value in made)
+        readers = [
+            reader.position for value in made for reader in self.graph.readers.get(value, ()) if reader.position not in dead
+        ]
+        first_reader = min(readers, default=position + 1)
+        last_leaf = max((self.graph.producers[leaf].position for leaf in leaves if leaf in self.graph.producers), default=-1)
+        if first_reader <= position:
+            position = first_reader
+        if last_leaf >= position:
+            return "one of its inputs is made from one of its outputs, or stands after a reader of it"
+        return position
+
+    # -- commit --------------------------------------------------------------------------------------------------------
+
+    def commit(self, planned: Sequence[Planned]) -> Commit:
+        """Writes the fused nodes into the original graph and removes what has just become dead."""
+        commit = Commit()
+        if not planned:
+            return commit
+        additions: list[tuple[int, NodeProto]] = []
+        initializers: list[TensorProto] = []
+        written: set[str] = set()
+        cut = [value for item in planned for value in item.outputs.values()]
+        kept = set().union(*(item.leaves for item in planned))
+        dead = self._dead(cut, kept)
+        names = {node.proto.name for node in self.graph.nodes}
+        for item in planned:
+            for value in item.candidate.fused.inputs.values():
+                if value:
+                    self._write(value, item.position, written, additions, initializers)
+            node = self._fused_node(item, names)
+            replaced = [self.graph.nodes[position].proto for position in sorted(item.dead)]
+            emit.merge_metadata(node, replaced, record=self.graph.model.ir_version >= 10)
+            additions.append((item.position, node))
+            commit.fused.append((item, node, replaced))
+        read = {name for position in dead for name in self.graph.nodes[position].inputs}
+        gone = {name for position in dead for name in self.graph.nodes[position].outputs} - set(cut)
+        commit.removed, commit.added = len(dead), len(additions)
+        domains = {item.candidate.fusion.operator.domain for item in planned}
+        model, proto, path, outer = self.graph.model, self.graph.proto, self.graph.path, self.graph.outer
+        self.graph.edit(add=additions, remove=dead, initializers=initializers)
+        for domain in sorted(domains):
+            emit.import_domain(model.opset_import, domain)
+            if self.graph.is_function:
+                emit.import_domain(proto.opset_import, domain)  # type: ignore[union-attr]
+        if read or gone:
+            edited = Graph(proto, model, path, outer)
+            edited.drop_unread_initializers({name for name in read if name in edited.initializers})
+            edited.drop_value_info(gone)
+        return commit
+
+    def _fused_node(self, item: Planned, names: set[str]) -> NodeProto:
+        operator = item.candidate.fusion.operator
+        fused = item.candidate.fused
+        inputs = {name: self.view.resolve(value) if value else None for name, value in fused.inputs.items()}
+        present = operator.present(inputs)
+        made = [name for name in operator.outputs if item.outputs.get(name)]
+        dtype = self.view.dtype(item.outputs[made[0]])
+        overload = self.bodies.overload(operator, present, made, fused.attributes, self.graph.opsets, dtype)
+        wanted = f"{item.candidate.match.root.name}/{operator.name}"
+        name, number = wanted, 1
+        while name in names:
+            name, number = f"{wanted}_{number}", number + 1
+        names.add(name)
+        return operator.make_node(inputs, item.outputs, fused.attributes, name, overload)
+
+    def _write(
+        self,
+        value: str,
+        position: int,
+        written: set[str],
+        additions: list[tuple[int, NodeProto]],
+        initializers: list[TensorProto],
+    ) -> None:
+        """Brings a view-only value and the nodes behind it into the original, once."""
+        value = self.view.resolve(value)
+        if not value or value in written:
+            return
+        array = self.view.array_of(value)
+        if array is not None:
+            written.add(value)
+            initializers.append(numpy_helper.from_array(array, value))
+            return
+        if self.view.exists_in_original(value):
+            return
+        written.add(value)
+        node = self.view.producer(value)
+        if node is None:
+            return
+        inputs = self.view.inputs(node)
+        for name in inputs:
+            self._write(name, position, written, additions, initializers)
+        proto = NodeProto()
+        proto.CopyFrom(node.proto)
+        proto.name = value
+        proto.input[:] = inputs
+        additions.append((position, proto))

@@ -1,0 +1,137 @@
+"""The pass behind `--simplify`: writes the canonical form of every graph, as far as it is valid in the model's opset."""
+
+from __future__ import annotations
+
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnx_fuse.passes.fuse import inferred_types
+from onnx_fuse.passes.graph import Graph, Node, captures, graphs, subgraphs
+from onnx_fuse.passes.normalize import RULES, normalize
+from onnx_fuse.passes.report import Log
+from onnx_fuse.passes.view import View
+
+FOLD_LIMIT = 1 << 16
+"""Constants with more elements than this are left to be computed at run time rather than written into the file."""
+
+# What a rule may write, and the opset from which it is an operator of ONNX.
+_SINCE = {"LayerNormalization": 17, "Gelu": 20, "RMSNormalization": 23, "Swish": 24}
+_NORMS = ("LayerNormalization", "RMSNormalization")
+_RULES = {op_type: rules for op_type, rules in RULES.items() if op_type != "Attention"}
+
+
+class Simplify:
+    """Folds constants and shape arithmetic, drops what does nothing, and writes chains of moves and norms in one form."""
+
+    name = "simplify"
+    atomic = False
+
+    def run(self, model: ModelProto, log: Log) -> ModelProto:
+        own = {function.domain for function in model.functions}
+        for graph in graphs(model):
+            if not (graph.is_function and own):
+                log.rewrites += _Writer(graph).write()
+        return model
+
+
+class _Writer:
+    """Rewrites one graph to what its view says."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.view = View(graph, inferred_types(graph))
+        self.constants: dict[str, TensorProto] = {}
+        self.needed: dict[int, Node] = {}
+        self._seen: set[str] = set()
+        self.fired = normalize(self.view, _RULES)
+
+    def write(self) -> int:
+        """Edits the graph; returns how many nodes went."""
+        roots = self._roots()
+        sources = {root: self._source(root) for root in roots}
+        for root, source in sources.items():
+            self._collect(source)
+        renamed = [(root, source) for root, source in sources.items() if source != root]
+        keep, additions = self._additions()
+        for root, source in renamed:
+            producer = self.graph.producers[root]
+            additions.append((producer.position, helper.make_node("Identity", [source], [root], name=producer.name)))
+        remove = set(range(len(self.graph.nodes))) - keep
+        if not remove:
+            return 0
+        before = len(self.graph.nodes)
+        read = {name for position in remove for name in self.graph.nodes[position].inputs}
+        gone = {name for position in remove for name in self.graph.nodes[position].outputs}
+        model, proto, path, outer = self.graph.model, self.graph.proto, self.graph.path, self.graph.outer
+        additions.sort(key=lambda item: item[0])
+        self.graph.edit(add=additions, remove=remove, initializers=list(self.constants.values()))
+        edited = Graph(proto, model, path, outer)
+        edited.drop_unread_initializers({name for name in read if name in edited.initializers})
+        edited.drop_value_info(gone - set(edited.producers) - set(self.constants))
+        return max(before - len(edited.nodes), 1)
+
+    def _roots(self) -> list[str]:
+        """Values that must keep their names: graph outputs, and what subgraphs capture."""
+        names = set(self.graph.outputs)
+        for node in self.graph.nodes:
+            for _, inner in subgraphs(node.proto):
+                names |= captures(inner)
+        return sorted(name for name in names if name in self.graph.producers)
+
+    def _source(self, value: str) -> str:
+        """The name a value is written under: its canonical one, unless what makes that cannot be written."""
+        return self.view.resolve(value)
+
+    def _producer(self, value: str) -> Node | None:
+        node = self.view.producer(value)
+        if node is not None and not self._writable(node):
+            return self.graph.producers.get(value)
+        return node
+
+    def _writable(self, node: Node) -> bool:
+        since = _SINCE.get(node.op_type, 0) if node.domain == "" else 0
+        return self.graph.opset() >= since and not (node.op_type in _NORMS and len(node.inputs) < 2)
+
+    def _collect(self, root: str) -> None:
+        """Post-order over what a value needs, so that `needed` is in topological order."""
+        stack: list[tuple[str, bool]] = [(root, False)]
+        while stack:
+            value, done = stack.pop()
+            node = self._producer(value)
+            if done:
+                if node is not None:
+                    self.needed.setdefault(id(node), node)
+                continue
+            if not value or value in self._seen:
+                continue
+            self._seen.add(value)
+            tensor = self._constant(value)
+            if tensor is not None:
+                self.constants[value] = tensor
+                continue
+            if node is None:
+                continue
+            stack.append((value, True))
+            stack.extend((self._source(name), False) for name in reversed(node.inputs) if name)
+
+    def _constant(self, value: str) -> TensorProto | None:
+        array = self.view.array_of(value)
+        node = self.graph.producers.get(value)
+        if array is None and node is not None and node.op_type != "Constant" and value not in self.graph.outputs:
+            array = self.view.constant(value, FOLD_LIMIT)
+        return None if array is None else numpy_helper.from_array(array, value)
+
+    def _additions(self) -> tuple[set[int], list[tuple[int, NodeProto]]]:
+        keep: set[int] = set()
+        additions: list[tuple[int, NodeProto]] = []
+        # A stable sort: nodes of one place stay in topological order.
+        for node in sorted(self.needed.values(), key=lambda item: item.position):
+            inputs = [self._source(name) if name else "" for name in node.inputs]
+            original = node.position < len(self.graph.nodes) and self.graph.nodes[node.position] is node
+            if original and tuple(inputs) == node.inputs:
+                keep.add(node.position)
+                continue
+            proto = NodeProto()
+            proto.CopyFrom(node.proto)
+            proto.input[:] = inputs
+            additions.append((node.position, proto))
+        return keep, additions

@@ -1,0 +1,40 @@
+"""The border to onnx-graphsurgeon: its graphs come in and go out without losing what it does not know.
+
+graphsurgeon drops the `overload` of nodes and functions and then exports an invalid model; models with overloads have those
+bodies inlined before they go there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnx import ModelProto
+
+from onnx_fuse.passes.emit import inline_bodies
+
+
+def is_surgeon_graph(item: object) -> bool:
+    """Whether an object is an onnx_graphsurgeon.Graph, without importing graphsurgeon to find out."""
+    return any(
+        kind.__module__.startswith("onnx_graphsurgeon") and kind.__name__ == "Graph" for kind in type(item).__mro__
+    )
+
+
+def to_surgeon(model: ModelProto) -> Any:
+    """The model as an onnx_graphsurgeon.Graph."""
+    import onnx_graphsurgeon as gs
+
+    overloaded = {(item.domain, item.name) for item in model.functions if item.overload}
+    return gs.import_onnx(inline_bodies(model, overloaded))
+
+
+def from_surgeon(graph: Any, like: ModelProto | None = None) -> ModelProto:
+    """The onnx_graphsurgeon.Graph as a model; what graphsurgeon does not carry (metadata of the model) comes from `like`."""
+    import onnx_graphsurgeon as gs
+
+    model: ModelProto = gs.export_onnx(graph)
+    if like is not None:
+        model.ir_version = max(model.ir_version, like.ir_version)
+        if not model.metadata_props:
+            model.metadata_props.extend(like.metadata_props)
+    return model

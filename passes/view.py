@@ -1,0 +1,445 @@
+"""The canonical view: an overlay on a `Graph` in which the same maths looks the same, whoever exported it.
+
+The view never touches the model. It remembers which values are mere aliases of others, which values a canonical node makes
+instead of the exporter's nodes, and which are constants. **A name that exists in the original always means the same value**;
+nodes and values that exist only here have new names. Matching reads the view; the rewriter brings view-only nodes that a fused
+node needs into the original (`onnx_fuse.passes.rewrite`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from onnx_fuse.passes.dims import Dim, Shape, broadcast
+from onnx_fuse.passes.graph import CONSTANT_LIMIT, Graph, Node, Reference, attribute_default, decode
+from onnx_fuse.passes.shapes import UNKNOWN, Inference, Info, array_info, type_info
+
+# What later opsets take as an input and earlier ones as an attribute; rules and patterns always see an attribute.
+ATTRIBUTE_INPUTS: dict[str, dict[str, int]] = {
+    "Squeeze": {"axes": 1},
+    "Unsqueeze": {"axes": 1},
+    "Split": {"split": 1},
+    "Slice": {"starts": 1, "ends": 2, "axes": 3, "steps": 4},
+    "Clip": {"min": 1, "max": 2},
+    "Dropout": {"ratio": 1, "training_mode": 2},
+    "Pad": {"pads": 1, "constant_value": 2},
+    "TopK": {"k": 1},
+    **{
+        f"Reduce{name}": {"axes": 1}
+        for name in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+    },
+}
+
+_NOT_FOLDED = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Optional"}
+_FOLD_DEPTH = 400
+
+
+class View:
+    """A canonical view of one graph.
+
+    Args:
+        graph: the index of the original graph.
+        fallback_types: a function that runs ONNX's shape inference on the model and gives name -> type for this graph.
+    """
+
+    def __init__(self, graph: Graph, fallback_types: Callable[[], dict[str, onnx.TypeProto]] | None = None) -> None:
+        self.graph = graph
+        self._aliases: dict[str, str] = {}
+        self._canonical: dict[str, Node] = {}
+        self._arrays: dict[str, np.ndarray] = {}
+        self._folded: dict[str, np.ndarray | None] = {}
+        self._covers: dict[int, frozenset[int]] = {}
+        self._by_key: dict[tuple[str, str], list[Node]] = {}
+        for node in graph.nodes:
+            self._by_key.setdefault((node.domain, node.op_type), []).append(node)
+        self._fallback_types = fallback_types
+        self._inferred: dict[str, onnx.TypeProto] | None = None
+        self._constness: set[str] | None = None
+        self._readers: dict[str, list[Node]] | None = None
+        self._new_nodes: list[Node] = []
+        self.near_misses: list[Any] = []
+        self._outer = View(graph.outer) if graph.outer is not None else None
+        self._inference = Inference(self._definition, self._leaf, self._fallback, self.attribute, self._known_array)
+
+    # -- structure -----------------------------------------------------------------------------------------------------
+
+    def resolve(self, value: str) -> str:
+        """The canonical name of a value: itself unless it is an alias."""
+        aliases = self._aliases
+        if value not in aliases:
+            return value
+        target = value
+        while target in aliases:
+            target = aliases[target]
+        while aliases.get(value, target) != target:
+            aliases[value], value = target, aliases[value]
+        return target
+
+    def producer(self, value: str) -> Node | None:
+        """The canonical node that makes a value; None for graph inputs, initializers and values from outside."""
+        value = self.resolve(value)
+        return self._canonical.get(value) or self.graph.producers.get(value)
+
+    def inputs(self, node: Node) -> tuple[str, ...]:
+        """Canonical names of a node's inputs."""
+        return tuple([self.resolve(name) for name in node.inputs])
+
+    def nodes(self, keys: Iterable[tuple[str, str]]) -> list[Node]:
+        """Canonical nodes of these (domain, operator type) keys, in graph order."""
+        found = [node for key in keys for node in self._by_key.get(key, ()) if self.is_canonical(node)]
+        found.sort(key=lambda node: node.position)
+        return found
+
+    def all_nodes(self) -> list[Node]:
+        """All canonical nodes, in graph order."""
+        return self.nodes(list(self._by_key))
+
+    def by_key(self) -> list[tuple[tuple[str, str], list[Node]]]:
+        """Canonical nodes by (domain, operator type), in order of first appearance."""
+        return [(key, [node for node in nodes if self.is_canonical(node)]) for key, nodes in self._by_key.items()]
+
+    def is_canonical(self, node: Node) -> bool:
+        """Whether the node makes at least one of its outputs in the view."""
+        return any(
+            output and output not in self._aliases and (self._canonical.get(output) or node) is node
+            for output in node.outputs
+        )
+
+    def readers(self, value: str) -> list[Node]:
+        """Canonical nodes that read a value, in graph order."""
+        if self._readers is None:
+            self._readers = {}
+            for node in self.all_nodes():
+                for name in dict.fromkeys(self.inputs(node)):
+                    if name:
+                        self._readers.setdefault(name, []).append(node)
+        return self._readers.get(self.resolve(value), [])
+
+    def covers(self, node: Node) -> frozenset[int]:
+        """Positions of the original nodes that a canonical node stands for."""
+        return self._covers.get(id(node)) or frozenset((node.position,))
+
+    def is_array(self, value: str) -> bool:
+        """Whether a value is a constant that only the view has."""
+        return value in self._arrays
+
+    def array_of(self, value: str) -> np.ndarray | None:
+        """The array of a constant that only the view has."""
+        return self._arrays.get(value)
+
+    def exists_in_original(self, value: str) -> bool:
+        """Whether a value is one of the original graph (or visible in it)."""
+        return value not in self._arrays and (value not in self._canonical or value in self.graph.producers)
+
+    # -- changes -------------------------------------------------------------------------------------------------------
+
+    def alias(self, value: str, to: str) -> None:
+        """Declares that `value` is the same as `to`."""
+        to = self.resolve(to)
+        if to != value:
+            self._aliases[value] = to
+            self._readers = None
+
+    def add(
+        self,
+        op_type: str,
+        inputs: Sequence[str],
+        attributes: dict[str, Any] | None = None,
+        *,
+        like: Node,
+        covers: Iterable[Node] = (),
+        domain: str = "",
+    ) -> str:
+        """Adds a view-only node with one output and returns the output's (new) name."""
+        output = self.graph.fresh_name(f"{like.outputs[0] or like.op_type}/{op_type}")
+        self._make(op_type, inputs, output, attributes, like, covers, domain)
+        return output
+
+    def replace(
+        self,
+        value: str,
+        op_type: str,
+        inputs: Sequence[str],
+        attributes: dict[str, Any] | None = None,
+        *,
+        like: Node,
+        covers: Iterable[Node] = (),
+        domain: str = "",
+    ) -> Node:
+        """Declares that a canonical node makes `value` from now on."""
+        return self._make(op_type, inputs, value, attributes, like, covers, domain)
+
+    def adopt(self, value: str, node: Node) -> None:
+        """Lets the view-only node (of one output) make `value`; its own output becomes an alias of `value`."""
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.proto.attribute}
+        made = self._make(node.op_type, node.inputs, value, attributes, node, (), node.domain)
+        self._covers[id(made)] = self.covers(node)
+        self.alias(node.outputs[0], value)
+
+    def take_new_nodes(self) -> list[Node]:
+        """Nodes made since the last call, for rules that look at what other rules made."""
+        new, self._new_nodes = self._new_nodes, []
+        return new
+
+    def array(self, array: np.ndarray, like: str = "constant") -> str:
+        """A view-only constant; returns its name."""
+        name = self.graph.fresh_name(f"{like}/constant")
+        self._arrays[name] = array
+        return name
+
+    def _make(
+        self,
+        op_type: str,
+        inputs: Sequence[str],
+        output: str,
+        attributes: dict[str, Any] | None,
+        like: Node,
+        covers: Iterable[Node],
+        domain: str,
+    ) -> Node:
+        proto = onnx.helper.make_node(op_type, list(inputs), [output], name=like.proto.name, domain=domain, **(attributes or {}))
+        node = Node(proto, like.position)
+        covered: frozenset[int] = frozenset().union(*(self.covers(item) for item in covers)) if covers else frozenset()
+        self._covers[id(node)] = covered or self.covers(like)
+        self._canonical[output] = node
+        self._readers = None
+        self._by_key.setdefault(node.key, []).append(node)
+        self._new_nodes.append(node)
+        if self._constness is not None and all(self._maybe_constant(item) for item in node.inputs if item):
+            self._constness.add(output)
+        return node
+
+    # -- facts ---------------------------------------------------------------------------------------------------------
+
+    def attribute(self, node: Node, name: str) -> Any:
+        """An attribute with the schema's default; what later opsets take as an input is read from there.
+
+        None where it is absent or not known before run time; elements of a list that are symbolic stay symbolic.
+        """
+        found = node.attribute(name)
+        if found is not None:
+            return found
+        place = ATTRIBUTE_INPUTS.get(node.op_type, {}).get(name) if node.domain == "" else None
+        if place is not None and place < len(node.inputs) and node.inputs[place]:
+            value = node.inputs[place]
+            content = self._inference.content(value)
+            if content is not None:
+                if None in content:
+                    return Reference(value)
+                return list(content) if self._inference.shape(value) else content[0]
+            array = self.constant(value)
+            if array is None:
+                return Reference(value)
+            return array.item() if array.ndim == 0 else array.tolist()
+        return attribute_default(node.op_type, node.domain, self.graph.opset(node.domain) or 1, name)
+
+    def info(self, value: str) -> Info:
+        """Type, shape and content of a value."""
+        return self._inference.info(value)
+
+    def shape(self, value: str) -> Shape | None:
+        """Symbolic shape, or None where the rank is unknown."""
+        return self._inference.info(value).shape
+
+    def rank(self, value: str) -> int | None:
+        """Number of axes, or None where unknown."""
+        shape = self.shape(value)
+        return None if shape is None else len(shape)
+
+    def broadcasts_to(self, value: str, target: Sequence[Dim]) -> bool:
+        """Whether a value broadcasts to a shape without enlarging it, in every run that does not fail."""
+        shape = self.shape(value)
+        if shape is None or len(shape) > len(target):
+            return False
+        return all(broadcast(have, want) == want for have, want in zip(shape, target[len(target) - len(shape) :], strict=True))
+
+    def dtype(self, value: str) -> int:
+        """TensorProto.DataType of a value; 0 where unknown."""
+        return self._inference.info(value).dtype
+
+    @property
+    def equalities(self) -> dict[str, int]:
+        """Dimension names that can only have one size, because a Reshape in the graph is hard-coded to it."""
+        return dict(self._inference.equalities)
+
+    def equate(self, dim: Dim, size: int) -> None:
+        """See `Inference.equate`."""
+        self._inference.equate(dim, size)
+
+    def constant(self, value: str, limit: int = CONSTANT_LIMIT) -> np.ndarray | None:
+        """The value as an array if it is a constant, or is computed from constants and known sizes alone.
+
+        None where it is not, is larger than `limit` elements, or lies in external data.
+        """
+        return self._fold(self.resolve(value), limit, 0)
+
+    def scalar(self, value: str) -> float | None:
+        """The number in a constant with one element, or None."""
+        if not value:
+            return None
+        shape = self._known_shape(value)
+        if shape is not None and any(dim != 1 for dim in shape):
+            return None
+        array = self.constant(value)
+        if array is None or array.size != 1 or array.dtype.kind not in "fiub":
+            return None
+        return float(array.reshape(-1)[0])
+
+    def is_constant(self, value: str) -> bool:
+        """Whether the value is an initializer or Constant, of whatever size and wherever it lies, or folds to one."""
+        value = self.resolve(value)
+        return value in self._arrays or self.graph.tensor(value) is not None or self.constant(value) is not None
+
+    # -- how facts are found -------------------------------------------------------------------------------------------
+
+    def _definition(self, value: str) -> Node | None:
+        # Original nodes define original values, so that facts do not depend on which rules have run.
+        node = self.graph.producers.get(value)
+        if node is None:
+            alias = self._aliases.get(value)
+            node = self._canonical.get(value)
+            if node is None and alias is not None:
+                return self._definition(self.resolve(value))
+        if node is not None and node.key == ("", "Constant"):
+            return None
+        return node
+
+    def _known_shape(self, value: str) -> Sequence[int] | None:
+        tensor = self.graph.tensor(self.resolve(value))
+        return None if tensor is None else list(tensor.dims)
+
+    def _known_array(self, value: str) -> np.ndarray | None:
+        if value in self._arrays:
+            return self._arrays[value]
+        tensor = self.graph.tensor(value)
+        if tensor is not None:
+            return decode(tensor)
+        return _constant_node_array(self.graph.producers.get(value))
+
+    def _leaf(self, value: str) -> Info:
+        if value in self._arrays:
+            array = self._arrays[value]
+            return array_info(array, onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+        tensor = self.graph.tensor(value)
+        if tensor is not None:
+            small = len(tensor.dims) <= 1 and tensor.data_type in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+            array_or_none = decode(tensor, 64) if small else None
+            if array_or_none is not None:
+                return array_info(array_or_none, tensor.data_type)
+            return Info(tensor.data_type, tuple(tensor.dims))
+        node = self.graph.producers.get(value)
+        if node is not None:
+            constant = _constant_node_array(node)
+            if constant is None:
+                return UNKNOWN
+            return array_info(constant, onnx.helper.np_dtype_to_tensor_dtype(constant.dtype))
+        if self._outer is not None and value not in self.graph.inputs:
+            return self._outer.info(value)
+        return self._fallback(value)
+
+    def _fallback(self, value: str) -> Info:
+        declared = self.graph.value_types.get(value)
+        if declared is not None and (declared.tensor_type.HasField("shape") or self._fallback_types is None):
+            return type_info(declared, value)
+        if self._inferred is None:
+            self._inferred = self._fallback_types() if self._fallback_types is not None else {}
+        inferred = self._inferred.get(value)
+        if inferred is not None:
+            return type_info(inferred, value)
+        return type_info(declared, value) if declared is not None else UNKNOWN
+
+    def _maybe_constant(self, value: str) -> bool:
+        if self._constness is None:
+            self._constness = set(self.graph.initializers)
+            for node in self.graph.nodes:
+                if node.op_type in ("Shape", "Size", "Constant") or all(
+                    not item or item in self._constness for item in node.inputs
+                ):
+                    self._constness.update(node.outputs)
+        return value in self._constness or value in self._arrays or self.graph.tensor(value) is not None
+
+    def _fold(self, value: str, limit: int, depth: int) -> np.ndarray | None:
+        if value in self._arrays:
+            return self._arrays[value]
+        if value in self._folded:
+            return self._folded[value]
+        result = self._fold_uncached(value, limit, depth)
+        if result is not None or limit >= CONSTANT_LIMIT:
+            self._folded[value] = result
+        return result
+
+    def _fold_uncached(self, value: str, limit: int, depth: int) -> np.ndarray | None:
+        tensor = self.graph.tensor(value)
+        if tensor is not None:
+            return decode(tensor, limit)
+        node = self._canonical.get(value) or self.graph.producers.get(value)
+        if node is None:
+            return None
+        if node.key == ("", "Constant"):
+            return _constant_node_array(node)
+        if not self._maybe_constant(value) or depth > _FOLD_DEPTH:
+            return None
+        info = self.info(value)
+        if info.content is not None and info.shape is not None and all(isinstance(item, int) for item in info.content):
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(info.dtype) if info.dtype else np.dtype(np.int64)
+            return np.array(info.content, dtype=dtype).reshape([int(str(dim)) for dim in info.shape])
+        if node.domain != "" or node.op_type in _NOT_FOLDED or any(item.HasField("g") for item in node.proto.attribute):
+            return None
+        size = 1
+        for dim in info.shape or ():
+            size *= dim if isinstance(dim, int) else limit + 1
+        if size > limit:
+            return None
+        feeds = {}
+        for item in node.inputs:
+            if item:
+                array = self._fold(self.resolve(item), limit, depth + 1)
+                if array is None:
+                    return None
+                feeds[item] = array
+        return self._evaluate(node, feeds).get(value)
+
+    def _evaluate(self, node: Node, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        from onnx.reference import ReferenceEvaluator
+
+        graph = onnx.helper.make_graph(
+            [node.proto],
+            "fold",
+            [onnx.helper.make_tensor_value_info(name, _dtype_of(array), array.shape) for name, array in feeds.items()],
+            [onnx.ValueInfoProto(name=name) for name in node.outputs if name],
+        )
+        imports = [onnx.helper.make_opsetid("", self.graph.opset() or onnx.defs.onnx_opset_version())]
+        model = onnx.helper.make_model(graph, opset_imports=imports)
+        try:
+            results = ReferenceEvaluator(model).run(None, feeds)
+        except Exception:
+            # Whatever the evaluator cannot do stays in the graph: folding is only ever a convenience.
+            return {}
+        names = [name for name in node.outputs if name]
+        return {name: np.asarray(array) for name, array in zip(names, results, strict=False)}
+
+
+def _dtype_of(array: np.ndarray) -> int:
+    return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+
+
+def _constant_node_array(node: Node | None) -> np.ndarray | None:
+    """The array of a Constant node of any form."""
+    if node is None or node.key != ("", "Constant"):
+        return None
+    for attribute in node.proto.attribute:
+        if attribute.ref_attr_name:
+            return None
+        if attribute.name == "value":
+            return numpy_helper.to_array(attribute.t) if attribute.t.data_location != TensorProto.EXTERNAL else None
+        if attribute.name in ("value_float", "value_floats"):
+            floats = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+            return np.array(floats, dtype=np.float32)
+        if attribute.name in ("value_int", "value_ints"):
+            return np.array(attribute.i if attribute.name == "value_int" else list(attribute.ints), dtype=np.int64)
+    return None

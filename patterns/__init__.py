@@ -1,0 +1,27 @@
+"""Patterns and the fused operators that replace what they match: one fusion per file."""
+
+from onnx_fuse.patterns.body import Body
+from onnx_fuse.patterns.dsl import Attribute, Constant, Optional, Pattern, Scalar, Value, pattern
+from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+
+__all__ = [
+    "Attribute",
+    "Body",
+    "Constant",
+    "Fused",
+    "FusedOp",
+    "Fusion",
+    "Optional",
+    "Pattern",
+    "Scalar",
+    "Value",
+    "fusions",
+    "pattern",
+]
+
+
+def fusions() -> tuple[Fusion, ...]:
+    """The fusions that come with onnx-fuse, in the order in which ties between them are settled."""
+    from onnx_fuse.patterns import attention_layer_norm, embed_layer_norm, skip_layer_norm, swish
+
+    return (attention_layer_norm.FUSION, embed_layer_norm.FUSION, skip_layer_norm.FUSION, swish.FUSION)

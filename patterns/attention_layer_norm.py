@@ -1,0 +1,294 @@
+"""Multi-head attention with its rim: output projection, residual and LayerNorm or RMSNorm, as far as the graph has them in a row.
+
+Softmax attention of "Attention Is All You Need" (arXiv 1706.03762). Found in BERT, DistilBERT, RoBERTa (post-LN), GPT-2, ViT
+(pre-LN) and torch.nn.TransformerEncoder of both kinds; the projections of query, key and value stay outside.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from onnx_fuse.patterns.body import Body
+from onnx_fuse.patterns.dsl import Attribute, Optional, Scalar, pattern
+from onnx_fuse.patterns.interface import Match, View
+from onnx_fuse.patterns.norm import affine_problem, norm_of
+from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+
+
+@pattern
+def attention_layer_norm(  # type: ignore[no-untyped-def]
+    op,
+    query,
+    key_t,
+    value,
+    scale: Scalar,
+    attention_bias,
+    keep,
+    drop,
+    mask_value: Scalar,
+    out_weight,
+    out_bias,
+    residual,
+    gamma: Optional,
+    beta: Optional,
+    epsilon: Attribute,
+):
+    scores = op.MatMul(op.shape(query, "B h Sq d"), op.shape(key_t, "B h d Sk"))
+    scores = op.optional(op.Mul(scores, scale), scores)
+    scores = op.optional(op.Add(scores, attention_bias), scores)
+    scores = op.any_of(op.Where(keep, scores, mask_value), op.Where(drop, mask_value, scores), scores)
+    probabilities = op.Softmax(scores, axis=-1)
+    guarded = op.named("guard", op.Where(op.IsNaN(probabilities), 0.0, probabilities))
+    context = op.MatMul(op.any_of(guarded, probabilities), op.shape(value, "B h Sk dv"))
+    merged = op.shape(op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3])), "B Sq E")
+    product = op.MatMul(merged, op.shape(out_weight, "E Ho"))
+    projected = op.any_of(op.Add(product, op.shape(out_bias, "Ho")), product, merged)
+    total = op.named("total", op.optional(op.Add(projected, residual), projected))
+    return op.any_of(
+        op.named("layer", op.LayerNormalization(total, gamma, beta, axis=-1, epsilon=epsilon)),
+        op.named("rms", op.RMSNormalization(total, gamma, axis=-1, epsilon=epsilon)),
+        total,
+    )
+
+
+@attention_layer_norm.require
+def sizes_are_static(match: Match, view: View) -> str | None:
+    for name, what in (("h", "the number of heads"), ("d", "the head size"), ("dv", "the head size of the value")):
+        if not isinstance(match[name], int):
+            return f"{what} is {match[name]}, it must be known"
+    return None
+
+
+@attention_layer_norm.require
+def masks_fit_the_scores(match: Match, view: View) -> str | None:
+    scores = tuple(match[name] for name in ("B", "h", "Sq", "Sk"))
+    for name in ("attention_bias", "keep", "drop"):
+        if name not in match:
+            continue
+        if not view.broadcasts_to(match[name], scores):
+            shape = view.shape(match[name])
+            found = "an unknown shape" if shape is None else f"shape [{', '.join(map(str, shape))}]"
+            return f"the mask {match[name]} has {found}, the scores have [{', '.join(map(str, scores))}]"
+    return None
+
+
+@attention_layer_norm.require
+def residual_has_the_shape_of_the_sum(match: Match, view: View) -> str | None:
+    if "residual" in match and view.shape(match["residual"]) != view.shape(match["total"]):
+        return f"the residual {match['residual']} is broadcast"
+    return None
+
+
+@attention_layer_norm.require
+def affine_spans_the_last_axis(match: Match, view: View) -> str | None:
+    return affine_problem(match, view, match["total"])
+
+
+def attention_body(  # type: ignore[no-untyped-def]
+    op: Body,
+    query,
+    key,
+    value,
+    attention_bias,
+    mask,
+    out_weight,
+    out_bias,
+    residual,
+    gamma,
+    beta,
+    num_heads,
+    num_key_value_heads,
+    scale,
+    mask_value,
+    causal,
+    masked_row,
+    norm,
+    epsilon,
+    layout,
+    grouped,
+) -> tuple[Any, Any]:
+    """s = scale q k^T + attention_bias; masked; P = softmax(s); z = (merge(P v) W + b) + residual; output = norm(z)."""
+    one = op.ints(1)
+    heads, groups = op.Reshape(num_heads, one), op.Reshape(num_key_value_heads, one)
+
+    def split(x: str, count: str) -> str:
+        x = op.float32(x)
+        if layout == "BHSD":
+            return x
+        return str(op.Transpose(op.Reshape(x, op.Concat(op.ints(0, 0), count, op.ints(-1), axis=0)), perm=[0, 2, 1, 3]))
+
+    def repeat(x: str) -> str:
+        """[B, hkv, S, d] -> [B, h, S, d]: each key-value head serves h / hkv query heads in a row."""
+        if not grouped:
+            return x
+        times = op.Concat(op.ints(1, 1), op.Div(heads, groups), op.ints(1, 1), axis=0)
+        five = op.Expand(op.Unsqueeze(x, op.ints(2)), times)
+        tail = op.Slice(op.Shape(x), op.ints(2), op.ints(4), op.ints(0))
+        return str(op.Reshape(five, op.Concat(op.ints(0), heads, tail, axis=0)))
+
+    q, k, v = split(query, heads), repeat(split(key, groups)), repeat(split(value, groups))
+    scores = op.Mul(op.MatMul(q, op.Transpose(k, perm=[0, 1, 3, 2])), scale)
+    if attention_bias is not None:
+        scores = op.Add(scores, op.float32(attention_bias))
+    if causal != "none":
+        mask = _with_causal(op, mask, scores, causal)
+    if mask is not None:
+        scores = op.Where(mask, scores, mask_value)
+    probabilities = op.Softmax(scores, axis=-1)
+    if masked_row == "zero":
+        probabilities = op.Where(op.IsNaN(probabilities), 0.0, probabilities)
+    context = op.Transpose(op.MatMul(probabilities, v), perm=[0, 2, 1, 3])
+    total = op.Reshape(context, op.ints(0, 0, -1))
+    if out_weight is not None:
+        total = op.MatMul(total, op.float32(out_weight))
+    if out_bias is not None:
+        total = op.Add(total, op.float32(out_bias))
+    if residual is not None:
+        total = op.Add(total, op.float32(residual))
+    normed = op.normalise(total, norm, gamma, beta, epsilon)
+    return op.like(normed, query), op.like(total, query)
+
+
+def _with_causal(op: Body, mask: str | None, scores: str, causal: str) -> str:
+    """mask AND (column <= row), where lower_right aligns the last row with the last column."""
+    shape = op.Shape(scores)
+    rows, columns = op.Gather(shape, op.ints(2)), op.Gather(shape, op.ints(3))
+    zero, step = op.Squeeze(op.ints(0)), op.Squeeze(op.ints(1))
+    row = op.Unsqueeze(op.Range(zero, op.Squeeze(rows), step), op.ints(1))
+    column = op.Unsqueeze(op.Range(zero, op.Squeeze(columns), step), op.ints(0))
+    if causal == "lower_right":
+        row = op.Add(row, op.Sub(columns, rows))
+    allowed = op.LessOrEqual(column, row)
+    return str(allowed if mask is None else op.And(mask, allowed))
+
+
+FusedAttentionLayerNorm = FusedOp(
+    name="FusedAttentionLayerNorm",
+    inputs=(
+        "query",
+        "key",
+        "value",
+        "attention_bias",
+        "mask",
+        "out_weight",
+        "out_bias",
+        "residual",
+        "gamma",
+        "beta",
+    ),
+    outputs=("output", "residual_sum"),
+    attributes=(
+        "num_heads",
+        "num_key_value_heads",
+        "scale",
+        "mask_value",
+        "causal",
+        "masked_row",
+        "norm",
+        "epsilon",
+        "layout",
+    ),
+    body=attention_body,
+    structure=lambda attributes: {"grouped": attributes["num_heads"] != attributes["num_key_value_heads"]},
+)
+
+
+def build(match: Match, view: View) -> Fused:
+    norm = norm_of(match)
+    like = match.root
+    sources = [_before_split(view, match["query"], match["h"]), _before_split(view, match["key_t"], match["h"], key=True)]
+    sources.append(_before_split(view, match["value"], match["h"]))
+    if all(source is not None for source in sources):
+        layout, (query, key, value) = "BSH", sources
+    else:
+        layout, query, value = "BHSD", match["query"], match["value"]
+        key = _untransposed(view, match["key_t"], like)
+    mask = match.get("keep")
+    if "drop" in match:
+        mask = view.add("Not", [match["drop"]], like=like)
+    mask_value = view.scalar(match["mask_value"]) if "mask_value" in match else -math.inf
+    scale = view.scalar(match["scale"]) if "scale" in match else 1.0
+    attributes = {
+        "num_heads": match["h"],
+        "num_key_value_heads": match["h"],
+        "scale": float(1.0 if scale is None else scale),
+        "mask_value": float(-math.inf if mask_value is None else mask_value),
+        "causal": "none",
+        "masked_row": _masked_row(match, mask_value, mask is not None),
+        "norm": norm,
+        "epsilon": float(match.get("epsilon", 0.0)),
+        "layout": layout,
+    }
+    inputs = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "attention_bias": _four_axes(view, match.get("attention_bias"), like),
+        "mask": _four_axes(view, mask, like),
+        "out_weight": match.get("out_weight"),
+        "out_bias": match.get("out_bias"),
+        "residual": match.get("residual"),
+        "gamma": match.get("gamma"),
+        "beta": match.get("beta"),
+    }
+    parts = [part for part, name in (("projection", "out_weight"), ("residual", "residual")) if name in match]
+    if norm != "none":
+        parts.append("norm")
+    optional = {"residual_sum": match["total"]} if norm != "none" else {}
+    return Fused(inputs, {"output": like.outputs[0]}, attributes, optional, tuple(parts))
+
+
+def _masked_row(match: Match, mask_value: float | None, masked: bool) -> str:
+    if "guard" in match:
+        return "zero"
+    return "uniform" if masked and mask_value is not None and math.isfinite(mask_value) else "nan"
+
+
+def _before_split(view: View, value: str, heads: int, *, key: bool = False) -> str | None:
+    """x [B, S, h*d] where `value` is x split into heads, [B, h, S, d] (or [B, h, d, S] for a transposed key)."""
+    transpose = view.producer(value)
+    if transpose is None or transpose.op_type != "Transpose" or transpose.domain:
+        return None
+    if list(view.attribute(transpose, "perm") or []) != ([0, 2, 3, 1] if key else [0, 2, 1, 3]):
+        return None
+    reshape = view.producer(transpose.inputs[0])
+    if reshape is None or reshape.op_type != "Reshape" or reshape.domain:
+        return None
+    before, after = view.shape(reshape.inputs[0]), view.shape(reshape.outputs[0])
+    if before is None or after is None or len(before) != 3 or len(after) != 4:
+        return None
+    return view.resolve(reshape.inputs[0]) if before[:2] == after[:2] and after[2] == heads else None
+
+
+def _untransposed(view: View, key_t: str, like: Any) -> str:
+    """The key as [B, h, S, d]: what the graph transposed, or a transpose of what it has."""
+    transpose = view.producer(key_t)
+    if transpose is not None and transpose.op_type == "Transpose" and not transpose.domain:
+        if list(view.attribute(transpose, "perm") or []) == [0, 1, 3, 2]:
+            return view.resolve(transpose.inputs[0])
+        perm = list(view.attribute(transpose, "perm") or [])
+        swapped = [perm[axis] for axis in (0, 1, 3, 2)]
+        return view.add("Transpose", [transpose.inputs[0]], {"perm": swapped}, like=like)
+    return view.add("Transpose", [key_t], {"perm": [0, 1, 3, 2]}, like=like)
+
+
+def _four_axes(view: View, value: str | None, like: Any) -> str | None:
+    """The value with axes of size 1 put in front until it has four."""
+    rank = 4 if value is None else view.rank(value)
+    if value is None or rank is None or rank == 4:
+        return value
+    axes = view.array(np.arange(4 - rank, dtype=np.int64), like.outputs[0])
+    return view.add("Unsqueeze", [value, axes], like=like)
+
+
+FUSION = Fusion(
+    name="FusedAttentionLayerNorm",
+    pattern=attention_layer_norm,
+    operator=FusedAttentionLayerNorm,
+    build=build,
+    summary="multi-head softmax attention with its output projection, residual and LayerNorm/RMSNorm",
+    anchor="Softmax",
+)

@@ -1,0 +1,136 @@
+"""Writes the body of a fused operator: standard ONNX nodes, in the form that the model's opset wants.
+
+A body is the operator's definition: what ONNX Runtime executes, what kernels are compared with, and what TensorRT gets where no
+plugin is loaded. Values are names; Python numbers become float32 constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+
+_KIND = {"f": AttributeProto.FLOAT, "i": AttributeProto.INT, "fs": AttributeProto.FLOATS, "is": AttributeProto.INTS}
+
+Operand = str | float | int
+
+
+class Body:
+    """Collects the nodes of a function body.
+
+    Args:
+        opset: version of the ONNX operators to write.
+        dtype: TensorProto.DataType of the operator's type T; it is written into the body only where CastLike (opset 15) is missing.
+        reserved: names that are inputs or outputs of the function.
+    """
+
+    def __init__(self, opset: int, dtype: int, reserved: Sequence[str]) -> None:
+        self.opset = opset
+        self.dtype = dtype
+        self.nodes: list[NodeProto] = []
+        self._names = set(reserved)
+        self._constants: dict[Any, str] = {}
+
+    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+        if op_type.startswith("_"):
+            raise AttributeError(op_type)
+
+        def build(*inputs: Operand, outputs: int = 1, **attributes: Any) -> Any:
+            return self.node(op_type, *inputs, outputs=outputs, **attributes)
+
+        return build
+
+    def node(self, op_type: str, *inputs: Operand, outputs: int = 1, **attributes: Any) -> Any:
+        """Adds a node; returns the name of its output, or a tuple of names."""
+        names = [item if isinstance(item, str) else self.number(item) for item in inputs]
+        made = [self._fresh(op_type) for _ in range(outputs)]
+        self.nodes.append(helper.make_node(op_type, names, made, **attributes))
+        return made[0] if outputs == 1 else tuple(made)
+
+    def number(self, value: float) -> str:
+        """A float32 constant without axes."""
+        return self._constant(np.array(value, dtype=np.float32))
+
+    def ints(self, *values: int) -> str:
+        """An int64 constant with one axis."""
+        return self._constant(np.array(values, dtype=np.int64))
+
+    def attribute(self, name: str, value: float | int | Sequence[float] | Sequence[int]) -> str:
+        """The operator's attribute as a constant, by reference: one body serves every value of it."""
+        key = ("attribute", name)
+        if key not in self._constants:
+            output = self._fresh(name)
+            kind = _attribute_kind(value)
+            node = helper.make_node("Constant", [], [output])
+            field = {"f": "value_float", "i": "value_int", "fs": "value_floats", "is": "value_ints"}[kind]
+            node.attribute.append(AttributeProto(name=field, type=_KIND[kind], ref_attr_name=name))
+            self.nodes.append(node)
+            self._constants[key] = output
+        return self._constants[key]
+
+    def float32(self, value: str) -> str:
+        """The value as float32."""
+        return str(self.node("Cast", value, to=TensorProto.FLOAT))
+
+    def like(self, value: str, other: str) -> str:
+        """The value in the type of `other`, which is the operator's T."""
+        if self.opset >= 15:
+            return str(self.node("CastLike", value, other))
+        return str(self.node("Cast", value, to=self.dtype or TensorProto.FLOAT))
+
+    def reduce_mean(self, value: str, axis: int = -1) -> str:
+        """Mean over one axis, which is kept."""
+        if self.opset >= 18:
+            return str(self.node("ReduceMean", value, self.ints(axis), keepdims=1))
+        return str(self.node("ReduceMean", value, axes=[axis], keepdims=1))
+
+    def normalise(self, value: str, norm: str, gamma: str | None, beta: str | None, epsilon: str) -> str:
+        """LayerNorm ("layer"), RMSNorm ("rms") or nothing ("none") over the last axis, in float32."""
+        if norm == "none":
+            return value
+        centred = self.node("Sub", value, self.reduce_mean(value)) if norm == "layer" else value
+        variance = self.reduce_mean(str(self.node("Mul", centred, centred)))
+        result = self.node("Div", centred, self.node("Sqrt", self.node("Add", variance, epsilon)))
+        if gamma is not None:
+            result = self.node("Mul", result, self.float32(gamma))
+        if beta is not None:
+            result = self.node("Add", result, self.float32(beta))
+        return str(result)
+
+    def _constant(self, array: np.ndarray) -> str:
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            output = self._fresh("constant")
+            self.nodes.append(helper.make_node("Constant", [], [output], value=numpy_helper.from_array(array)))
+            self._constants[key] = output
+        return self._constants[key]
+
+    def _fresh(self, wanted: str) -> str:
+        number = len(self.nodes)
+        name = f"{wanted.lower()}_{number}"
+        while name in self._names:
+            number += 1
+            name = f"{wanted.lower()}_{number}"
+        self._names.add(name)
+        return name
+
+
+def _attribute_kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "is" if all(isinstance(item, int) for item in value) else "fs"
+    return "i" if isinstance(value, int) else "f"
+
+
+def rename_outputs(nodes: Sequence[NodeProto], renames: dict[str, str]) -> list[NodeProto]:
+    """The nodes with some of their values renamed (a function's outputs have fixed names)."""
+    renamed = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [renames.get(name, name) for name in node.input]
+        copy.output[:] = [renames.get(name, name) for name in node.output]
+        renamed.append(copy)
+    return renamed

@@ -1,0 +1,343 @@
+"""What a pattern is: pure data, traced from a Python function over ONNX operators.
+
+    @pattern
+    def skip_layer_norm(op, x, skip, gamma: Optional, beta: Optional, epsilon: Attribute):
+        return op.LayerNormalization(op.Add(x, skip), gamma, beta, axis=-1, epsilon=epsilon)
+
+The first parameter builds operators; every other parameter is a variable, and its annotation says what it may bind:
+nothing or `Value` any value, `Constant` a constant, `Scalar` a constant with one element, `Optional` a value or an absent
+input, `Attribute` an attribute's value. A variable that occurs twice must be the same value (or an equal constant) both times.
+A Python number where a value is expected is a constant with one element; operands of commutative operators match in either
+order. The matcher itself is in `onnx_fuse.passes.match`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from onnx_fuse.errors import PatternError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from onnx_fuse.patterns.interface import Match, View
+
+Kind = Literal["value", "constant", "scalar", "optional", "attribute"]
+
+
+class Value:
+    """Annotation: the variable binds any value."""
+
+
+class Constant:
+    """Annotation: the variable binds a constant."""
+
+
+class Scalar:
+    """Annotation: the variable binds a constant with exactly one element."""
+
+
+class Optional:
+    """Annotation: the variable binds a value, or nothing where the input is absent."""
+
+
+class Attribute:
+    """Annotation: the variable binds the value of an attribute."""
+
+
+_KINDS: dict[Any, Kind] = {Value: "value", Constant: "constant", Scalar: "scalar", Optional: "optional", Attribute: "attribute"}
+
+COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "BitwiseAnd", "BitwiseOr"})
+
+
+class Term:
+    """Anything that can stand where a value is expected in a pattern."""
+
+
+@dataclass(frozen=True, eq=False)
+class Variable(Term):
+    """Binds a value (or an attribute's value) to a name."""
+
+    name: str
+    kind: Kind = "value"
+
+
+@dataclass(frozen=True, eq=False)
+class Number(Term):
+    """A constant with one element equal to `value` within `tolerance` (relative; absolute near zero)."""
+
+    value: float
+    tolerance: float = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class AnyOf(Term):
+    """The first alternative that lets the whole pattern match."""
+
+    alternatives: tuple[Term, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Shaped(Term):
+    """A value whose shape fits `dims`: an int is that size, a name is bound across the pattern, "_" is anything."""
+
+    inner: Term
+    dims: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Named(Term):
+    """Gives a matched value a name, so that requirements and the operator's outputs can refer to it."""
+
+    inner: Term
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Tree(Term):
+    """A tree of one binary operator, flattened: each leaf matches `leaf`, whose variables become `name_1`, `name_2`, ..."""
+
+    op_type: str
+    leaf: Term
+    least: int
+    most: int
+    count: str
+
+
+@dataclass(frozen=True, eq=False)
+class Op(Term):
+    """A node: one of `op_types` of `domain`, with these inputs and attributes.
+
+    Attributes:
+        inputs: one term for each leading input; inputs the pattern does not name must be absent, unless the operator takes
+            them as what used to be attributes (axes, split, ...), which patterns always write as attributes.
+        attributes: name -> literal, `Variable` of kind "attribute", or predicate (True, or False, or a sentence on what was wanted).
+        variadic: the term that every input from `len(inputs)` on must match, its variables numbered from 1; None for none.
+        since, until: opset versions of the domain between which the node may stand (inclusive).
+    """
+
+    op_types: tuple[str, ...]
+    inputs: tuple[Term, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    domain: str = ""
+    variadic: tuple[Term, str] | None = None
+    since: int = 1
+    until: int = 1 << 30
+
+    @property
+    def commutative(self) -> bool:
+        """Whether the operands may be swapped."""
+        return len(self.inputs) == 2 and self.domain == "" and all(name in COMMUTATIVE for name in self.op_types)
+
+
+@dataclass(frozen=True, eq=False)
+class Output(Term):
+    """One output of a node that has several."""
+
+    op: Op
+    index: int
+
+
+class _Operators:
+    """What a pattern function receives as `op`: `op.Softmax(x, axis=-1)` is a node of the pattern."""
+
+    def __init__(self, domain: str = "") -> None:
+        self._domain = domain
+
+    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+        if op_type.startswith("_"):
+            raise AttributeError(op_type)
+
+        def build(*inputs: Any, outputs: int = 1, since: int = 1, until: int = 1 << 30, **attributes: Any) -> Any:
+            return self.node(op_type, *inputs, outputs=outputs, since=since, until=until, **attributes)
+
+        return build
+
+    def node(
+        self,
+        op_types: str | Sequence[str],
+        *inputs: Any,
+        outputs: int = 1,
+        since: int = 1,
+        until: int = 1 << 30,
+        **attributes: Any,
+    ) -> Any:
+        """A node of any of several operator types; `outputs` > 1 gives a tuple of its outputs."""
+        variadic = None
+        if inputs and isinstance(inputs[-1], _Variadic):
+            variadic = (inputs[-1].term, inputs[-1].count)
+            inputs = inputs[:-1]
+        op = Op(
+            op_types=(op_types,) if isinstance(op_types, str) else tuple(op_types),
+            inputs=tuple(_term(item) for item in inputs),
+            attributes=attributes,
+            domain=self._domain,
+            variadic=variadic,
+            since=since,
+            until=until,
+        )
+        return tuple(Output(op, index) for index in range(outputs)) if outputs > 1 else op
+
+    def domain(self, name: str) -> _Operators:
+        """Operators of another domain: `op.domain("com.microsoft").FastGelu(x)`."""
+        return _Operators(name)
+
+    @staticmethod
+    def any_of(*alternatives: Any) -> AnyOf:
+        """Any of the alternatives, tried in the order given."""
+        return AnyOf(tuple(_term(item) for item in alternatives))
+
+    @staticmethod
+    def optional(with_it: Any, without: Any) -> AnyOf:
+        """An optional node: `op.optional(op.Add(x, bias), x)`; the form that has it is tried first."""
+        return AnyOf((_term(with_it), _term(without)))
+
+    @staticmethod
+    def shape(value: Any, dims: str | Sequence[int | str]) -> Shaped:
+        """`op.shape(q, "B h S d")`: a value of this rank; equal names are equal dimensions, across the whole pattern."""
+        names: Sequence[int | str] = dims.split() if isinstance(dims, str) else dims
+        return Shaped(_term(value), tuple(int(item) if str(item).lstrip("-").isdigit() else item for item in names))
+
+    @staticmethod
+    def named(name: str, value: Any) -> Named:
+        """The value under a name that requirements and fused outputs can use."""
+        return Named(_term(value), name)
+
+    @staticmethod
+    def number(value: float, tolerance: float = 1e-4) -> Number:
+        """A constant with one element, within a relative tolerance."""
+        return Number(float(value), tolerance)
+
+    @staticmethod
+    def tree(op_type: str, leaf: Any, *, least: int = 2, most: int = 16, count: str = "count") -> Tree:
+        """Leaves of a tree of `op_type` nodes; variables in `leaf` are bound as `name_1`, `name_2`, ... in operand order."""
+        return Tree(op_type, _term(leaf), least, most, count)
+
+    @staticmethod
+    def variadic(term: Any, count: str = "count") -> _Variadic:
+        """All remaining inputs of a node; variables in `term` are bound as `name_1`, `name_2`, ..."""
+        return _Variadic(_term(term), count)
+
+
+@dataclass(frozen=True)
+class _Variadic:
+    term: Term
+    count: str
+
+
+def _term(item: Any) -> Term:
+    if isinstance(item, Term):
+        return item
+    if isinstance(item, (int, float)) and not isinstance(item, bool):
+        return Number(float(item))
+    raise PatternError(
+        f"a pattern operand is {item!r}", "Use a variable, an operator, a number, or op.any_of/op.optional/op.shape."
+    )
+
+
+Requirement = Callable[["Match", "View"], "str | None"]
+
+
+class Pattern:
+    """A traced pattern with its requirements.
+
+    Attributes:
+        name: the function's name.
+        root: the term that a match is anchored at.
+        others: further outputs the function returned; each is matched from a reader of a value already bound.
+        variables: name -> variable.
+        requirements: functions (match, view) -> None, or the sentence that says why the match is refused.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.name = function.__name__
+        self.doc = inspect.getdoc(function) or ""
+        parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+        if not parameters:
+            raise PatternError(
+                f"pattern {self.name} has no parameter", "Its first parameter is the operator builder: def f(op, x, ...)."
+            )
+        self.variables = {p.name: Variable(p.name, _kind(self.name, p)) for p in parameters[1:]}
+        result = function(_Operators(), **self.variables)
+        terms = result if isinstance(result, tuple) else (result,)
+        self.root: Term = _term(terms[0])
+        self.others: tuple[Term, ...] = tuple(_term(term) for term in terms[1:])
+        self.requirements: list[Requirement] = []
+        self.root_keys: frozenset[tuple[str, str]] = frozenset(root_keys(self.root))
+        if not self.root_keys:
+            raise PatternError(f"pattern {self.name} is a bare variable", "A pattern's result must be an operator.")
+        self.size = _size(self.root) + sum(_size(term) for term in self.others)
+
+    def require(self, requirement: Requirement) -> Requirement:
+        """Decorator: a condition checked once everything is bound; it returns None, or a sentence that refuses the match."""
+        self.requirements.append(requirement)
+        return requirement
+
+    def __repr__(self) -> str:
+        return f"<pattern {self.name}, up to {self.size} nodes>"
+
+
+def pattern(function: Callable[..., Any]) -> Pattern:
+    """Turns a function over ONNX operators into a `Pattern` (see the module's docstring).
+
+    Raises:
+        PatternError: a parameter's annotation is unknown, or the function returns no operator.
+    """
+    return Pattern(function)
+
+
+def _kind(name: str, parameter: inspect.Parameter) -> Kind:
+    if parameter.annotation is inspect.Parameter.empty:
+        return "value"
+    kind = _KINDS.get(parameter.annotation)
+    if kind is None:
+        raise PatternError(
+            f"pattern {name}: parameter {parameter.name} has the annotation {parameter.annotation!r}",
+            "Use Value, Constant, Scalar, Optional or Attribute of onnx_fuse.patterns.",
+        )
+    return kind
+
+
+def root_keys(term: Term) -> Iterator[tuple[str, str]]:
+    """(domain, operator type) of every node that can be the outermost one of a term."""
+    if isinstance(term, Op):
+        yield from ((term.domain, op_type) for op_type in term.op_types)
+    elif isinstance(term, Output):
+        yield from root_keys(term.op)
+    elif isinstance(term, AnyOf):
+        for alternative in term.alternatives:
+            yield from root_keys(alternative)
+    elif isinstance(term, (Shaped, Named)):
+        yield from root_keys(term.inner)
+    elif isinstance(term, Tree):
+        yield ("", term.op_type)
+
+
+def _size(term: Term, seen: set[int] | None = None) -> int:
+    """Most nodes that a term can match; a shared node counts once."""
+    seen = set() if seen is None else seen
+    if isinstance(term, Output):
+        term = term.op
+    if isinstance(term, Op):
+        if id(term) in seen:
+            return 0
+        seen.add(id(term))
+        return 1 + sum(_size(item, seen) for item in term.inputs)
+    if isinstance(term, AnyOf):
+        sizes = []
+        reached: list[set[int]] = []
+        for alternative in term.alternatives:
+            inner = set(seen)
+            sizes.append(_size(alternative, inner))
+            reached.append(inner)
+        best = max(range(len(sizes)), key=lambda index: sizes[index])
+        seen |= reached[best]
+        return sizes[best]
+    if isinstance(term, (Shaped, Named)):
+        return _size(term.inner, seen)
+    if isinstance(term, Tree):
+        return (term.least - 1) + term.least * _size(cast(Term, term.leaf), set())
+    return 0

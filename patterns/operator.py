@@ -1,0 +1,239 @@
+"""What a fused operator is (`FusedOp`) and what finds it (`Fusion`)."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnx import FunctionProto, NodeProto, helper
+
+from onnx_fuse.errors import PatternError
+from onnx_fuse.patterns.body import Body, rename_outputs
+from onnx_fuse.patterns.dsl import Pattern
+from onnx_fuse.patterns.interface import Match, View
+
+DOMAIN = "gr.ml.infra"
+OPSET = 1
+
+
+@dataclass(frozen=True)
+class FusedOp:
+    """A fused operator: its signature and its body in standard ONNX operators.
+
+    Args:
+        name: operator type, which is also the plugin's name.
+        inputs: input names in order; "ids_*" stands for any number of inputs ids_1, ids_2, ... Optional ones may be absent
+            anywhere: the node names those present, in this order, in its attribute `inputs`.
+        outputs: output names in order; the first is always there.
+        attributes: names of the attributes; a node always carries all of them.
+        body: `body(op, **inputs, **attributes, **structure)` writes the operator with a `Body` and returns the output's name (a
+            tuple for several). Absent inputs are None. Numeric attributes arrive as the name of a constant that refers to the
+            node's attribute; string attributes arrive as str and make a body of their own.
+        structure: further facts that shape the body, worked out from the attributes, for example {"grouped": True}.
+        domain, plugin_version, plugin_namespace: what the node's attributes say to TensorRT; the namespace is the domain if None.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    body: Callable[..., Any]
+    attributes: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ("output",)
+    structure: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    domain: str = DOMAIN
+    plugin_version: str = "1"
+    plugin_namespace: str | None = None
+
+    def present(self, inputs: Mapping[str, str | None]) -> list[str]:
+        """Names of the inputs that are there, in the operator's order.
+
+        Raises:
+            PatternError: an input is not the operator's.
+        """
+        given = [name for name, value in inputs.items() if value]
+        unknown = [name for name in given if not any(fnmatch.fnmatchcase(name, item) for item in self.inputs)]
+        if unknown:
+            raise PatternError(f"{self.name} has no input {unknown[0]!r}", f"Its inputs are {', '.join(self.inputs)}.")
+        plain = [name for name in self.inputs if "*" not in name]
+        variadic = [name for name in given if name not in plain]
+        before = [name for name in plain if self.inputs.index(name) < self._first_variadic()]
+        after = [name for name in plain if name not in before]
+        return [name for name in (*before, *variadic, *after) if name in given]
+
+    def _first_variadic(self) -> int:
+        return next((index for index, name in enumerate(self.inputs) if "*" in name), len(self.inputs))
+
+    def make_node(
+        self,
+        inputs: Mapping[str, str | None],
+        outputs: Mapping[str, str | None],
+        attributes: Mapping[str, Any],
+        name: str,
+        overload: str = "",
+    ) -> NodeProto:
+        """The node of the fused operator, with everything TensorRT and the body need written out."""
+        self._check_attributes(attributes)
+        present = self.present(inputs)
+        made = [item for item in self.outputs if outputs.get(item)]
+        node = helper.make_node(
+            self.name,
+            [str(inputs[item]) for item in present],
+            [str(outputs[item]) for item in made],
+            name=name,
+            domain=self.domain,
+        )
+        written = {
+            **{key: attributes[key] for key in self.attributes},
+            "inputs": ",".join(present),
+            "outputs": ",".join(made),
+            "plugin_version": self.plugin_version,
+            "plugin_namespace": self.domain if self.plugin_namespace is None else self.plugin_namespace,
+        }
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in written.items())
+        if overload:
+            node.overload = overload
+        return node
+
+    def make_function(
+        self,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        attributes: Mapping[str, Any],
+        opsets: Mapping[str, int],
+        dtype: int,
+    ) -> FunctionProto:
+        """The body for these present inputs and outputs; numeric attributes stay references.
+
+        Raises:
+            PatternError: the body wrote something else than the outputs it owes.
+        """
+        self._check_attributes(attributes)
+        opset = opsets.get("", 0)
+        body = Body(opset, dtype, [*inputs, *outputs, *self.attributes])
+        results = self.body(body, **self._arguments(body, inputs, attributes))
+        results = results if isinstance(results, tuple) else (results,)
+        if len(results) != len(self.outputs):
+            raise PatternError(
+                f"the body of {self.name} returned {len(results)} values, it has {len(self.outputs)} outputs",
+                "Return one value for each output, in order.",
+            )
+        wanted = dict(zip(self.outputs, results, strict=True))
+        for name in outputs:
+            if wanted[name] in inputs or list(wanted.values()).count(wanted[name]) > 1:
+                wanted[name] = body.node("Identity", wanted[name])
+        nodes = rename_outputs(body.nodes, {wanted[name]: name for name in outputs})
+        numeric = [name for name in self.attributes if not isinstance(attributes[name], str)]
+        return helper.make_function(
+            self.domain,
+            self.name,
+            list(inputs),
+            list(outputs),
+            _reachable(nodes, outputs),
+            [helper.make_opsetid("", opset)],
+            attributes=numeric,
+        )
+
+    def variant(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """What of the attributes shapes the body: strings and `structure`."""
+        shaping = {name: attributes[name] for name in self.attributes if isinstance(attributes[name], str)}
+        if self.structure is not None:
+            shaping.update(self.structure(attributes))
+        return shaping
+
+    def _arguments(self, body: Body, inputs: Sequence[str], attributes: Mapping[str, Any]) -> dict[str, Any]:
+        arguments: dict[str, Any] = {name: None for name in self.inputs if "*" not in name}
+        arguments.update({name: name for name in inputs})
+        for name in self.attributes:
+            value = attributes[name]
+            arguments[name] = value if isinstance(value, str) else body.attribute(name, value)
+        if self.structure is not None:
+            arguments.update(self.structure(attributes))
+        return arguments
+
+    def _check_attributes(self, attributes: Mapping[str, Any]) -> None:
+        missing = [name for name in self.attributes if attributes.get(name) is None]
+        unknown = [name for name in attributes if name not in self.attributes]
+        if missing or unknown:
+            what = f"lacks its attribute {missing[0]!r}" if missing else f"has no attribute {unknown[0]!r}"
+            raise PatternError(f"{self.name} {what}", f"Its attributes are {', '.join(self.attributes) or 'none'}.")
+
+
+def _reachable(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
+    """The nodes that the outputs need: constants of attributes that this variant does not read are left out."""
+    wanted = set(outputs)
+    kept = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            kept.append(node)
+    return kept[::-1]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What a match becomes: the values and attributes of the fused node.
+
+    Attributes:
+        inputs: operator's input name -> value name (of the view); None where absent.
+        outputs: operator's output name -> value it takes over.
+        attributes: attribute name -> value.
+        optional_outputs: outputs that are made only if something outside the match reads the value.
+        parts: what of the optional parts was swallowed, for the report.
+    """
+
+    inputs: Mapping[str, str | None]
+    outputs: Mapping[str, str]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    optional_outputs: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+
+
+Build = Callable[[Match, View], "Fused | str"]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A fusion: patterns, and the operator that replaces what they match.
+
+    Args:
+        name: how users call it; the operator's name by convention.
+        pattern: one pattern, or several tried in order.
+        operator: the fused operator.
+        build: match -> `Fused`, or the sentence that refuses it. Left out: every operator input is the variable of that name, every
+            attribute the number in the variable of that name, and the outputs are the pattern's results in order.
+        default: False for an opt-in fusion.
+        summary: one line for `onnx-fuse list`.
+        anchor: operator type without which an attempt is not worth a near miss; None for any two nodes.
+    """
+
+    name: str
+    pattern: Pattern | tuple[Pattern, ...]
+    operator: FusedOp
+    build: Build | None = None
+    default: bool = True
+    summary: str = ""
+    anchor: str | None = None
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The patterns, in order."""
+        return self.pattern if isinstance(self.pattern, tuple) else (self.pattern,)
+
+    def fused(self, match: Match, view: View) -> Fused | str:
+        """What a match becomes, or the sentence that refuses it."""
+        return self.build(match, view) if self.build is not None else self._by_name(match, view)
+
+    def _by_name(self, match: Match, view: View) -> Fused | str:
+        inputs = {name: match.get(name) for name in self.operator.inputs}
+        attributes: dict[str, Any] = {}
+        for name in self.operator.attributes:
+            bound = match.get(name)
+            number = view.scalar(bound) if isinstance(bound, str) else bound
+            if number is None:
+                return f"{name} is not bound to a number"
+            attributes[name] = number
+        values = getattr(match, "values", (match.root.outputs[0],))
+        return Fused(inputs, dict(zip(self.operator.outputs, values, strict=False)), attributes)
+
+

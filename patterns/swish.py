@@ -1,0 +1,43 @@
+"""Opt-in: x * sigmoid(beta x) (SiLU, arXiv 1702.03118). TensorRT fuses this itself; a plugin can be slower."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnx_fuse.patterns.body import Body
+from onnx_fuse.patterns.dsl import Attribute, Scalar, pattern
+from onnx_fuse.patterns.interface import Match, View
+from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+
+
+@pattern
+def swish(op, x, beta: Attribute, factor: Scalar):  # type: ignore[no-untyped-def]
+    written_out = op.Mul(x, op.Sigmoid(op.any_of(op.Mul(x, factor), x)))
+    return op.any_of(op.Swish(x, alpha=beta), written_out)
+
+
+def swish_body(op: Body, x: Any, beta: Any) -> Any:
+    """x * sigmoid(beta x), in float32."""
+    wide = op.float32(x)
+    return op.like(op.Mul(wide, op.Sigmoid(op.Mul(wide, beta))), x)
+
+
+FusedSwish = FusedOp(name="FusedSwish", inputs=("x",), attributes=("beta",), body=swish_body)
+
+
+def build(match: Match, view: View) -> Fused:
+    beta = match.get("beta")
+    if beta is None:
+        beta = view.scalar(match["factor"]) if "factor" in match else 1.0
+    return Fused({"x": match["x"]}, {"output": match.root.outputs[0]}, {"beta": float(beta)})
+
+
+FUSION = Fusion(
+    name="FusedSwish",
+    pattern=swish,
+    operator=FusedSwish,
+    build=build,
+    default=False,
+    summary="x * sigmoid(beta x), SiLU",
+    anchor="Sigmoid",
+)

@@ -1,0 +1,160 @@
+"""ONNX Runtime sessions on the CPU: open a model, run it, and say in one sentence what went wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from google.protobuf.message import EncodeError
+from onnx import AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto
+
+from onnx_fuse.errors import ModelError
+
+_FATAL = 4
+_LONGEST_MESSAGE = 400
+# Where in ONNX Runtime's sources the error was raised: nothing a reader of the message can use.
+_SOURCE_PLACE = re.compile(r"/\S*onnxruntime/\S+:\d+ [^)]*\)(?: const)? |\S+\.(?:cc|h):\d+ \w+ ")
+_REMEDIES = (
+    (r"External data path", "Put the weight file beside the model, under the name that the model gives."),
+    (
+        r"No Op registered|No opset import|Could not find an implementation|is not a registered function",
+        "ONNX Runtime's CPU provider has no such operator for these types; a model that needs it cannot be run here.",
+    ),
+    (r"IR version|Opset \d+ is under development", "Upgrade onnxruntime, or export with an older opset."),
+    (r"bad_alloc|Failed to allocate", "Use smaller shapes or a machine with more memory."),
+)
+
+
+def session(
+    model: ModelProto | str | Path,
+    *,
+    base_dir: str | Path | None = None,
+    optimise: bool = False,
+    extra_outputs: Sequence[str] = (),
+) -> ort.InferenceSession:
+    """Opens a model on the CPU provider, silently, without temporary files.
+
+    Args:
+        model: a file, or a model in memory; weights in external data stay on disk and are mapped by ONNX Runtime.
+        base_dir: folder that holds the external data of a model in memory (a file knows its own).
+        optimise: let ONNX Runtime rewrite the graph and repack weights. Off, what runs is what the model says:
+            its own fusions are now and then wrong, and repacking copies every weight.
+        extra_outputs: values of a model in memory that shall be outputs too; the model is not changed.
+
+    Raises:
+        ModelError: the model cannot be read, is invalid, or needs an operator that ONNX Runtime does not have.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        # Shapes change from run to run; an arena would keep the largest of each.
+        options.enable_cpu_mem_arena = False
+    source: str | bytes
+    if isinstance(model, ModelProto):
+        where = f"model {model.graph.name!r}"
+        source, folder = _serialized(model, base_dir, where)
+        if extra_outputs:
+            # Messages written one after the other are read as one merged message.
+            added = GraphProto(output=[ValueInfoProto(name=name) for name in extra_outputs])
+            source += ModelProto(graph=added).SerializeToString()
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    else:
+        where = str(model)
+        source = where
+        if not Path(where).is_file():
+            raise ModelError(f"{where}: no such file.", "Check the path of the model.")
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types, none of them public
+        raise _translated(error, f"{where}: ONNX Runtime cannot load it") from error
+
+
+def run(session: ort.InferenceSession, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """Runs a session: output name -> array (a list of arrays for an output that is a sequence).
+
+    Raises:
+        ModelError: a node failed, or the inputs do not fit; the message is ONNX Runtime's, on one line.
+    """
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    except Exception as error:  # as above
+        raise _translated(error, "ONNX Runtime cannot run the model") from error
+
+
+def message(error: BaseException) -> str:
+    """ONNX Runtime's message on one line, without its error code and source file."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
+    text = re.sub(r"\s+", " ", _SOURCE_PLACE.sub("", text)).strip()
+    text = re.sub(
+        r"^Non-zero status code returned while running (\w+) node\. Name:('.*?') Status Message: ", r"\1 \2: ", text
+    )
+    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
+
+
+def _serialized(model: ModelProto, base_dir: str | Path | None, where: str) -> tuple[bytes, Path | None]:
+    """The model as bytes, and the folder in which ONNX Runtime shall look for its external data (None: it has none)."""
+    locations = list(_locations(model.graph))
+    folder: Path | None = None
+    if locations:
+        if base_dir is None:
+            raise ModelError(
+                f"{where}: its weights lie in {locations[0].value!r}, and the folder of that file is not known.",
+                "Pass the folder as base_dir, or the path of the model instead of the model.",
+            )
+        model, folder = _follow_links(model, {entry.value for entry in locations}, Path(base_dir))
+    try:
+        return model.SerializeToString(), folder
+    except (ValueError, EncodeError) as error:
+        raise ModelError(
+            f"{where}: it cannot be serialized ({error}).",
+            "A model above 2 GB needs its weights in external data: load it with load_external_data=False.",
+        ) from error
+
+
+def _follow_links(model: ModelProto, files: set[str], base_dir: Path) -> tuple[ModelProto, Path]:
+    """ONNX Runtime refuses weight files that are links to another folder (the layout of the Hugging Face cache).
+
+    Such a model comes back as a copy that names the files behind the links, with the folder that holds them. A path
+    that leaves the folder by itself ("../x", "/x") is left for ONNX Runtime to refuse.
+    """
+    root = base_dir.resolve()
+    if any(not name or PurePath(name).is_absolute() or ".." in PurePath(name).parts for name in files):
+        return model, root
+    targets = {name: (base_dir / name).resolve() for name in files}
+    if all(target.is_relative_to(root) for target in targets.values()):
+        return model, root
+    common = Path(os.path.commonpath([target.parent for target in targets.values()]))
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for entry in _locations(copy.graph):
+        entry.value = targets[entry.value].relative_to(common).as_posix()
+    return copy, common
+
+
+def _locations(graph: GraphProto) -> Iterator[StringStringEntryProto]:
+    """Where the external tensors of a graph and of its subgraphs say that their data is."""
+    held = list(graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                held.append(attribute.t)
+            elif attribute.type == AttributeProto.GRAPH:
+                yield from _locations(attribute.g)
+    for tensor in held:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            yield from (entry for entry in tensor.external_data if entry.key == "location")
+
+
+def _translated(error: Exception, what: str) -> ModelError:
+    text = message(error)
+    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, text)), "")
+    return ModelError(f"{what}: {text}", remedy or "Check the model with the command check-model that comes with onnx.")

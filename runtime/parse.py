@@ -1,0 +1,280 @@
+"""NVIDIA's ONNX parser on the CPU: does TensorRT take a model, what becomes a plugin, and what is wrong with the rest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
+from onnx.inliner import inline_local_functions
+
+from onnx_fuse.errors import ModelError
+from onnx_fuse.runtime import tensorrt
+
+
+@dataclass(frozen=True)
+class ParseIssue:
+    """One complaint of the parser.
+
+    Attributes:
+        node: name of the node, "" when the complaint is not about one. A node of an inlined body is called `CALL/NODE__k`.
+        op_type: operator of that node.
+        code: TensorRT's error code, for example "INVALID_NODE"; or, for what it leaves unsaid, our "NO_LAYERS" or "REFUSED".
+        message: TensorRT's text.
+        stack: the nodes around it from the outside in, when it stands in a subgraph: ("if_node (If)", "branch_node (then_branch)").
+    """
+
+    node: str
+    op_type: str
+    code: str
+    message: str
+    stack: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of the network. A dynamic dimension is its name, or -1; the shape is None when TensorRT cannot tell."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...] | None
+
+
+@dataclass(frozen=True)
+class ParseResult:
+    """What the parser said of a model.
+
+    Attributes:
+        accepted: the model became a network of at least one layer, without an error.
+        layers: layers of the network (of what could be parsed, if not accepted).
+        plugins: names of the nodes that became plugin layers.
+        inlined: `domain::operator` -> number of calls replaced by the function body of the model, since no plugin takes them.
+        errors: the complaints; empty if and only if accepted.
+        inputs, outputs: as TensorRT sees them.
+        module, version: the Python module that parsed.
+        log: warnings and errors it logged, each `SEVERITY: text`, and our warning of nodes it takes for others.
+    """
+
+    accepted: bool
+    layers: int
+    plugins: tuple[str, ...]
+    inlined: dict[str, int]
+    errors: tuple[ParseIssue, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    module: str
+    version: str
+    log: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON-ready data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ParsedNetwork:
+    """TensorRT's network of a model, with the builder and the parser (which owns the weights) that must live as long."""
+
+    result: ParseResult
+    network: Any
+    parser: Any
+    builder: Any
+
+
+def parse(
+    model: ModelProto | str | Path, *, base_dir: str | Path | None = None, plugins: Sequence[str | Path] = ()
+) -> ParseResult:
+    """Parses a model with TensorRT.
+
+    Args:
+        model: the model, or its path (the only way for one over 2 GB, whose weights are then external and stay on disk).
+        base_dir: folder of the external data of a ModelProto; for a path it is the folder of the model.
+        plugins: plugin libraries to load first. They stay loaded in this process.
+
+    Raises:
+        UsageError: no TensorRT module, or a plugin library that cannot be loaded.
+        ModelError: the model cannot be read, or its functions cannot be inlined.
+    """
+    return parse_network(model, base_dir=base_dir, plugins=plugins).result
+
+
+def parse_network(
+    model: ModelProto | str | Path, *, base_dir: str | Path | None = None, plugins: Sequence[str | Path] = ()
+) -> ParsedNetwork:
+    """As `parse`, and keeps the network, for building an engine of it."""
+    trt = tensorrt.module()
+    tensorrt.load_plugins(plugins)
+    builder = trt.Builder(tensorrt.logger())
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, tensorrt.logger())
+
+    registry = trt.get_plugin_registry()
+    prepared, inlined = inline_bodies(_own_copy(model), lambda node: _is_plugin(node, registry))
+    # The parser only looks at the folder of this path; the file need not exist.
+    path = model if isinstance(model, (str, Path)) else Path(base_dir or ".") / "model.onnx"
+    with tensorrt.logged() as log:
+        taken = parser.parse(_serialized(prepared), str(Path(path).absolute()))
+    log += [
+        f"WARNING: no plugin is registered for node {node.name}; TensorRT read it as its own operator {node.op_type}."
+        for node in _nodes(prepared.graph.node)
+        if _text(node, "plugin_namespace") and parser.supports_operator(node.op_type) and not _is_plugin(node, registry)
+    ]
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    errors = tuple(_issue(parser.get_error(index)) for index in range(parser.num_errors))
+    if not errors and not taken:
+        errors = (ParseIssue("", "", "REFUSED", "TensorRT refused the model without giving an error."),)
+    elif not errors and not layers:
+        # The parser is content with an empty model, and with bytes that happen to decode as one.
+        errors = (ParseIssue("", "", "NO_LAYERS", "The model has nothing in it that becomes a layer."),)
+    result = ParseResult(
+        accepted=not errors,
+        layers=len(layers),
+        plugins=tuple(layer.name for layer in layers if layer.type.name.startswith("PLUGIN")),
+        inlined=dict(sorted(inlined.items())),
+        errors=errors,
+        inputs=tuple(_tensor(network.get_input(index)) for index in range(network.num_inputs)),
+        outputs=tuple(_tensor(network.get_output(index)) for index in range(network.num_outputs)),
+        module=trt.__name__,
+        version=trt.__version__,
+        log=tuple(log),
+    )
+    return ParsedNetwork(result, network, parser, builder)
+
+
+def inline_bodies(model: ModelProto, is_plugin: Callable[[NodeProto], bool]) -> tuple[ModelProto, Counter[str]]:
+    """Replaces each call of a model-local function by the function's body, except where `is_plugin`; changes `model`.
+
+    TensorRT cannot be given the functions: of several bodies with one name it takes the first, whatever the `overload`; it
+    passes over a body whose name it knows as an operator; and attribute references in nested calls become 0. So every call
+    gets a body of its own, under an overload of its own and with nodes named after the call, for onnx to inline.
+
+    Returns:
+        The model without functions and with every node named (`node_of_OUTPUT`, TensorRT's own way, where it had no name),
+        and how often each function was inlined.
+
+    Raises:
+        ModelError: a function calls itself, or needs operator sets that the model does not have.
+    """
+    bodies = {(body.domain, body.name, body.overload): body for body in model.functions}
+    own: list[FunctionProto] = []
+    inlined: Counter[str] = Counter()
+
+    def give_bodies(nodes: Iterable[NodeProto], prefix: str, callers: tuple[tuple[str, str, str], ...]) -> None:
+        for node in _nodes(nodes):
+            node.name = prefix + (node.name or f"node_of_{next(iter(node.output), node.op_type)}")
+            call = (node.domain, node.op_type, node.overload)
+            if is_plugin(node) or call not in bodies:
+                node.ClearField("overload")  # or it might name the body made for another call
+                continue
+            if call in callers:
+                raise ModelError(
+                    f"The function {node.domain}::{node.op_type} calls itself (node {node.name}).",
+                    "ONNX allows no recursion.",
+                )
+            body = FunctionProto()
+            body.CopyFrom(bodies[call])
+            body.overload = node.overload = str(len(own))
+            own.append(body)
+            inlined[f"{node.domain}::{node.op_type}"] += 1
+            give_bodies(body.node, f"{node.name}/", (*callers, call))
+
+    give_bodies(model.graph.node, "", ())
+    del model.functions[:]
+    if not own:
+        return model, inlined
+    model.functions.extend(own)
+    imported = {opset.domain for opset in model.opset_import}
+    for opset in (opset for body in own for opset in body.opset_import):
+        if opset.domain not in imported:
+            imported.add(opset.domain)
+            model.opset_import.add().CopyFrom(opset)
+    try:
+        model = inline_local_functions(model, convert_version=True)
+    except (RuntimeError, EncodeError) as error:
+        raise ModelError(
+            f"The functions of the model cannot be inlined: {error}", "Check the model with onnx.checker."
+        ) from error
+    if model.functions:
+        left = model.functions[0]
+        wanted = ", ".join(f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in left.opset_import)
+        raise ModelError(
+            f"The function {left.domain}::{left.name} needs operator sets ({wanted}) other than the model's.",
+            "Export it with the operator sets of the model.",
+        )
+    return model, inlined
+
+
+def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The nodes, and those of their subgraphs, in order."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+                for graph in (attribute.g, *attribute.graphs):
+                    yield from _nodes(graph.node)
+
+
+def _own_copy(model: ModelProto | str | Path) -> ModelProto:
+    if isinstance(model, ModelProto):
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        return copy
+    try:
+        return onnx.load(model, format="protobuf", load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise ModelError(f"The model {model} cannot be read: {error}", "Give the path of an ONNX file.") from error
+
+
+def _serialized(model: ModelProto) -> bytes:
+    try:
+        data: bytes = model.SerializeToString()
+        return data
+    except EncodeError as error:
+        raise ModelError(
+            "The model is larger than 2 GB in memory, more than one ONNX file can hold.",
+            "Save it with external data (onnx.save_model(..., save_as_external_data=True)) and pass the path.",
+        ) from error
+
+
+def _text(node: NodeProto, name: str) -> str:
+    return next((attribute.s.decode() for attribute in node.attribute if attribute.name == name), "")
+
+
+def _is_plugin(node: NodeProto, registry: Any) -> bool:
+    """Whether TensorRT makes a plugin of the node even where the model has a body, or TensorRT an importer, of that name.
+
+    It does so when `plugin_namespace` leads to a registered creator. The domain leads to one only where there is neither.
+    """
+    version = _text(node, "plugin_version") or "1"
+    namespaces = filter(None, (_text(node, "plugin_namespace"), node.domain))
+    registered = [
+        namespace for namespace in namespaces if registry.get_creator(node.op_type, version, namespace) is not None
+    ]
+    if registered:
+        tensorrt.require_plugin_nodes()
+    return _text(node, "plugin_namespace") in registered
+
+
+def _issue(error: Any) -> ParseIssue:
+    return ParseIssue(
+        error.node_name(), error.node_operator(), error.code().name, error.desc(), tuple(error.local_function_stack())
+    )
+
+
+def _tensor(tensor: Any) -> TensorInfo:
+    try:
+        dims: tuple[int, ...] | None = tuple(tensor.shape)
+    except ValueError:  # a rank of -1: the network contradicts itself
+        dims = None
+    names = [tensor.get_dimension_name(axis) for axis in range(len(dims or ()))]
+    shape = (
+        None
+        if dims is None
+        else tuple(name if dim < 0 and name else dim for dim, name in zip(dims, names, strict=True))
+    )
+    return TensorInfo(tensor.name, tensor.dtype.name, shape)
