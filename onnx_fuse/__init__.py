@@ -48,12 +48,12 @@ __all__ = [
     "Report",
     "Scalar",
     "Verification",
+    "__version__",
     "explain",
     "fuse",
     "fusions",
     "pattern",
     "verify",
-    "__version__",
 ]
 
 if TYPE_CHECKING:

@@ -50,9 +50,7 @@ class FuseResult:
     changed: bool = True
     _proto: ModelProto = field(default_factory=ModelProto, repr=False)
 
-    def save(
-        self, path: str | os.PathLike[str], *, external_data: Literal["auto", "keep", "copy"] = "auto"
-    ) -> None:
+    def save(self, path: str | os.PathLike[str], *, external_data: Literal["auto", "keep", "copy"] = "auto") -> None:
         """Writes the model; see `onnx_fuse.passes.io.save`.
 
         Raises:
@@ -69,7 +67,7 @@ def fuse(
     enable: Iterable[str | Fusion] = (),
     disable: Iterable[str] = (),
     require: Mapping[str, int] | None = None,
-    select: Literal["all"] = "all",
+    select: str = "all",
     functions: Functions = "keep",
     simplify: bool = False,
     verify: bool = True,
@@ -110,25 +108,32 @@ def fuse(
     say("loading")
     original, source = _opened(model)
     check(original, source or "")
+    # What was read from a file is ours to change; the file stays, should the original be needed again.
+    pristine: ModelProto | Path = original if source is None else source
     operators = tuple(dict.fromkeys((fusion.operator.domain, fusion.operator.name) for fusion in chosen))
     report = Report(model=str(source or ""), versions=_versions())
 
     def pipeline(only: Iterable[str] | None = None) -> Pipeline:
         steps: list[Pass | Callable[..., Any]] = [*passes, FusePass(chosen, only=only)]
         if simplify:
-            steps.append(Simplify())
+            steps.append(Simplify(domain for domain, _ in operators))
         if functions == "keep":
             steps.append(BodiesPass(operators))
         return Pipeline(steps, progress=say if only is None else None, bodies={domain for domain, _ in operators})
 
-    fused, report = pipeline().run(_copy(original), report)
+    fused, report = pipeline().run(original if source is not None else _copy(original), report)
     changed = any(item.rewrites for item in report.passes) or bool(passes)
-    if changed:
-        check(fused, source or "", full=True)
     problem: VerificationError | None = None
     if verify:
         say("verifying")
-        problem = _verify(original, fused, source, report, inputs, lambda names: pipeline(names).run(_copy(original))[0])
+        if changed:
+            check(fused, source or "", full=True)
+
+        def rebuild(names: Sequence[str]) -> ModelProto:
+            again = io.load(pristine) if isinstance(pristine, Path) else _copy(pristine)
+            return pipeline(names).run(again)[0]
+
+        problem = _verify(pristine, fused, report, inputs, rebuild)
     if functions == "inline":
         fused = inline_bodies(fused, operators)
     elif functions == "none":
@@ -182,9 +187,8 @@ def explain(
 
 
 def _verify(
-    original: ModelProto,
+    original: ModelProto | Path,
     fused: ModelProto,
-    source: Path | None,
     report: Report,
     inputs: Mapping[str, Any] | str | os.PathLike[str] | None,
     rebuild: Callable[[Sequence[str]], ModelProto],
@@ -192,7 +196,7 @@ def _verify(
     from onnx_fuse.passes.verify import Suspects
     from onnx_fuse.passes.verify import verify as compare
 
-    folder = None if source is None else source.parent
+    folder = original.parent if isinstance(original, Path) else None
     roots = [match.root for match in report.matches]
     result = compare(
         original,
@@ -236,7 +240,10 @@ def _chosen(
     known = {fusion.name: fusion for fusion in builtin_fusions()}
     wanted: list[str | Fusion] = [item for item in known.values() if item.default] if names is None else list(names)
     wanted += list(enable)
-    left_out = {_by_name(name, known | {item.name: item for item in wanted if isinstance(item, Fusion)}).name for name in disable}
+    left_out = {
+        _by_name(name, known | {item.name: item for item in wanted if isinstance(item, Fusion)}).name
+        for name in disable
+    }
     chosen: dict[str, Fusion] = {}
     for item in wanted:
         fusion = item if isinstance(item, Fusion) else _by_name(item, known)
@@ -268,7 +275,8 @@ def _check_met(require: Mapping[str, int] | None, report: Report) -> None:
             best = max(misses, key=lambda item: item.matched, default=None)
             why = f" The nearest miss, at {best.node}: {best.reason}." if best is not None else ""
             error = RequirementError(
-                f"{count} {name} required, {found} fused.{why}", "`onnx-fuse explain MODEL` tells what stopped the rest."
+                f"{count} {name} required, {found} fused.{why}",
+                "`onnx-fuse explain MODEL` tells what stopped the rest.",
             )
             error.report = report  # type: ignore[attr-defined]
             raise error
@@ -281,7 +289,9 @@ def _names_at(model: ModelProto, at: str) -> set[str]:
         for node in graph.nodes:
             if at in (node.name, *node.outputs):
                 return {node.name, *node.outputs}
-    raise UsageError(f"the model has no node or value {at!r}", "`onnx-fuse explain MODEL` lists the places it looked at.")
+    raise UsageError(
+        f"the model has no node or value {at!r}", "`onnx-fuse explain MODEL` lists the places it looked at."
+    )
 
 
 def _versions() -> dict[str, str]:

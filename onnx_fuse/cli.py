@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 
+class Select(str, Enum):
+    """Which matches are fused."""
+
+    all = "all"
+
+
 class Functions(str, Enum):
     """What becomes of the function bodies of fused operators."""
 
@@ -112,7 +118,7 @@ def fuse(
     enable: list[str] = typer.Option([], metavar="NAME", help="Apply an opt-in fusion too; may be repeated."),
     disable: list[str] = typer.Option([], metavar="NAME", help="Leave a fusion out; may be repeated."),
     require: list[str] = typer.Option([], metavar="NAME=N", help="Fail (3) unless it fused N times; may be repeated."),
-    select: str = typer.Option("all", metavar="all", help="Which matches to fuse."),
+    select: Select = typer.Option(Select.all, help="Which matches to fuse."),
     functions: Functions = typer.Option(Functions.keep, help="Function bodies of the fused operators."),
     simplify: bool = typer.Option(False, "--simplify", help="Also write the canonical form of what did not fuse."),
     no_verify: bool = typer.Option(False, "--no-verify", help="Do not compare with the original in ONNX Runtime."),
@@ -134,21 +140,21 @@ def fuse(
     # With the report on stdout, the text goes where it does not get in the way of a reading program.
     console = _console(stderr=report == "-")
     try:
-        with _progress(quiet, f"fusing {model}") as progress:
+        with _progress(quiet, f"fusing {model.name}") as progress:
             result = onnx_fuse.fuse(
                 model,
                 fusions=fusion_names or None,
                 enable=_names(enable),
                 disable=_names(disable),
                 require=required or None,
-                select=select,
+                select=select.value,
                 functions=functions.value,
                 simplify=simplify,
                 verify=not no_verify,
                 inputs=inputs,
                 progress=progress,
             )
-            progress(f"writing {out}")
+            progress(f"writing {out.name}")
             result.save(out, external_data=external_data.value if external_data else "auto")
     except OnnxFuseError as error:
         _write_report(report, getattr(error, "report", None))
@@ -173,7 +179,7 @@ def explain(
     import onnx_fuse
     from onnx_fuse import render
 
-    with _progress(False, f"reading {model}"):
+    with _progress(False, f"explaining {model.name}"):
         report = onnx_fuse.explain(model, pattern=pattern, at=at)
     render.warnings(_console(stderr=True), report)
     render.explanation(_console(), report, at=at, pattern=pattern)
@@ -190,7 +196,7 @@ def verify(
     from onnx_fuse import render
     from onnx_fuse.passes import verify as verification
 
-    with _progress(False, f"running {original} and {fused}"):
+    with _progress(False, f"running {original.name} and {fused.name}"):
         result = verification.verify(original, fused)
     for line in result.summary():
         _console().print(line, soft_wrap=True)
@@ -228,7 +234,7 @@ def parse(
     from onnx_fuse import render
     from onnx_fuse.runtime import parse as parsing
 
-    with _progress(False, f"parsing {model}"):
+    with _progress(False, f"parsing {model.name}"):
         result = parsing.parse(model, plugins=plugins)
     render.parse_result(_console(), result)
     if not result.accepted:

@@ -52,6 +52,12 @@ class OutputError(OnnxFuseError):
     exit_code = 6
 
 
+class RewriteError(OnnxFuseError):
+    """A rewrite left the graph unsound: a fault of a fusion, found before anything is written."""
+
+    exit_code = 1
+
+
 class PatternError(OnnxFuseError):
     """A pattern or fused operator is defined wrongly; raised when it is defined, never while matching."""
 

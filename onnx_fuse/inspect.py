@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -189,9 +189,9 @@ def _value(value: ValueInfoProto) -> Value:
 def _survey(graph: GraphProto | FunctionProto, path: str, operators: Counter[str], fused: list[FusedNode]) -> int:
     """Counts the nodes of a graph and of its subgraphs by operator, and notes the fused ones."""
     total = 0
-    pending: list[tuple[GraphProto | FunctionProto, str]] = [(graph, path)]
+    pending: deque[tuple[GraphProto | FunctionProto, str]] = deque([(graph, path)])
     while pending:
-        graph, path = pending.pop()
+        graph, path = pending.popleft()
         total += len(graph.node)
         for position, proto in enumerate(graph.node):
             domain = "" if proto.domain == "ai.onnx" else proto.domain

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -36,7 +35,9 @@ def say(console: Console, text: object = "", style: str = "") -> None:
 
 def indented(console: Console, text: object, columns: int, style: str = "") -> None:
     """A paragraph wrapped at the width of the terminal, all of its lines indented."""
-    console.print(Padding(Text(visible(text), style=style, overflow="fold"), (0, 0, 0, columns)))
+    for line in Text(visible(text), style=style).wrap(console, max(console.width - columns, 20), overflow="fold"):
+        line.rstrip()
+        console.print(Text(" " * columns) + line, soft_wrap=True)
 
 
 def table(*headings: str, numbers: Iterable[int] = (), first: int = 0) -> Table:
@@ -74,7 +75,7 @@ def size_text(size: int) -> str:
 def fuse_result(console: Console, report: Report, model: str, out: str, seconds: float) -> None:
     """What `fuse` prints: what was fused, what nearly was, whether it was proven equal, where it is."""
     if report.matches:
-        console.print(_matches_table(report.matches))
+        console.print(_matches_table(report.matches, "nodes replaced"))
         console.print()
     else:
         say(console, "Nothing was fused.", "bold")
@@ -143,9 +144,9 @@ def explanation(console: Console, report: Report, *, at: str | None = None, patt
     about = f" ({pattern})" if pattern else ""
     if report.matches:
         say(console, f"Would fuse{about}: {counted(len(report.matches), 'place')}", "bold")
-        console.print(_matches_table(report.matches))
+        console.print(_matches_table(report.matches, "nodes matched"))
         for operator, match in {match.operator: match for match in reversed(report.matches)}.items():
-            indented(console, f"{operator}: first at {_place(match.node, match.graph)}", 2)
+            indented(console, f"{operator}: first at {_place(match.root, match.graph)}", 2)
         left_out = Counter(sentence for match in report.matches for sentence in match.left_out)
         for sentence, count in left_out.items():
             indented(console, f"left out {count}x: {sentence}", 2)
@@ -163,7 +164,7 @@ def explanation(console: Console, report: Report, *, at: str | None = None, patt
     say(console, "`--at NODE` shows one place in full, `--pattern NAME` one fusion.", "dim")
 
 
-def _matches_table(matches: Sequence[MatchRecord]) -> Table:
+def _matches_table(matches: Sequence[MatchRecord], nodes: str) -> Table:
     """One row for each operator and set of parts."""
     groups: dict[tuple[str, tuple[str, ...]], list[MatchRecord]] = {}
     for match in matches:
@@ -186,8 +187,10 @@ def _near_misses(console: Console, groups: Iterable[tuple[NearMissRecord, int]])
 
 def _details(console: Console, report: Report, at: str) -> None:
     for match in report.matches:
-        say(console, f"{match.fusion} would fuse here into {match.operator} {_place(match.node, match.graph)}", "bold")
-        indented(console, f"replaces {counted(len(match.replaced), 'node')}: {', '.join(match.replaced)}", 2)
+        say(console, f"{match.fusion} would fuse at {_place(match.root, match.graph)}", "bold")
+        if match.operator != match.fusion:
+            indented(console, f"operator: {match.operator}", 2)
+        indented(console, f"matched {counted(len(match.replaced), 'node')}: {', '.join(match.replaced)}", 2)
         indented(console, f"inputs: {', '.join(match.inputs)}; outputs: {', '.join(match.outputs)}", 2)
         if match.parts:
             indented(console, f"with: {', '.join(match.parts)}", 2)

@@ -94,7 +94,7 @@ def compare(output: str, expected: Array, got: Array, rtol: float) -> Comparison
         return _with_problem(
             found, f"has other NaN or infinite values than the original in {count} of {before.size} places"
         )
-    difference = np.where(finite, np.abs(np.where(finite, after - before, 0.0)), 0.0)
+    difference = np.abs(np.subtract(after, before, out=np.zeros_like(before), where=finite))
     max_abs = float(difference.max())
     relative = max_abs / (scale or _SCALE_OF_ZERO)
     where = _first(difference == max_abs) if max_abs else None
@@ -104,8 +104,9 @@ def compare(output: str, expected: Array, got: Array, rtol: float) -> Comparison
     allowed = rtol * (scale or _SCALE_OF_ZERO) + 2 * float(np.finfo(expected.dtype).smallest_subnormal)
     if max_abs <= allowed:
         return found
+    share, limit = (f"{100 * part:.3g} %" for part in (relative, rtol))
     return _with_problem(
-        found, f"differs by {max_abs:.3g}, {relative:.2%} of its largest magnitude {scale:.3g} (allowed {rtol:.2%})"
+        found, f"differs by {max_abs:.3g}, {share} of its largest magnitude {scale:.3g} (allowed {limit})"
     )
 
 

@@ -159,9 +159,7 @@ def _dims(value: ValueInfoProto) -> tuple[Dim, ...] | None:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         kind = value.type.WhichOneof("value") or "value without a type"
-        raise ModelError(
-            f"input {value.name!r} is a {kind}, not a tensor.", "Only inputs that are tensors can be drawn or given."
-        )
+        raise ModelError(f"input {value.name!r} is a {kind}, and only tensors can be drawn or given.")
     if not tensor.HasField("shape"):
         return None
     return tuple(
@@ -214,7 +212,7 @@ class _Flow:
         for node in nodes:
             for attribute in node.attribute:
                 if attribute.type == AttributeProto.GRAPH:
-                    inner = {tensor.name: tuple(tensor.dims) for tensor in attribute.g.initializer}
+                    inner: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in attribute.g.initializer}
                     self.walk(attribute.g.node, ChainMap({}, source), ChainMap(inner, shapes))
                 elif (
                     attribute.name == "value" and attribute.type == AttributeProto.TENSOR and node.op_type == "Constant"

@@ -41,7 +41,9 @@ class Bodies:
         """The overload name of the body for such a node; the body is made when it is first asked for."""
         # Below opset 15 there is no CastLike: the element type is written into the body.
         kind = dtype if opsets.get("", 0) < 15 else 0
-        key = json.dumps([operator.domain, operator.name, inputs, outputs, operator.variant(attributes), kind, opsets.get("")])
+        key = json.dumps(
+            [operator.domain, operator.name, inputs, outputs, operator.variant(attributes), kind, opsets.get("")]
+        )
         if key not in self._overloads:
             function = operator.make_function(inputs, outputs, attributes, opsets, dtype)
             self._overloads[key] = self._place(function)
@@ -119,6 +121,8 @@ def merge_metadata(target: NodeProto, replaced: Sequence[NodeProto], *, record: 
     for node in replaced:
         entries.update((entry.key, entry.value) for entry in node.metadata_props)
     if record:
-        entries["onnx_fuse.replaced"] = json.dumps([node.name or (node.output[0] if node.output else "") for node in replaced])
+        entries["onnx_fuse.replaced"] = json.dumps(
+            [node.name or (node.output[0] if node.output else "") for node in replaced]
+        )
     for key, value in sorted(entries.items()):
         target.metadata_props.add(key=key, value=value)

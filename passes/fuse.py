@@ -55,6 +55,7 @@ class FusePass:
     def _fuse_graph(self, graph: Graph, bodies: emit.Bodies, log: Log) -> None:
         view = View(graph, inferred_types(graph))
         normalize(view)
+        log.errors.extend(view.errors)
         candidates: list[Candidate] = []
         misses = [_record(miss, miss.pattern.name, graph) for miss in view.near_misses]
         for fusion in self.fusions:
@@ -66,13 +67,14 @@ class FusePass:
         if self.only is not None:
             planned = [item for item in planned if item.candidate.match.root.name in self.only]
         planned, disagreeing = _agreeing(planned, view)
-        covered = [item.candidate for item in planned]
         for refusal in (*refusals, *disagreeing):
-            if not _part_of_another(refusal.candidate, covered):
+            if not _part_of_another(refusal.candidate, planned):
                 misses.append(_refused(refusal, graph))
         misses = _worth_telling(misses, planned)
         if self.dry_run:
-            log.matches.extend(_match_record(item, item.candidate.match.root.name, [], graph, misses) for item in planned)
+            log.matches.extend(
+                _match_record(item, item.candidate.match.root.name, [], graph, misses) for item in planned
+            )
         else:
             commit = rewriter.commit(planned)
             log.matches.extend(
@@ -114,7 +116,7 @@ def _interesting(miss: NearMiss, fusion: Fusion) -> bool:
 def _other_domains(pattern: Pattern, view: View) -> list[NearMiss]:
     """Nodes that carry a root's operator name in another domain: they are another operator."""
     names = {op_type for domain, op_type in pattern.root_keys if domain == ""}
-    misses = []
+    misses: list[NearMiss] = []
     for (domain, op_type), nodes in view.by_key():
         if domain and op_type in names:
             reason = f"{op_type} of domain {domain} is not ONNX's {op_type}"
@@ -134,16 +136,15 @@ def _agreeing(planned: Sequence[Planned], view: View) -> tuple[list[Planned], li
     return agree, refuse
 
 
-def _part_of_another(candidate: Candidate, winners: Sequence[Candidate]) -> bool:
-    """Whether a winner of the same fusion covers all it covers: a core that was fused with its rim is no loser."""
-    return any(winner.fusion is candidate.fusion and candidate.covers <= winner.covers for winner in winners)
+def _part_of_another(candidate: Candidate, planned: Sequence[Planned]) -> bool:
+    """Whether the same fusion replaces the candidate's root anyway: a core that was fused with its rim is no loser."""
+    root = candidate.match.root.position
+    return any(item.candidate.fusion is candidate.fusion and root in item.dead for item in planned)
 
 
 def _worth_telling(misses: Sequence[NearMissRecord], planned: Sequence[Planned]) -> list[NearMissRecord]:
     """Near misses outside what was fused, the furthest one of each (fusion, place of failure, reason)."""
-    fused = {
-        (item.candidate.fusion.name, node.name) for item in planned for node in item.candidate.match.nodes
-    }
+    fused = {(item.candidate.fusion.name, node.name) for item in planned for node in item.candidate.match.nodes}
     best: dict[tuple[str, str, str], NearMissRecord] = {}
     for miss in misses:
         if (miss.fusion, miss.failed_at) in fused and (miss.fusion, miss.node) in fused:
@@ -187,7 +188,9 @@ def _match_record(
     fusion, fused = item.candidate.fusion, item.candidate.fused
     nodes: Sequence[Node] = item.candidate.match.nodes
     readers = {reader.name for value in item.outputs.values() for reader in graph.readers.get(value, ())}
-    left_out = tuple(f"{miss.node}: {miss.reason}" for miss in misses if miss.fusion == fusion.name and miss.node in readers)
+    left_out = tuple(
+        f"{miss.node}: {miss.reason}" for miss in misses if miss.fusion == fusion.name and miss.node in readers
+    )
     return MatchRecord(
         fusion=fusion.name,
         operator=fusion.operator.name,

@@ -152,6 +152,7 @@ class Graph:
         self.model = model
         self.path = path
         self.outer = outer
+        self.plain_view: Any = None
         self.nodes: list[Node] = []
         self.producers: dict[str, Node] = {}
         for position, node_proto in enumerate(proto.node):
@@ -274,6 +275,27 @@ class Graph:
     def opset(self, domain: str = "") -> int:
         """Opset version of a domain in this graph; 0 where it is not imported."""
         return self.opsets.get(domain, 0)
+
+    def unsound(self) -> str | None:
+        """What breaks the graph: a value read before it is made, or made twice; None for a sound graph."""
+        made = set(self.inputs) | set(self.initializers)
+        if not isinstance(self.proto, FunctionProto):
+            made |= {sparse.values.name for sparse in self.proto.sparse_initializer}
+        visible: frozenset[str] | set[str] = self.outer.names if self.outer is not None else frozenset()
+        for node in self.nodes:
+            read: Iterable[str] = node.inputs
+            if _may_hold_subgraphs(node.op_type, node.domain):
+                read = [*node.inputs, *(name for _, inner in subgraphs(node.proto) for name in captures(inner))]
+            for name in read:
+                if name and name not in made and name not in visible:
+                    return f"{node.name} reads {name}, which nothing makes before it"
+            for name in node.outputs:
+                if name in made:
+                    return f"{node.name} makes {name}, which was made before"
+                if name:
+                    made.add(name)
+        missing = self.outputs - made - set(visible)
+        return f"nothing makes the output {min(missing)}" if missing else None
 
     def edit(
         self,

@@ -31,7 +31,9 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
         if have is None:
             continue
         if want.dtype and have.tensor_type.elem_type and want.dtype != have.tensor_type.elem_type:
-            return f"{value} is {_type_name(want.dtype)}, {operator.name} makes {_type_name(have.tensor_type.elem_type)}"
+            return (
+                f"{value} is {_type_name(want.dtype)}, {operator.name} makes {_type_name(have.tensor_type.elem_type)}"
+            )
         if want.shape is None or not have.tensor_type.HasField("shape"):
             continue
         dims = have.tensor_type.shape.dim
@@ -50,7 +52,9 @@ def _infer(
     present = operator.present(fused.inputs)
     opsets = view.graph.opsets
     function = operator.make_function(present, made, fused.attributes, opsets, dtype)
-    node = operator.make_node({name: name for name in present}, {name: name for name in made}, fused.attributes, "fused")
+    node = operator.make_node(
+        {name: name for name in present}, {name: name for name in made}, fused.attributes, "fused"
+    )
     graph = helper.make_graph(
         [node],
         "fused",

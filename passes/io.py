@@ -87,7 +87,9 @@ def save(
     source = None if source is None else Path(source)
     same_form = source is not None and _text_format(source) == _text_format(path)
     data = None if unchanged and same_form else _serialise(model, path)
-    copies = plan_copies(model, path, source, external_data, data)
+    written = data if data is not None or source is None else _read(source)
+    copies = plan_copies(model, path, source, external_data, written)
+    del written
     with Staging() as staging:
         for original, target in copies:
             staging.copy(original, target)
@@ -108,14 +110,14 @@ def plan_copies(
 
     Args:
         model, path, source, mode: as for `save`.
-        data: the serialised model where it is at hand, which tells quickly that there is no external data.
+        data: the bytes of the model where they are at hand, which tell quickly that there is no external data.
 
     Raises:
         OutputError, UsageError: as `save` does.
     """
     if mode not in ("auto", "keep", "copy"):
         raise UsageError(f"external_data is {mode!r}.", "Use 'auto', 'keep' or 'copy'.")
-    if data is not None and _text_format(path) is None and b"location" not in data:
+    if data is not None and _text_format(path) is None and b"location" not in data:  # as in `load`
         return []
     locations = [file.location for file in external_files(model)]
     if not locations:

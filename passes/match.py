@@ -106,13 +106,14 @@ class _Attempt:
             matched = self._term(self.pattern.root, value, lambda: self._others(0))
         except _BudgetSpent:
             matched = False
-            self.best, self.failure = len(self.nodes), (self.root.name, lambda: f"more than {STEP_BUDGET} steps were needed")
+            self.best, self.failure = (
+                len(self.nodes),
+                (self.root.name, lambda: f"more than {STEP_BUDGET} steps were needed"),
+            )
         if matched:
             return self._match()
         failed_at, reason = self.failure
-        return NearMiss(
-            self.pattern, self.root, failed_at, max(self.best, 0), reason(), frozenset(self.reached)
-        )
+        return NearMiss(self.pattern, self.root, failed_at, max(self.best, 0), reason(), frozenset(self.reached))
 
     def _match(self) -> Match:
         nodes = sorted({id(node): node for node in self.nodes.values()}.values(), key=lambda node: node.position)
@@ -379,7 +380,9 @@ class _Attempt:
             verdict = wanted(found)
             if verdict is True:
                 return None
-            return f"attribute {name} is {_show(found)}" + (f", pattern wants {verdict}" if isinstance(verdict, str) else "")
+            return f"attribute {name} is {_show(found)}" + (
+                f", pattern wants {verdict}" if isinstance(verdict, str) else ""
+            )
         if _same(found, wanted):
             return None
         return f"attribute {name} is {_show(found)}, pattern wants {_show(wanted)}"
@@ -389,7 +392,9 @@ class _Attempt:
         rank = self.view.rank(node.inputs[0])
         if rank is None:
             return axes
-        from_end = any(isinstance(item, int) and item < 0 for item in (wanted if isinstance(wanted, (list, tuple)) else [wanted]))
+        from_end = any(
+            isinstance(item, int) and item < 0 for item in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
+        )
 
         def counted(axis: Any) -> Any:
             if not isinstance(axis, int):

@@ -22,7 +22,7 @@ _UNLIMITED = 1 << 60
 
 def available_bytes() -> int | None:
     """Memory this process may still take: the least of what the machine has free and what its cgroup allows; None if unknown."""
-    found = [*_machine_bytes(), *_cgroup_bytes()]
+    found = [*_machine_bytes(), *group_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
     return min(found) if found else None
 
 
@@ -86,17 +86,22 @@ def _machine_bytes() -> list[int]:
         return []
 
 
-def _cgroup_bytes() -> list[int]:
-    """What is left of the memory limit of each control group this process is in (version 1 and 2, innermost to root)."""
+def group_bytes(membership: Path, mounted: Path) -> list[int]:
+    """What is left of the memory limit of each control group that a process is in (version 1 and 2, innermost to root).
+
+    Args:
+        membership: the process's file of control groups, as in /proc.
+        mounted: where their file system is mounted.
+    """
     try:
-        memberships = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        memberships = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
         return []
     left: list[int] = []
     for _, controllers, path in memberships:
         if controllers not in ("", "memory"):
             continue
-        root = Path("/sys/fs/cgroup") / controllers
+        root = mounted / controllers
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
         folder = root / path.lstrip("/")
         for group in (folder, *folder.parents):

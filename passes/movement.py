@@ -7,6 +7,7 @@ are then equal, and a pattern needs one form of head split and one of head merge
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -93,9 +94,23 @@ def find_move(view: View, value: str) -> Move | None:
     return move
 
 
+def written_as(view: View, value: str, base: str) -> list[str]:
+    """Operators of the chain that leads from `base` to `value`, as the view has it now."""
+    operators: list[str] = []
+    while value != base:
+        node = view.producer(value)
+        if node is None:
+            break
+        operators.append(node.op_type)
+        value = view.resolve(node.inputs[0])
+    return operators[::-1]
+
+
 def _apply(move: Move, node: Node, shape: Shape, view: View) -> Move | None:
     if node.op_type == "Transpose":
         perm = view.attribute(node, "perm") or list(reversed(range(len(move.after))))
+        if not isinstance(perm, list) or len(perm) != len(move.after):
+            return None
         return replace(move, after=tuple(move.after[axis] for axis in perm))
     return regroup(move, shape)
 
@@ -152,7 +167,7 @@ def coalesce(move: Move) -> Move:
     """The same move with as few atoms as it needs: neighbours that stay together become one."""
     follows = {}
     for group in move.before:
-        for left, right in zip(group, group[1:], strict=False):
+        for left, right in itertools.pairwise(group):
             follows[left] = right
     sizes = dict(move.sizes)
     merged: dict[int, int] = {}
@@ -187,7 +202,9 @@ def reshape_target(have: Shape, want: Shape) -> list[int] | None:
     return None if any(dim == 0 for dim in want) else target
 
 
-def write_move(view: View, move: Move, like: Node, output: str | None = None, covers: Sequence[Node] = ()) -> str | None:
+def write_move(
+    view: View, move: Move, like: Node, output: str | None = None, covers: Sequence[Node] = ()
+) -> str | None:
     """Adds the canonical nodes of a move to the view: Reshape, Transpose, Reshape, each only where needed.
 
     Args:
@@ -199,7 +216,7 @@ def write_move(view: View, move: Move, like: Node, output: str | None = None, co
         The name of the result, or None (and no change) where a shape cannot be written as a constant.
     """
     move = coalesce(move)
-    steps = _steps(move)
+    steps = steps_of(move)
     if steps is None:
         return None
     if not steps:
@@ -226,7 +243,8 @@ def write_move(view: View, move: Move, like: Node, output: str | None = None, co
     return value
 
 
-def _steps(move: Move) -> list[tuple[str, list[int]]] | None:
+def steps_of(move: Move) -> list[tuple[str, list[int]]] | None:
+    """The canonical nodes of a coalesced move: (operator, Reshape target or perm); None where a target is no constant."""
     steps: list[tuple[str, list[int]]] = []
     shape = move.base_shape
     if not move.keeps_order:

@@ -6,13 +6,21 @@ True, or returns False. Rules are grouped by subject in the `normalize_*` module
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from onnx_fuse.passes import normalize_attention, normalize_linear, normalize_move, normalize_norm, normalize_scale
 from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.view import View
 
-Rule = Callable[[View, Node], bool]
+
+class Rule(Protocol):
+    """A function (view, node) -> whether it changed the view."""
+
+    __name__: str
+
+    def __call__(self, view: View, node: Node, /) -> bool: ...
+
 
 _MOVE_RULES: tuple[Rule, ...] = (normalize_scale.scale_after_move, normalize_move.merge_moves)
 
@@ -58,8 +66,17 @@ def normalize(view: View, rules: Mapping[str, Sequence[Rule]] = RULES) -> int:
             for rule in rules.get(node.op_type, ()):
                 if not view.is_canonical(node):
                     break
-                if rule(view, node):
+                if _applied(rule, view, node):
                     fired += 1
                     steps += 1
                     pending.extend(view.take_new_nodes())
     return fired
+
+
+def _applied(rule: Rule, view: View, node: Node) -> bool:
+    """Whether the rule fired; one that raises is reported and counts as not."""
+    try:
+        return rule(view, node)
+    except Exception as error:
+        view.errors.append(f"{rule.__name__} raised {type(error).__name__} at {node.name}: {error}")
+        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnx_fuse.passes.graph import Node, Reference
-from onnx_fuse.passes.movement import find_move, write_move
+from onnx_fuse.passes.movement import coalesce, find_move, steps_of, write_move, written_as
 from onnx_fuse.passes.view import View
 
 
@@ -52,15 +52,13 @@ def drop_single_concat(view: View, node: Node) -> bool:
 
 def merge_moves(view: View, node: Node) -> bool:
     """A chain of moves is written as Reshape, Transpose, Reshape, each only where needed."""
-    move = find_move(view, node.outputs[0])
-    if move is None or move.base == view.resolve(node.outputs[0]):
+    value = view.resolve(node.outputs[0])
+    move = find_move(view, value)
+    if move is None or move.base == value:
         return False
-    direct = move.base == view.resolve(node.inputs[0])
-    if direct and move.keeps_order and move.shape == move.base_shape:
-        view.alias(node.outputs[0], move.base)
-        return True
-    if direct and node.op_type in ("Reshape", "Transpose"):
+    steps = steps_of(coalesce(move))
+    if steps is None or [op_type for op_type, _ in steps] == written_as(view, value, move.base):
         return False
     producer = view.producer(node.inputs[0])
-    covers = [node] if producer is None or direct else [producer, node]
-    return write_move(view, move, node, node.outputs[0], covers) is not None
+    covers = [node] if producer is None or move.base == view.resolve(node.inputs[0]) else [producer, node]
+    return write_move(view, move, node, value, covers) is not None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from onnx_fuse.errors import RewriteError
 from onnx_fuse.passes import emit
 from onnx_fuse.passes.graph import Graph, Node, captures, subgraphs
 from onnx_fuse.passes.match import Match
@@ -18,8 +19,8 @@ from onnx_fuse.passes.view import View
 from onnx_fuse.patterns.operator import Fused, Fusion
 
 CHEAP = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Flatten Identity Cast CastLike Constant ConstantOfShape Shape Size Expand Slice Concat "
-    "Split Gather Range Dropout Not".split()
+    {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Slice", "Concat", "Split", "Gather"}
+    | {"Identity", "Dropout", "Cast", "CastLike", "Not", "Constant", "ConstantOfShape", "Shape", "Size", "Range"}
 )
 """Operators that may stay for an outside reader although a fusion covers them: they move or describe data."""
 
@@ -124,7 +125,9 @@ class Rewriter:
     def _lost(item: Planned, winner: Planned) -> Refusal:
         root = winner.candidate.match.root.name
         return Refusal(
-            item.candidate, item.candidate.match.root.name, f"{winner.candidate.fusion.name} at {root} covers more of it"
+            item.candidate,
+            item.candidate.match.root.name,
+            f"{winner.candidate.fusion.name} at {root} covers more of it",
         )
 
     def _check(self, candidate: Candidate) -> Planned | Refusal:
@@ -249,10 +252,15 @@ class Rewriter:
         """Where the fused node can stand: after all it reads, before all who read it."""
         position = max(self.graph.producers[value].position for value in made)
         readers = [
-            reader.position for value in made for reader in self.graph.readers.get(value, ()) if reader.position not in dead
+            reader.position
+            for value in made
+            for reader in self.graph.readers.get(value, ())
+            if reader.position not in dead
         ]
         first_reader = min(readers, default=position + 1)
-        last_leaf = max((self.graph.producers[leaf].position for leaf in leaves if leaf in self.graph.producers), default=-1)
+        last_leaf = max(
+            (self.graph.producers[leaf].position for leaf in leaves if leaf in self.graph.producers), default=-1
+        )
         if first_reader <= position:
             position = first_reader
         if last_leaf >= position:
@@ -292,8 +300,11 @@ class Rewriter:
             emit.import_domain(model.opset_import, domain)
             if self.graph.is_function:
                 emit.import_domain(proto.opset_import, domain)  # type: ignore[union-attr]
+        edited = Graph(proto, model, path, outer)
+        problem = edited.unsound()
+        if problem is not None:
+            raise RewriteError(f"After fusing, {problem}.", "This is a fault of a fusion: please report it.")
         if read or gone:
-            edited = Graph(proto, model, path, outer)
             edited.drop_unread_initializers({name for name in read if name in edited.initializers})
             edited.drop_value_info(gone)
         return commit

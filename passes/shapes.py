@@ -140,7 +140,11 @@ class Inference:
             self._store(node, rule)
 
     def _store(self, node: Node, rule: Rule) -> None:
-        result = rule(self, node)
+        try:
+            result = rule(self, node)
+        except (AttributeError, IndexError, TypeError, ValueError):
+            # A malformed node, or an attribute known only when a function is called: nothing can be said.
+            result = None
         infos = result if isinstance(result, tuple) else (result,) * len(node.outputs)
         for number, output in enumerate(node.outputs):
             if not output:
@@ -638,7 +642,9 @@ def _range(inference: Inference, node: Node) -> Info:
     return Info(info.dtype, (inference.fresh(node, 0),))
 
 
-@_rule("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare", "ArgMax", "ArgMin")
+@_rule(
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare", "ArgMax", "ArgMin"
+)
 def _reduce(inference: Inference, node: Node) -> Info:
     info = inference.info(node.inputs[0])
     dtype = TensorProto.INT64 if node.op_type.startswith("Arg") else info.dtype

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from collections.abc import Iterable
+
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.passes.fuse import inferred_types
 from onnx_fuse.passes.graph import Graph, Node, captures, graphs, subgraphs
@@ -20,15 +22,21 @@ _RULES = {op_type: rules for op_type, rules in RULES.items() if op_type != "Atte
 
 
 class Simplify:
-    """Folds constants and shape arithmetic, drops what does nothing, and writes chains of moves and norms in one form."""
+    """Folds constants and shape arithmetic, drops what does nothing, and writes chains of moves and norms in one form.
+
+    Args:
+        bodies: domains whose functions are the bodies of fused operators, which stay as they are.
+    """
 
     name = "simplify"
     atomic = False
 
+    def __init__(self, bodies: Iterable[str] = ()) -> None:
+        self.bodies = frozenset(bodies)
+
     def run(self, model: ModelProto, log: Log) -> ModelProto:
-        own = {function.domain for function in model.functions}
         for graph in graphs(model):
-            if not (graph.is_function and own):
+            if not (isinstance(graph.proto, FunctionProto) and graph.proto.domain in self.bodies):
                 log.rewrites += _Writer(graph).write()
         return model
 
@@ -48,7 +56,7 @@ class _Writer:
         """Edits the graph; returns how many nodes went."""
         roots = self._roots()
         sources = {root: self._source(root) for root in roots}
-        for root, source in sources.items():
+        for source in sources.values():
             self._collect(source)
         renamed = [(root, source) for root, source in sources.items() if source != root]
         keep, additions = self._additions()
@@ -120,18 +128,25 @@ class _Writer:
             array = self.view.constant(value, FOLD_LIMIT)
         return None if array is None else numpy_helper.from_array(array, value)
 
+    def _is_original(self, node: Node) -> bool:
+        return node.position < len(self.graph.nodes) and self.graph.nodes[node.position] is node
+
     def _additions(self) -> tuple[set[int], list[tuple[int, NodeProto]]]:
         keep: set[int] = set()
+        taken = {node.proto.name for node in self.needed.values() if self._is_original(node)}
         additions: list[tuple[int, NodeProto]] = []
         # A stable sort: nodes of one place stay in topological order.
         for node in sorted(self.needed.values(), key=lambda item: item.position):
             inputs = [self._source(name) if name else "" for name in node.inputs]
-            original = node.position < len(self.graph.nodes) and self.graph.nodes[node.position] is node
-            if original and tuple(inputs) == node.inputs:
+            if self._is_original(node) and tuple(inputs) == node.inputs:
                 keep.add(node.position)
                 continue
             proto = NodeProto()
             proto.CopyFrom(node.proto)
             proto.input[:] = inputs
+            if not self._is_original(node):
+                # Several nodes may stand for one of the exporter's, whose name they all carry.
+                proto.name = node.outputs[0] if proto.name in taken else proto.name
+                taken.add(proto.name)
             additions.append((node.position, proto))
         return keep, additions

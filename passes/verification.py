@@ -113,7 +113,8 @@ class Verification:
         """The result as lines of text, the verdict first."""
         if self.skipped is not None:
             return [f"not verified: {self.skipped}"]
-        verdict = "equal" if self.passed else "NOT equal" if self.cases else "inconclusive"
+        inconclusive = (self.problem or "").startswith("inconclusive")
+        verdict = "equal" if self.passed else "not proven" if inconclusive else "NOT equal"
         lines = [
             f"{verdict}: {len(self.cases)} cases in {self.seconds:.1f} s, allowed {self.rtol:g} of an output's scale"
         ]

@@ -27,8 +27,11 @@ from onnx_fuse.runtime import ort
 
 __all__ = ["Evidence", "Suspects", "Verification", "bisect", "verify"]
 
+_SKIP = "--no-verify writes the fused model without this check."
 Model = ModelProto | str | Path
 _MOST_INNER = 256
+# Operators that other tools put in: those may give an old name to another value.
+_STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,10 @@ def _verify(
 ) -> Verification:
     original, original_dir = _loaded(original, original_dir)
     fused, fused_dir = _loaded(fused, fused_dir or original_dir)
-    specs = input_specs(original)
+    try:
+        specs = input_specs(original)
+    except ModelError as error:
+        return Verification(problem=f"inconclusive: {error.cause}", remedy=_SKIP)
     given = None if inputs is None else given_inputs(inputs, specs)
     result = Verification()
 
@@ -177,7 +183,7 @@ def _gather(
     except ModelError as error:
         if not evidence:
             result.problem = f"inconclusive, the original cannot be run: {error.cause}"
-            result.remedy = f"{error.remedy} --no-verify writes the fused model without this check.".strip()
+            result.remedy = f"{error.remedy} {_SKIP}".strip()
         else:
             result.notes.append(f"only the given inputs were compared: {error.cause}")
     result.rejected = tuple(rejected)
@@ -252,9 +258,13 @@ def _sentence(case: Case) -> str:
     if case.error is not None:
         return f"the fused model does not run ({case.name}): {case.error}"
     bad = [comparison for comparison in case.comparisons if comparison.problem is not None]
-    worst = max(bad, key=lambda comparison: (not comparison.inner, comparison.relative))
-    what = "inner value" if worst.inner else "output"
-    return f"{what} {worst.output!r} {worst.problem} ({case.name})"
+    inner = [comparison for comparison in bad if comparison.inner]
+    outputs = [comparison for comparison in bad if not comparison.inner]
+    if not outputs:
+        return f"inner value {inner[0].output!r} {inner[0].problem} ({case.name})"
+    worst = max(outputs, key=lambda comparison: comparison.relative)
+    first = f"; the first wrong value inside is {inner[0].output!r}" if inner else ""
+    return f"output {worst.output!r} {worst.problem} ({case.name}){first}"
 
 
 def _loaded(model: Model, base_dir: str | Path | None) -> tuple[ModelProto, str | Path | None]:
@@ -269,15 +279,19 @@ def _open(model: ModelProto, base_dir: str | Path | None, inner: Iterable[str]) 
 
 
 def _inner_values(original: ModelProto, fused: ModelProto) -> list[str]:
-    """Values inside both models that a fused node (one of a domain that the original does not use) computes.
+    """Values inside both models that a custom operator computes in the fused one and another operator in the original.
 
     An error planted in one of forty layers may hardly be seen in the outputs; where the layer ends, it is.
     """
-    domains = {node.domain for node in original.graph.node}
-    produced = {name for node in original.graph.node for name in node.output}
+    producers = {name: (node.domain, node.op_type) for node in original.graph.node for name in node.output}
     outputs = {value.name for value in (*original.graph.output, *fused.graph.output)}
-    fused_nodes = (node for node in fused.graph.node if node.domain not in domains)
-    names = [name for node in fused_nodes for name in node.output if name in produced and name not in outputs]
+    names = [
+        name
+        for node in fused.graph.node
+        if node.domain not in _STANDARD_DOMAINS
+        for name in node.output
+        if name not in outputs and producers.get(name, (node.domain, node.op_type)) != (node.domain, node.op_type)
+    ]
     return names[:: -(-len(names) // _MOST_INNER) or 1]
 
 

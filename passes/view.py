@@ -35,7 +35,15 @@ ATTRIBUTE_INPUTS: dict[str, dict[str, int]] = {
     },
 }
 
-_NOT_FOLDED = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Optional"}
+_NOT_FOLDED = {
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+    "Optional",
+}
 _FOLD_DEPTH = 400
 
 
@@ -63,7 +71,7 @@ class View:
         self._readers: dict[str, list[Node]] | None = None
         self._new_nodes: list[Node] = []
         self.near_misses: list[Any] = []
-        self._outer = View(graph.outer) if graph.outer is not None else None
+        self.errors: list[str] = []
         self._inference = Inference(self._definition, self._leaf, self._fallback, self.attribute, self._known_array)
 
     # -- structure -----------------------------------------------------------------------------------------------------
@@ -202,7 +210,9 @@ class View:
         covers: Iterable[Node],
         domain: str,
     ) -> Node:
-        proto = onnx.helper.make_node(op_type, list(inputs), [output], name=like.proto.name, domain=domain, **(attributes or {}))
+        proto = onnx.helper.make_node(
+            op_type, list(inputs), [output], name=like.proto.name, domain=domain, **(attributes or {})
+        )
         node = Node(proto, like.position)
         covered: frozenset[int] = frozenset().union(*(self.covers(item) for item in covers)) if covers else frozenset()
         self._covers[id(node)] = covered or self.covers(like)
@@ -256,7 +266,9 @@ class View:
         shape = self.shape(value)
         if shape is None or len(shape) > len(target):
             return False
-        return all(broadcast(have, want) == want for have, want in zip(shape, target[len(target) - len(shape) :], strict=True))
+        return all(
+            broadcast(have, want) == want for have, want in zip(shape, target[len(target) - len(shape) :], strict=True)
+        )
 
     def dtype(self, value: str) -> int:
         """TensorProto.DataType of a value; 0 where unknown."""
@@ -327,7 +339,11 @@ class View:
             return array_info(array, onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
         tensor = self.graph.tensor(value)
         if tensor is not None:
-            small = len(tensor.dims) <= 1 and tensor.data_type in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+            small = len(tensor.dims) <= 1 and tensor.data_type in (
+                TensorProto.INT64,
+                TensorProto.INT32,
+                TensorProto.BOOL,
+            )
             array_or_none = decode(tensor, 64) if small else None
             if array_or_none is not None:
                 return array_info(array_or_none, tensor.data_type)
@@ -338,8 +354,8 @@ class View:
             if constant is None:
                 return UNKNOWN
             return array_info(constant, onnx.helper.np_dtype_to_tensor_dtype(constant.dtype))
-        if self._outer is not None and value not in self.graph.inputs:
-            return self._outer.info(value)
+        if self.graph.outer is not None and value not in self.graph.inputs:
+            return _plain_view(self.graph.outer).info(value)
         return self._fallback(value)
 
     def _fallback(self, value: str) -> Info:
@@ -422,6 +438,14 @@ class View:
             return {}
         names = [name for name in node.outputs if name]
         return {name: np.asarray(array) for name, array in zip(names, results, strict=False)}
+
+
+def _plain_view(graph: Graph) -> View:
+    """A view of an outer graph, shared by the subgraphs that capture its values."""
+    if graph.plain_view is None:
+        graph.plain_view = View(graph)
+    view: View = graph.plain_view
+    return view
 
 
 def _dtype_of(array: np.ndarray) -> int:

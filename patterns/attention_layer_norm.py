@@ -199,7 +199,10 @@ FusedAttentionLayerNorm = FusedOp(
 def build(match: Match, view: View) -> Fused:
     norm = norm_of(match)
     like = match.root
-    sources = [_before_split(view, match["query"], match["h"]), _before_split(view, match["key_t"], match["h"], key=True)]
+    sources = [
+        _before_split(view, match["query"], match["h"]),
+        _before_split(view, match["key_t"], match["h"], key=True),
+    ]
     sources.append(_before_split(view, match["value"], match["h"]))
     if all(source is not None for source in sources):
         layout, (query, key, value) = "BSH", sources

@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnx_fuse.errors import PatternError
 
@@ -48,7 +48,13 @@ class Attribute:
     """Annotation: the variable binds the value of an attribute."""
 
 
-_KINDS: dict[Any, Kind] = {Value: "value", Constant: "constant", Scalar: "scalar", Optional: "optional", Attribute: "attribute"}
+_KINDS: dict[Any, Kind] = {
+    Value: "value",
+    Constant: "constant",
+    Scalar: "scalar",
+    Optional: "optional",
+    Attribute: "attribute",
+}
 
 COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "BitwiseAnd", "BitwiseOr"})
 
@@ -114,7 +120,8 @@ class Op(Term):
     Attributes:
         inputs: one term for each leading input; inputs the pattern does not name must be absent, unless the operator takes
             them as what used to be attributes (axes, split, ...), which patterns always write as attributes.
-        attributes: name -> literal, `Variable` of kind "attribute", or predicate (True, or False, or a sentence on what was wanted).
+        attributes: name -> literal, `Variable` of kind "attribute", or predicate (True, False, or a sentence on what was
+            wanted).
         variadic: the term that every input from `len(inputs)` on must match, its variables numbered from 1; None for none.
         since, until: opset versions of the domain between which the node may stand (inclusive).
     """
@@ -258,7 +265,8 @@ class Pattern:
         parameters = list(inspect.signature(function, eval_str=True).parameters.values())
         if not parameters:
             raise PatternError(
-                f"pattern {self.name} has no parameter", "Its first parameter is the operator builder: def f(op, x, ...)."
+                f"pattern {self.name} has no parameter",
+                "Its first parameter is the operator builder: def f(op, x, ...).",
             )
         self.variables = {p.name: Variable(p.name, _kind(self.name, p)) for p in parameters[1:]}
         result = function(_Operators(), **self.variables)
@@ -339,5 +347,5 @@ def _size(term: Term, seen: set[int] | None = None) -> int:
     if isinstance(term, (Shaped, Named)):
         return _size(term.inner, seen)
     if isinstance(term, Tree):
-        return (term.least - 1) + term.least * _size(cast(Term, term.leaf), set())
+        return (term.least - 1) + term.least * _size(term.leaf, set())
     return 0

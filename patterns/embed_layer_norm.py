@@ -55,7 +55,9 @@ def affine_spans_the_last_axis(match: Match, view: View) -> str | None:
     return affine_problem(match, view, match["total"])
 
 
-def embed_body(op: Body, gamma: Any, beta: Any, num_tables: Any, norm: str, epsilon: Any, tables: int, **pairs: str) -> Any:
+def embed_body(
+    op: Body, gamma: Any, beta: Any, num_tables: Any, norm: str, epsilon: Any, tables: int, **pairs: str
+) -> Any:
     """Sum of table_k[ids_k], each row in float32, in the listed order; then the norm."""
     total = None
     for number in range(1, tables + 1):

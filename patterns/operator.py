@@ -235,5 +235,3 @@ class Fusion:
             attributes[name] = number
         values = getattr(match, "values", (match.root.outputs[0],))
         return Fused(inputs, dict(zip(self.operator.outputs, values, strict=False)), attributes)
-
-

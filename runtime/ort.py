@@ -18,7 +18,7 @@ from onnx_fuse.errors import ModelError
 _FATAL = 4
 _LONGEST_MESSAGE = 400
 # Where in ONNX Runtime's sources the error was raised: nothing a reader of the message can use.
-_SOURCE_PLACE = re.compile(r"/\S*onnxruntime/\S+:\d+ [^)]*\)(?: const)? |\S+\.(?:cc|h):\d+ \w+ ")
+_SOURCE_PLACE = re.compile(r"/\S*onnxruntime/\S+:\d+ [^)]*\)(?: const)? |(?<!\S)\S+\.(?:cc|h):\d+ \w+ ")
 _REMEDIES = (
     (r"External data path", "Put the weight file beside the model, under the name that the model gives."),
     (

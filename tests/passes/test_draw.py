@@ -21,7 +21,9 @@ def model(inputs: str, body: str, outputs: str = "float[a] y", functions: str = 
     return made
 
 
-def spec(name: str, elem_type: int, *dims: int | str, role: str = "data", rows: tuple[int | str, ...] = ()) -> InputSpec:
+def spec(
+    name: str, elem_type: int, *dims: int | str, role: str = "data", rows: tuple[int | str, ...] = ()
+) -> InputSpec:
     return InputSpec(name, elem_type, dims, role, rows)
 
 
@@ -54,10 +56,7 @@ def test_reads_names_types_and_dims_and_leaves_out_initializers() -> None:
     ],
 )
 def test_ids_are_recognised_and_bounded_by_their_table(way: str) -> None:
-    look = (
-        '<domain: "custom", opset_import: ["" : 18]> Look (i, t) => (o) '
-        "{ j = Identity(i) o = Gather(t, j) }"
-    )
+    look = '<domain: "custom", opset_import: ["" : 18]> Look (i, t) => (o) { j = Identity(i) o = Gather(t, j) }'
     (ids,) = input_specs(model("int64[b,s] ids", way, functions=look))
     assert (ids.role, ids.rows) == ("ids", (11,))
     drawn = draw_inputs((ids,), Draw(40, 40))["ids"]

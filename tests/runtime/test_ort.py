@@ -151,7 +151,7 @@ def test_run_errors_are_one_line_about_the_node() -> None:
     assert "\n" not in error.value.cause
     with pytest.raises(ModelError, match="missing"):
         ort.run(session, {"i": np.array([0])})
-    with pytest.raises(ModelError, match="expected: .tensor.int64"):
+    with pytest.raises(ModelError, match=r"expected: .tensor.int64"):
         ort.run(session, {"i": np.array([0], np.int32), "t": np.ones((5, 8), np.float32)})
 
 

@@ -1,0 +1,91 @@
+"""The memory estimate: rough, but of the right order, and never in need of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
+
+from onnx_fuse.passes import memory
+
+MEGA = 1 << 20
+
+
+def model(weights: list[TensorProto], body: str = "y = MatMul(x, w)") -> ModelProto:
+    header = '<ir_version: 9, opset_import: ["" : 18]>'
+    made = parser.parse_model(f"{header} g (float[n,1024] x) => (float[n,m] y) {{ {body} }}")
+    made.graph.initializer.extend(weights)
+    return made
+
+
+def external(rows: int, columns: int) -> TensorProto:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[rows, columns])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="not.there")
+    return tensor
+
+
+def needed(made: ModelProto, **shapes: tuple[int, ...]) -> int:
+    return memory.needed_bytes(made, made, shapes) - memory.needed_bytes(model([]), model([]), {})
+
+
+def test_weights_inside_count_their_copies_and_mapped_ones_once() -> None:
+    inside = numpy_helper.from_array(np.zeros((1024, 1024), np.float32), "w")
+    assert needed(model([inside])) == 3 * 4 * MEGA
+    assert needed(model([external(1024, 1024)])) == 4 * MEGA
+    assert needed(model([external(1 << 20, 1 << 20)])) == 4 << 40
+
+
+def test_the_larger_of_the_two_models_counts() -> None:
+    small, large = model([external(1024, 1024)]), model([external(1024, 2048)])
+    assert memory.needed_bytes(small, large, {}) == memory.needed_bytes(large, small, {})
+
+
+def test_large_values_follow_from_the_inputs() -> None:
+    square = "t = Transpose <perm = [1, 0]> (x) y = MatMul(x, t)"
+    assert needed(model([], square), x=(8192, 1024)) == 4 * 256 * MEGA
+    assert needed(model([], square)) == 0  # shapes not known: weights alone
+
+
+def test_a_model_that_shape_inference_refuses_is_still_estimated() -> None:
+    assert needed(model([external(1024, 1024)], "y = Unheard(x, w)"), x=(2, 1024)) >= 4 * MEGA
+
+
+def test_available_memory_is_that_of_the_machine_or_less() -> None:
+    available = memory.available_bytes()
+    assert available is None or 0 < available < 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "files", "left"),
+    [
+        ("0::/box", "box", {"memory.max": "1000", "memory.current": "400"}, 600),
+        ("0::/box/inner", "box", {"memory.max": "1000", "memory.current": "1200"}, 0),
+        ("0::/box", "box", {"memory.max": "1000", "memory.current": "900", "memory.stat": "inactive_file 300"}, 400),
+        ("0::/box", "box", {"memory.max": "max", "memory.current": "400"}, None),
+        ("4:memory:/box", "memory/box", {"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "1"}, 999),
+        (
+            "4:memory:/box",
+            "memory/box",
+            {"memory.limit_in_bytes": str(2**63 - 4096), "memory.usage_in_bytes": "1"},
+            None,
+        ),
+        ("2:cpu:/box", "cpu/box", {"memory.max": "1", "memory.current": "1"}, None),
+    ],
+)
+def test_control_groups_limit_what_is_available(
+    tmp_path: Path, line: str, folder: str, files: dict[str, str], left: int | None
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    for name, content in files.items():
+        (tmp_path / folder / name).write_text(content + "\n")
+    (tmp_path / "self").write_text(line + "\n")
+    assert memory.group_bytes(tmp_path / "self", tmp_path) == ([] if left is None else [left])
+
+
+def test_half_bytes_are_counted_as_such() -> None:
+    weight = helper.make_tensor("w", TensorProto.INT4, [4], [1, 2, 3, 4])
+    weight.dims[:] = [MEGA]
+    assert needed(model([weight])) == 3 * MEGA // 2
