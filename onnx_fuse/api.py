@@ -17,10 +17,13 @@ from onnx_fuse.passes import io
 from onnx_fuse.passes.checker import check
 from onnx_fuse.passes.emit import Functions, drop_bodies, inline_bodies
 from onnx_fuse.passes.fuse import FusePass
-from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline
+from onnx_fuse.passes.normalize import rule_names
+from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import Report
 from onnx_fuse.passes.simplify import Simplify
 from onnx_fuse.passes.surgeon import from_surgeon, is_surgeon_graph, to_surgeon
+from onnx_fuse.passes.verify import Suspects
+from onnx_fuse.passes.verify import verify as compare
 from onnx_fuse.patterns import fusions as builtin_fusions
 from onnx_fuse.patterns.operator import Fusion
 
@@ -113,16 +116,21 @@ def fuse(
     operators = tuple(dict.fromkeys((fusion.operator.domain, fusion.operator.name) for fusion in chosen))
     report = Report(model=str(source or ""), versions=_versions())
 
-    def pipeline(only: Iterable[str] | None = None) -> Pipeline:
-        steps: list[Pass | Callable[..., Any]] = [*passes, FusePass(chosen, only=only)]
+    domains = {domain for domain, _ in operators}
+    own = [as_pass(item) for item in passes]
+
+    def pipeline(suspects: Sequence[str] | None = None) -> Pipeline:
+        """All steps, or just what is among the suspects: passes, fused nodes by their roots, rules of normalisation."""
+        steps = [item for item in own if suspects is None or item.name in suspects]
+        steps.append(FusePass(chosen, only=suspects))
         if simplify:
-            steps.append(Simplify(domain for domain, _ in operators))
+            steps.append(Simplify(domains, suspects))
         if functions == "keep":
             steps.append(BodiesPass(operators))
-        return Pipeline(steps, progress=say if only is None else None, bodies={domain for domain, _ in operators})
+        return Pipeline(steps, progress=say if suspects is None else None, bodies=domains)
 
     fused, report = pipeline().run(original if source is not None else _copy(original), report)
-    changed = any(item.rewrites for item in report.passes) or bool(passes)
+    changed = any(item.rewrites for item in report.passes) or bool(own)
     problem: VerificationError | None = None
     if verify:
         say("verifying")
@@ -133,7 +141,10 @@ def fuse(
             again = io.load(pristine) if isinstance(pristine, Path) else _copy(pristine)
             return pipeline(names).run(again)[0]
 
-        problem = _verify(pristine, fused, report, inputs, rebuild)
+        names = [item.name for item in own] + [match.root for match in report.matches]
+        problem = _verify(
+            pristine, fused, report, inputs, Suspects(names + (rule_names() if simplify else []), rebuild)
+        )
     if functions == "inline":
         fused = inline_bodies(fused, operators)
     elif functions == "none":
@@ -191,19 +202,15 @@ def _verify(
     fused: ModelProto,
     report: Report,
     inputs: Mapping[str, Any] | str | os.PathLike[str] | None,
-    rebuild: Callable[[Sequence[str]], ModelProto],
+    suspects: Suspects,
 ) -> VerificationError | None:
-    from onnx_fuse.passes.verify import Suspects
-    from onnx_fuse.passes.verify import verify as compare
-
     folder = original.parent if isinstance(original, Path) else None
-    roots = [match.root for match in report.matches]
     result = compare(
         original,
         fused,
         original_dir=folder,
         inputs=os.fspath(inputs) if isinstance(inputs, os.PathLike) else inputs,
-        suspects=Suspects(roots, rebuild) if roots else None,
+        suspects=suspects if suspects.names else None,
     )
     report.verification = result.to_dict()
     if result.skipped is not None:

@@ -6,7 +6,7 @@ True, or returns False. Rules are grouped by subject in the `normalize_*` module
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from onnx_fuse.passes import normalize_attention, normalize_linear, normalize_move, normalize_norm, normalize_scale
@@ -24,7 +24,9 @@ class Rule(Protocol):
 
 _MOVE_RULES: tuple[Rule, ...] = (normalize_scale.scale_after_move, normalize_move.merge_moves)
 
-RULES: Mapping[str, Sequence[Rule]] = {
+Rules = Mapping[str, Sequence[Rule]]
+
+RULES: Rules = {
     "Identity": (normalize_move.drop_identity,),
     "Dropout": (normalize_move.drop_dropout,),
     "Cast": (normalize_move.drop_cast,),
@@ -52,7 +54,18 @@ RULES: Mapping[str, Sequence[Rule]] = {
 _STEPS_PER_NODE = 64
 
 
-def normalize(view: View, rules: Mapping[str, Sequence[Rule]] = RULES) -> int:
+def rule_names(rules: Rules = RULES) -> list[str]:
+    """Names of the rules, each once."""
+    return list(dict.fromkeys(rule.__name__ for group in rules.values() for rule in group))
+
+
+def select_rules(rules: Rules, names: Iterable[str]) -> Rules:
+    """Just the rules of these names."""
+    wanted = set(names)
+    return {op_type: [rule for rule in group if rule.__name__ in wanted] for op_type, group in rules.items()}
+
+
+def normalize(view: View, rules: Rules = RULES) -> int:
     """Applies the rules; returns how many times one fired."""
     fired = 0
     view.take_new_nodes()

@@ -8,7 +8,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, nump
 
 from onnx_fuse.passes.fuse import inferred_types
 from onnx_fuse.passes.graph import Graph, Node, captures, graphs, subgraphs
-from onnx_fuse.passes.normalize import RULES, normalize
+from onnx_fuse.passes.normalize import RULES, Rules, normalize, select_rules
 from onnx_fuse.passes.report import Log
 from onnx_fuse.passes.view import View
 
@@ -26,31 +26,33 @@ class Simplify:
 
     Args:
         bodies: domains whose functions are the bodies of fused operators, which stay as they are.
+        only: names of the rules to apply; None for all.
     """
 
     name = "simplify"
     atomic = False
 
-    def __init__(self, bodies: Iterable[str] = ()) -> None:
+    def __init__(self, bodies: Iterable[str] = (), only: Iterable[str] | None = None) -> None:
         self.bodies = frozenset(bodies)
+        self.rules = _RULES if only is None else select_rules(_RULES, only)
 
     def run(self, model: ModelProto, log: Log) -> ModelProto:
         for graph in graphs(model):
             if not (isinstance(graph.proto, FunctionProto) and graph.proto.domain in self.bodies):
-                log.rewrites += _Writer(graph).write()
+                log.rewrites += _Writer(graph, self.rules).write()
         return model
 
 
 class _Writer:
     """Rewrites one graph to what its view says."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, rules: Rules) -> None:
         self.graph = graph
         self.view = View(graph, inferred_types(graph))
         self.constants: dict[str, TensorProto] = {}
         self.needed: dict[int, Node] = {}
         self._seen: set[str] = set()
-        self.fired = normalize(self.view, _RULES)
+        self.fired = normalize(self.view, rules)
 
     def write(self) -> int:
         """Edits the graph; returns how many nodes went."""

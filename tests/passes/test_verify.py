@@ -16,7 +16,8 @@ from onnx import ModelProto, TensorProto, numpy_helper, parser
 
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.passes.evidence import Evidence
-from onnx_fuse.passes.verify import Case, Suspects, Verification, bisect, verify
+from onnx_fuse.passes.verification import Case
+from onnx_fuse.passes.verify import Suspects, Verification, bisect, verify
 
 HIDDEN, IDS = 16, 13
 
