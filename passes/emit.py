@@ -9,6 +9,7 @@ from typing import Any, Literal
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto
 
+from onnx_fuse.patterns.body import CAST_LIKE_SINCE
 from onnx_fuse.patterns.operator import OPSET, FusedOp
 
 Functions = Literal["keep", "inline", "none"]
@@ -39,8 +40,8 @@ class Bodies:
         dtype: int,
     ) -> str:
         """The overload name of the body for such a node; the body is made when it is first asked for."""
-        # Below opset 15 there is no CastLike: the element type is written into the body.
-        kind = dtype if opsets.get("", 0) < 15 else 0
+        # Without CastLike the element type is written into the body.
+        kind = dtype if opsets.get("", 0) < CAST_LIKE_SINCE else 0
         key = json.dumps(
             [operator.domain, operator.name, inputs, outputs, operator.variant(attributes), kind, opsets.get("")]
         )

@@ -57,17 +57,24 @@ class FusePass:
         normalize(view)
         log.errors.extend(view.errors)
         candidates: list[Candidate] = []
-        misses = [_record(miss, miss.pattern.name, graph) for miss in view.near_misses]
+        misses = [
+            _record(miss, miss.pattern.name, graph) for miss in view.near_misses if not view.recognised(miss.root)
+        ]
+        attempts: list[tuple[Fusion, NearMiss]] = []
         for fusion in self.fusions:
             found, missed = self._search(fusion, view, log)
             candidates.extend(found)
-            misses.extend(_record(miss, fusion.name, graph) for miss in missed)
+            attempts.extend((fusion, miss) for miss in missed)
         rewriter = Rewriter(view, bodies)
-        planned, refusals = rewriter.plan(candidates)
+        planned, refusals = _plan(candidates, rewriter, log)
         if self.only is not None:
             planned = [item for item in planned if item.candidate.match.root.name in self.only]
-        planned, disagreeing = _agreeing(planned, view)
-        for refusal in (*refusals, *disagreeing):
+        misses.extend(
+            _record(miss, fusion.name, graph)
+            for fusion, miss in attempts
+            if not _ran_into_another(miss, fusion, planned)
+        )
+        for refusal in refusals:
             if not _part_of_another(refusal.candidate, planned):
                 misses.append(_refused(refusal, graph))
         misses = _worth_telling(misses, planned)
@@ -108,7 +115,7 @@ class FusePass:
 
 
 def _interesting(miss: NearMiss, fusion: Fusion) -> bool:
-    if fusion.anchor is not None and fusion.anchor not in miss.reached:
+    if fusion.anchor is not None and all(op_type != fusion.anchor for op_type, _ in miss.reached):
         return False
     return miss.matched >= min(2, miss.pattern.size)
 
@@ -124,22 +131,46 @@ def _other_domains(pattern: Pattern, view: View) -> list[NearMiss]:
     return misses
 
 
-def _agreeing(planned: Sequence[Planned], view: View) -> tuple[list[Planned], list[Refusal]]:
-    """Those whose body gives the types and shapes that the graph has for their outputs."""
-    agree, refuse = [], []
+def _plan(candidates: Sequence[Candidate], rewriter: Rewriter, log: Log) -> tuple[list[Planned], list[Refusal]]:
+    """Plans without those whose body does not fit, so that what had lost to them has its chance."""
+    refused: list[Refusal] = []
+    while True:
+        planned, lost = rewriter.plan(candidates)
+        unfit = _unfit(planned, rewriter.view, log)
+        if not unfit:
+            return planned, [*lost, *refused]
+        refused.extend(unfit)
+        out = {id(refusal.candidate) for refusal in unfit}
+        candidates = [candidate for candidate in candidates if id(candidate) not in out]
+
+
+def _unfit(planned: Sequence[Planned], view: View, log: Log) -> list[Refusal]:
+    """Those whose body raises, or does not give the types and shapes that the graph has for their outputs."""
+    unfit = []
     for item in planned:
-        sentence = disagreement(item.candidate.fusion.operator, item.candidate.fused, item.outputs, view)
-        if sentence is None:
-            agree.append(item)
-        else:
-            refuse.append(Refusal(item.candidate, item.candidate.match.root.name, sentence))
-    return agree, refuse
+        fusion = item.candidate.fusion
+        try:
+            sentence = disagreement(fusion.operator, item.candidate.fused, item.outputs, view)
+        except Exception as error:
+            sentence = f"the body of {fusion.operator.name} raised {type(error).__name__}: {error}"
+            if sentence not in log.errors:
+                log.errors.append(sentence)
+        if sentence is not None:
+            unfit.append(Refusal(item.candidate, item.candidate.match.root.name, sentence))
+    return unfit
 
 
 def _part_of_another(candidate: Candidate, planned: Sequence[Planned]) -> bool:
     """Whether the same fusion replaces the candidate's root anyway: a core that was fused with its rim is no loser."""
     root = candidate.match.root.position
     return any(item.candidate.fusion is candidate.fusion and root in item.dead for item in planned)
+
+
+def _ran_into_another(miss: NearMiss, fusion: Fusion, planned: Sequence[Planned]) -> bool:
+    """Whether all that made an attempt look like the fusion has been fused by it elsewhere."""
+    anchors = {position for op_type, position in miss.reached if op_type == fusion.anchor}
+    fused = {position for item in planned if item.candidate.fusion is fusion for position in item.candidate.covers}
+    return bool(anchors) and anchors <= fused
 
 
 def _worth_telling(misses: Sequence[NearMissRecord], planned: Sequence[Planned]) -> list[NearMissRecord]:

@@ -12,9 +12,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 ONNX_DOMAINS = ("", "ai.onnx")
+
+_CONSTANT_FORMS = {
+    "value_float": TensorProto.FLOAT,
+    "value_floats": TensorProto.FLOAT,
+    "value_int": TensorProto.INT64,
+    "value_ints": TensorProto.INT64,
+}
 
 CONSTANT_LIMIT = 1 << 20
 """Constants with more elements than this are not decoded unless the caller raises the limit."""
@@ -167,10 +174,16 @@ class Graph:
         """Whether this is a model-local function: no initializers, attributes may be references."""
         return isinstance(self.proto, FunctionProto)
 
+    @property
+    def outermost(self) -> Graph:
+        """The main graph or function that this graph lies in: itself unless it is a subgraph."""
+        return self if self.outer is None else self.outer.outermost
+
     @cached_property
     def opsets(self) -> dict[str, int]:
         """Domain -> opset version that holds in this graph."""
-        imports = self.proto.opset_import if isinstance(self.proto, FunctionProto) else self.model.opset_import
+        proto = self.outermost.proto
+        imports = proto.opset_import if isinstance(proto, FunctionProto) else self.model.opset_import
         return {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in imports}
 
     @cached_property
@@ -251,16 +264,13 @@ class Graph:
         return name
 
     def tensor(self, value: str) -> TensorProto | None:
-        """The TensorProto behind a constant value: an initializer without a graph input, or a Constant node's value."""
+        """The TensorProto behind a constant value: an initializer without a graph input, or a Constant node of numbers."""
         tensor = self.initializers.get(value)
         if tensor is not None:
             return None if value in self._overridable else tensor
         node = self.producers.get(value)
         if node is not None:
-            if node.key != ("", "Constant"):
-                return None
-            found = node.attribute("value")
-            return found if isinstance(found, TensorProto) else None
+            return _constant_tensor(node) if node.key == ("", "Constant") else None
         if value in self.inputs or self.outer is None:
             return None
         return self.outer.tensor(value)
@@ -392,6 +402,18 @@ def count_nodes(model: ModelProto, without: frozenset[str] = frozenset()) -> int
 
     functions = [function for function in model.functions if function.domain not in without]
     return count(model.graph.node) + sum(count(function.node) for function in functions)
+
+
+def _constant_tensor(node: Node) -> TensorProto | None:
+    tensor = node.attribute("value")
+    if isinstance(tensor, TensorProto):
+        return tensor
+    for name, kind in _CONSTANT_FORMS.items():
+        found = node.attribute(name)
+        if found is not None and not isinstance(found, Reference):
+            numbers = found if isinstance(found, list) else [found]
+            return helper.make_tensor(node.outputs[0], kind, [len(numbers)] if isinstance(found, list) else [], numbers)
+    return None
 
 
 def decode(tensor: TensorProto, limit: int = CONSTANT_LIMIT) -> np.ndarray | None:

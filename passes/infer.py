@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx
-from onnx import ModelProto, TypeProto, ValueInfoProto, helper
+from onnx import FunctionProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from onnx_fuse.passes.emit import import_domain
 from onnx_fuse.passes.shapes import Info
 from onnx_fuse.passes.view import View
+from onnx_fuse.patterns.body import CAST_LIKE_SINCE
 from onnx_fuse.patterns.operator import Fused, FusedOp
 
 _FUNCTION_IR = 8
@@ -21,10 +22,16 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
     A dimension that either side does not know is not held against the match.
     """
     infos = {name: view.info(value) for name, value in fused.inputs.items() if value}
+    made = [name for name in operator.outputs if name in outputs]
+    dtype = view.dtype(outputs[made[0]])
+    if dtype == TensorProto.DOUBLE:
+        return f"{outputs[made[0]]} is DOUBLE, {operator.name} computes in FLOAT"
+    if not dtype and view.graph.opset() < CAST_LIKE_SINCE:
+        return f"the type of {outputs[made[0]]} is not known, and opset {view.graph.opset()} has no CastLike"
+    function = operator.make_function(operator.present(fused.inputs), made, fused.attributes, view.graph.opsets, dtype)
     if any(not info.dtype for info in infos.values()):
         return None
-    made = [name for name in operator.outputs if name in outputs]
-    inferred = _infer(operator, fused, infos, made, view, view.dtype(outputs[made[0]]))
+    inferred = _infer(operator, fused, infos, made, function, view.graph.opsets)
     for name in made:
         value = outputs[name]
         want, have = view.info(value), inferred.get(name)
@@ -47,11 +54,14 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
 
 
 def _infer(
-    operator: FusedOp, fused: Fused, infos: Mapping[str, Info], made: list[str], view: View, dtype: int
+    operator: FusedOp,
+    fused: Fused,
+    infos: Mapping[str, Info],
+    made: list[str],
+    function: FunctionProto,
+    opsets: Mapping[str, int],
 ) -> dict[str, TypeProto]:
     present = operator.present(fused.inputs)
-    opsets = view.graph.opsets
-    function = operator.make_function(present, made, fused.attributes, opsets, dtype)
     node = operator.make_node(
         {name: name for name in present}, {name: name for name in made}, fused.attributes, "fused"
     )
@@ -76,4 +86,4 @@ def _value_info(name: str, info: Info) -> ValueInfoProto:
 
 
 def _type_name(dtype: int) -> str:
-    return str(onnx.TensorProto.DataType.Name(dtype))
+    return str(TensorProto.DataType.Name(dtype))

@@ -62,7 +62,7 @@ class NearMiss:
         failed_at: name of the node (or value) that did not fit.
         matched: nodes matched before.
         reason: what was found there and what was wanted.
-        reached: operator types of the nodes that were looked at.
+        reached: (operator type, position) of the nodes that were looked at.
     """
 
     pattern: Pattern
@@ -70,7 +70,7 @@ class NearMiss:
     failed_at: str
     matched: int
     reason: str
-    reached: frozenset[str]
+    reached: frozenset[tuple[str, int]]
 
 
 def match_at(pattern: Pattern, node: Node, view: View) -> Match | NearMiss:
@@ -96,7 +96,7 @@ class _Attempt:
         self.steps = 0
         self.best = -1
         self.failure: tuple[str, Callable[[], str]] = (root.name, lambda: "nothing matched")
-        self.reached: set[str] = set()
+        self.reached: set[tuple[str, int]] = set()
         self.values: list[str] = []
 
     def run(self) -> Match | NearMiss:
@@ -104,12 +104,13 @@ class _Attempt:
         self.values = [value]
         try:
             matched = self._term(self.pattern.root, value, lambda: self._others(0))
-        except _BudgetSpent:
+        except (_BudgetSpent, RecursionError) as error:
             matched = False
-            self.best, self.failure = (
-                len(self.nodes),
-                (self.root.name, lambda: f"more than {STEP_BUDGET} steps were needed"),
+            spent = isinstance(error, _BudgetSpent)
+            sentence = (
+                f"more than {STEP_BUDGET} steps were needed" if spent else "it has more inputs than can be followed"
             )
+            self.best, self.failure = len(self.nodes), (self.root.name, lambda: sentence)
         if matched:
             return self._match()
         failed_at, reason = self.failure
@@ -172,10 +173,14 @@ class _Attempt:
         return False
 
     def _bind(self, name: str, item: Any, then: Continuation) -> bool:
+        outer = self.bindings.get(name)
         self.bindings[name] = item
         if then():
             return True
-        del self.bindings[name]
+        if outer is None:
+            del self.bindings[name]
+        else:
+            self.bindings[name] = outer
         return False
 
     # -- terms -----------------------------------------------------------------------------------------------------
@@ -312,9 +317,11 @@ class _Attempt:
         node = view.producer(value) if value else None
         if node is None:
             return self._fail(value, lambda: f"{self._describe(value)}, pattern wants {_op_label(op)}")
-        self.reached.add(node.op_type)
+        self.reached.add((node.op_type, node.position))
         if node.op_type not in op.op_types or node.domain != op.domain:
             return self._fail(node.name, lambda: f"found {_label(node)}, pattern wants {_op_label(op)}")
+        if view.resolve(node.outputs[index] if index < len(node.outputs) else "") != view.resolve(value):
+            return self._fail(node.name, lambda: f"{value} is not output {index} of {node.name}")
         key = (id(op), self.suffix)
         bound = self.nodes.get(key)
         if bound is not None:
@@ -323,8 +330,6 @@ class _Attempt:
             opset = view.graph.opset(node.domain)
             if not op.since <= opset <= op.until:
                 return self._fail(node.name, lambda: f"opset {opset} is outside {op.since} to {op.until}")
-        if view.resolve(node.outputs[index] if index < len(node.outputs) else "") != view.resolve(value):
-            return self._fail(node.name, lambda: f"{value} is not output {index} of {node.name}")
         captured: dict[str, Any] = {}
         for name, wanted in op.attributes.items():
             problem = self._attribute(node, name, wanted, captured)
@@ -371,11 +376,14 @@ class _Attempt:
         if name in ("axis", "axes") and found is not None:
             found = self._counted_like(node, found, wanted)
         if isinstance(wanted, Variable):
-            previous = self.bindings.get(wanted.name + self.suffix)
-            if previous is not None and previous != found:
-                return f"attribute {name} is {_show(found)}, elsewhere it is {_show(previous)}"
-            captured[wanted.name + self.suffix] = found
-            return None
+            variable = wanted.name + self.suffix
+            if variable not in self.bindings and variable not in captured:
+                captured[variable] = found
+                return None
+            previous = captured.get(variable, self.bindings.get(variable))
+            if found == previous:
+                return None
+            return f"attribute {name} is {_show(found)}, elsewhere it is {_show(previous)}"
         if callable(wanted):
             verdict = wanted(found)
             if verdict is True:

@@ -187,19 +187,35 @@ def coalesce(move: Move) -> Move:
     return Move(move.base, sizes, before, tuple(after))
 
 
-def reshape_target(have: Shape, want: Shape) -> list[int] | None:
-    """A constant Reshape target (0 copies, one -1) that leads from `have` to `want`; None where there is none."""
-    target: list[int] = []
-    for axis, dim in enumerate(want):
-        if isinstance(dim, int):
-            target.append(dim)
-        elif axis < len(have) and have[axis] == dim:
-            target.append(0)
-        elif -1 not in target:
-            target.append(-1)
-        else:
+@dataclass(frozen=True)
+class Step:
+    """One node of a canonical move: a Transpose with `perm`, or a Reshape from `have` to `want`."""
+
+    op_type: str
+    perm: tuple[int, ...] = ()
+    have: Shape = ()
+    want: Shape = ()
+
+
+def steps_of(move: Move) -> list[Step] | None:
+    """The canonical nodes of a coalesced move; None where a Reshape target cannot be told from the shape before it."""
+    steps: list[Step] = []
+    shape = move.base_shape
+    if not move.keeps_order:
+        atoms = [atom for group in move.before for atom in group]
+        split = tuple(move.sizes[atom] for atom in atoms)
+        if split != shape:
+            steps.append(Step("Reshape", have=shape, want=split))
+        perm = tuple(atoms.index(atom) for atom in move.order)
+        steps.append(Step("Transpose", perm=perm))
+        shape = tuple(split[axis] for axis in perm)
+    if shape != move.shape:
+        steps.append(Step("Reshape", have=shape, want=move.shape))
+    for step in steps:
+        unknown = [dim for dim in step.want if not isinstance(dim, int) and dim not in step.have]
+        if len(unknown) > 1 or 0 in step.want:
             return None
-    return None if any(dim == 0 for dim in want) else target
+    return steps
 
 
 def write_move(
@@ -213,54 +229,58 @@ def write_move(
         covers: nodes the new ones stand for.
 
     Returns:
-        The name of the result, or None (and no change) where a shape cannot be written as a constant.
+        The name of the result, or None (and no change) where a Reshape target cannot be told.
     """
     move = coalesce(move)
     steps = steps_of(move)
     if steps is None:
         return None
     if not steps:
-        if output is None:
-            return move.base
-        made = view.producer(move.base)
-        if made is not None and not view.exists_in_original(move.base) and len(made.outputs) == 1:
-            view.adopt(output, made)
-        else:
-            view.alias(output, move.base)
-        return output
+        return _take_over(view, move.base, output)
     value = move.base
-    for number, (op_type, numbers) in enumerate(steps):
+    for number, step in enumerate(steps):
         inputs, attributes = [value], {}
-        if op_type == "Reshape":
-            inputs.append(view.array(np.array(numbers, dtype=np.int64), like.outputs[0]))
+        if step.op_type == "Reshape":
+            inputs.append(_target(view, value, step, like))
         else:
-            attributes["perm"] = numbers
+            attributes["perm"] = list(step.perm)
         if output is not None and number == len(steps) - 1:
-            view.replace(output, op_type, inputs, attributes, like=like, covers=covers)
+            view.replace(output, step.op_type, inputs, attributes, like=like, covers=covers)
             value = output
         else:
-            value = view.add(op_type, inputs, attributes, like=like, covers=covers)
+            value = view.add(step.op_type, inputs, attributes, like=like, covers=covers)
     return value
 
 
-def steps_of(move: Move) -> list[tuple[str, list[int]]] | None:
-    """The canonical nodes of a coalesced move: (operator, Reshape target or perm); None where a target is no constant."""
-    steps: list[tuple[str, list[int]]] = []
-    shape = move.base_shape
-    if not move.keeps_order:
-        atoms = [atom for group in move.before for atom in group]
-        split = tuple(move.sizes[atom] for atom in atoms)
-        if split != shape:
-            target = reshape_target(shape, split)
-            if target is None:
-                return None
-            steps.append(("Reshape", target))
-        perm = [atoms.index(atom) for atom in move.order]
-        steps.append(("Transpose", perm))
-        shape = tuple(split[axis] for axis in perm)
-    if shape != move.shape:
-        target = reshape_target(shape, move.shape)
-        if target is None:
-            return None
-        steps.append(("Reshape", target))
-    return steps
+def _take_over(view: View, base: str, output: str | None) -> str:
+    if output is None:
+        return base
+    made = view.producer(base)
+    if made is not None and not view.exists_in_original(base) and len(made.outputs) == 1:
+        view.adopt(output, made)
+    else:
+        view.alias(output, base)
+    return output
+
+
+def _target(view: View, value: str, step: Step, like: Node) -> str:
+    """The target of a Reshape: a constant (0 copies, one -1) where there is one, else put together from the shape before."""
+    constant: list[int] = []
+    for axis, dim in enumerate(step.want):
+        if isinstance(dim, int):
+            constant.append(dim)
+        else:
+            constant.append(0 if axis < len(step.have) and step.have[axis] == dim else -1)
+    if constant.count(-1) <= 1:
+        return view.array(np.array(constant, dtype=np.int64), like.outputs[0])
+    shape = view.add("Shape", [value], like=like)
+    parts = []
+    for dim in step.want:
+        known = [dim] if isinstance(dim, int) else None if dim in step.have else [-1]
+        if known is not None:
+            parts.append(view.array(np.array(known, dtype=np.int64), like.outputs[0]))
+            continue
+        place = step.have.index(dim)
+        bounds = [view.array(np.array([item], dtype=np.int64), like.outputs[0]) for item in (place, place + 1, 0)]
+        parts.append(view.add("Slice", [shape, *bounds], like=like))
+    return view.add("Concat", parts, {"axis": 0}, like=like)

@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from onnx_fuse.passes import normalize_attention, normalize_linear, normalize_move, normalize_norm, normalize_scale
+from onnx_fuse.passes import (
+    normalize_attention,
+    normalize_linear,
+    normalize_move,
+    normalize_norm,
+    normalize_scale,
+    normalize_scores,
+)
 from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.view import View
 
@@ -39,8 +46,21 @@ RULES: Rules = {
     "Flatten": _MOVE_RULES,
     "Attention": (normalize_attention.decompose_attention,),
     "Gemm": (normalize_linear.split_gemm,),
-    "MatMul": (normalize_scale.scale_after_matmul, normalize_linear.matmul_before_move),
-    "Add": (normalize_norm.layer_norm_shift, normalize_linear.bias_before_move),
+    "MatMul": (
+        normalize_scale.scale_after_matmul,
+        normalize_scores.batched_matmul_before_move,
+        normalize_linear.matmul_before_move,
+    ),
+    "Add": (
+        normalize_norm.layer_norm_shift,
+        normalize_scores.mask_before_merge,
+        normalize_scores.merge_biases,
+        normalize_linear.bias_before_move,
+    ),
+    "Where": (normalize_scores.mask_before_merge,),
+    "Softmax": (normalize_linear.softmax_before_move,),
+    "LayerNormalization": (normalize_linear.norm_before_move,),
+    "RMSNormalization": (normalize_linear.norm_before_move,),
     "Div": (normalize_norm.bare_norm, normalize_scale.multiply_by_reciprocal),
     "Mul": (
         normalize_scale.merge_scales,

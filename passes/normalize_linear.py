@@ -6,6 +6,8 @@ with a two-dimensional weight acts on the last axis alone, so every move of the 
 
 from __future__ import annotations
 
+from typing import Any
+
 from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.movement import Groups, Move, find_move, write_move
@@ -45,7 +47,31 @@ def bias_before_move(view: View, node: Node) -> bool:
     return False
 
 
-def _before_move(view: View, node: Node, value: str, others: list[str]) -> bool:
+def norm_before_move(view: View, node: Node) -> bool:
+    """LayerNorm or RMSNorm(move(x)) over the last axis is move(norm(x)) for a move that keeps the last axis together."""
+    rank = view.rank(node.inputs[0])
+    axis = view.attribute(node, "axis")
+    if (
+        rank is None
+        or axis not in (-1, rank - 1)
+        or any(name and name in view.graph.readers for name in node.outputs[1:])
+    ):
+        return False
+    attributes = {"axis": -1, "epsilon": view.attribute(node, "epsilon")}
+    return _before_move(view, node, node.inputs[0], list(node.inputs[1:]), attributes)
+
+
+def softmax_before_move(view: View, node: Node) -> bool:
+    """Softmax(move(x)) over the last axis is move(Softmax(x)) for a move that keeps the last axis together."""
+    rank = view.rank(node.inputs[0])
+    if rank is None or view.attribute(node, "axis") not in (-1, rank - 1):
+        return False
+    return _before_move(view, node, node.inputs[0], [], {"axis": -1})
+
+
+def _before_move(
+    view: View, node: Node, value: str, others: list[str], attributes: dict[str, Any] | None = None
+) -> bool:
     width = view.shape(node.outputs[0])
     move = find_move(view, value)
     if width is None or move is None or move.base == view.resolve(value) or len(move.after) < 2 or not move.after[-1]:
@@ -58,7 +84,7 @@ def _before_move(view: View, node: Node, value: str, others: list[str]) -> bool:
     moved = write_move(view, merge, node)
     if moved is None:
         return False
-    result = view.add(node.op_type, [moved, *others], like=node, covers=[node])
+    result = view.add(node.op_type, [moved, *others], attributes, like=node, covers=[node])
     last = rows.before[-1][0]
     move_after = Move(result, {**rows.sizes, last: width[-1]}, rows.before, rows.after)
     return write_move(view, move_after, node, node.outputs[0], [node]) is not None

@@ -57,7 +57,7 @@ def merge_moves(view: View, node: Node) -> bool:
     if move is None or move.base == value:
         return False
     steps = steps_of(coalesce(move))
-    if steps is None or [op_type for op_type, _ in steps] == written_as(view, value, move.base):
+    if steps is None or [step.op_type for step in steps] == written_as(view, value, move.base):
         return False
     producer = view.producer(node.inputs[0])
     covers = [node] if producer is None or move.base == view.resolve(node.inputs[0]) else [producer, node]

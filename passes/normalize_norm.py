@@ -91,6 +91,8 @@ def layer_norm_shift(view: View, node: Node) -> bool:
         norm = view.producer(value)
         if norm is None or norm.key != ("", "LayerNormalization") or len(norm.inputs) != 2:
             continue
+        if view.attribute(norm, "axis") not in (-1, (view.rank(value) or 0) - 1):
+            continue
         if spans_last_axis(view, beta, value):
             attributes = {"axis": -1, "epsilon": view.attribute(norm, "epsilon")}
             view.replace(

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import FunctionProto, NodeProto, TensorProto, numpy_helper
 
 from onnx_fuse.errors import RewriteError
 from onnx_fuse.passes import emit
 from onnx_fuse.passes.graph import Graph, Node, captures, subgraphs
 from onnx_fuse.passes.match import Match
+from onnx_fuse.passes.movement import MOVES
 from onnx_fuse.passes.view import View
 from onnx_fuse.patterns.operator import Fused, Fusion
 
@@ -46,6 +47,8 @@ class Planned:
 
     Attributes:
         outputs: operator's output name -> value, the optional ones that are needed included.
+        carriers: view-only nodes to write after the fused node, which make original values of its outputs.
+        made: original values that come from the fused node and its carriers from now on.
         dead: positions of the nodes that go because of it alone.
         position: place of the fused node.
         leaves: original values that the fused node reads.
@@ -53,6 +56,8 @@ class Planned:
 
     candidate: Candidate
     outputs: Mapping[str, str]
+    carriers: tuple[Node, ...]
+    made: frozenset[str]
     dead: frozenset[int]
     position: int
     leaves: frozenset[str]
@@ -133,19 +138,26 @@ class Rewriter:
     def _check(self, candidate: Candidate) -> Planned | Refusal:
         fused = candidate.fused
         where = candidate.match.root.name
+        carriers: list[Node] = []
+        made: set[str] = set()
         for value in fused.outputs.values():
-            if value not in self.graph.producers:
+            after, values = self._carried(value)
+            if not values:
                 return Refusal(candidate, where, f"its output {value} is no value of the graph")
+            carriers += after
+            made |= values
         leaves = self._leaves([value for value in fused.inputs.values() if value])
         if leaves is None:
             return Refusal(candidate, where, "one of its inputs cannot be written into the graph")
         outputs = dict(fused.outputs)
-        dead = self._dead(outputs.values(), leaves)
+        dead = self._dead(made, leaves)
         for name, value in fused.optional_outputs.items():
-            if self._read_outside(value, dead) is not None:
+            after, values = self._carried(value)
+            if any(self._read_outside(item, dead) is not None for item in values):
                 outputs[name] = value
-                dead = self._dead(outputs.values(), leaves)
-        made = set(outputs.values())
+                carriers += after
+                made |= values
+                dead = self._dead(made, leaves)
         for position in sorted(candidate.covers):
             node = self.graph.nodes[position]
             if position in dead or node.op_type in CHEAP or made.intersection(node.outputs):
@@ -156,7 +168,30 @@ class Rewriter:
         place = self._position(made, dead, leaves)
         if isinstance(place, str):
             return Refusal(candidate, where, place)
-        return Planned(candidate, outputs, frozenset(dead), place, frozenset(leaves))
+        return Planned(candidate, outputs, tuple(carriers), frozenset(made), frozenset(dead), place, frozenset(leaves))
+
+    def _carried(self, value: str) -> tuple[list[Node], set[str]]:
+        """The view-only moves through which a value reaches the original graph, and the original values they make.
+
+        An original value reaches it by itself; without any, the graph has no use for the value.
+        """
+        if value in self.graph.producers:
+            return [], {value}
+        nodes: list[Node] = []
+        values: set[str] = set()
+        pending = [value]
+        while pending:
+            for node in self.view.readers(pending.pop()):
+                output = node.outputs[0]
+                if self.view.exists_in_original(output) and self.graph.producers[output] is node:
+                    continue
+                if node.domain == "" and node.op_type in MOVES and node not in nodes:
+                    nodes.append(node)
+                    if output in self.graph.producers:
+                        values.add(output)
+                    else:
+                        pending.append(output)
+        return nodes, values
 
     def _leaves(self, values: Iterable[str]) -> set[str] | None:
         """Original values from which the view-only part of `values` is made."""
@@ -277,7 +312,7 @@ class Rewriter:
         additions: list[tuple[int, NodeProto]] = []
         initializers: list[TensorProto] = []
         written: set[str] = set()
-        cut = [value for item in planned for value in item.outputs.values()]
+        cut = [value for item in planned for value in sorted(item.made)]
         kept = set().union(*(item.leaves for item in planned))
         dead = self._dead(cut, kept)
         names = {node.proto.name for node in self.graph.nodes}
@@ -289,6 +324,9 @@ class Rewriter:
             replaced = [self.graph.nodes[position].proto for position in sorted(item.dead)]
             emit.merge_metadata(node, replaced, record=self.graph.model.ir_version >= 10)
             additions.append((item.position, node))
+            written.update(item.outputs.values())
+            for carrier in item.carriers:
+                self._write_node(carrier, item.position, written, additions, initializers)
             commit.fused.append((item, node, replaced))
         read = {name for position in dead for name in self.graph.nodes[position].inputs}
         gone = {name for position in dead for name in self.graph.nodes[position].outputs} - set(cut)
@@ -298,8 +336,8 @@ class Rewriter:
         self.graph.edit(add=additions, remove=dead, initializers=initializers)
         for domain in sorted(domains):
             emit.import_domain(model.opset_import, domain)
-            if self.graph.is_function:
-                emit.import_domain(proto.opset_import, domain)  # type: ignore[union-attr]
+            if isinstance(self.graph.outermost.proto, FunctionProto):
+                emit.import_domain(self.graph.outermost.proto.opset_import, domain)
         edited = Graph(proto, model, path, outer)
         problem = edited.unsound()
         if problem is not None:
@@ -345,13 +383,22 @@ class Rewriter:
             return
         written.add(value)
         node = self.view.producer(value)
-        if node is None:
-            return
+        if node is not None:
+            self._write_node(node, position, written, additions, initializers)
+
+    def _write_node(
+        self,
+        node: Node,
+        position: int,
+        written: set[str],
+        additions: list[tuple[int, NodeProto]],
+        initializers: list[TensorProto],
+    ) -> None:
         inputs = self.view.inputs(node)
         for name in inputs:
             self._write(name, position, written, additions, initializers)
         proto = NodeProto()
         proto.CopyFrom(node.proto)
-        proto.name = value
+        proto.name = node.outputs[0]
         proto.input[:] = inputs
         additions.append((position, proto))

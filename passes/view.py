@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from onnx_fuse.passes.dims import Dim, Shape, broadcast
 from onnx_fuse.passes.graph import CONSTANT_LIMIT, Graph, Node, Reference, attribute_default, decode
@@ -139,6 +139,11 @@ class View:
     def array_of(self, value: str) -> np.ndarray | None:
         """The array of a constant that only the view has."""
         return self._arrays.get(value)
+
+    def recognised(self, node: Node) -> bool:
+        """Whether a canonical node that stands for several stands for this one too."""
+        groups = (self.covers(made) for made in self._canonical.values() if self.is_canonical(made))
+        return any(node.position in group for group in groups if len(group) > 2)
 
     def exists_in_original(self, value: str) -> bool:
         """Whether a value is one of the original graph (or visible in it)."""
@@ -298,7 +303,7 @@ class View:
         if shape is not None and any(dim != 1 for dim in shape):
             return None
         array = self.constant(value)
-        if array is None or array.size != 1 or array.dtype.kind not in "fiub":
+        if array is None or array.size != 1 or array.dtype.kind not in "fiubV":  # V: bfloat16
             return None
         return float(array.reshape(-1)[0])
 
@@ -329,9 +334,7 @@ class View:
         if value in self._arrays:
             return self._arrays[value]
         tensor = self.graph.tensor(value)
-        if tensor is not None:
-            return decode(tensor)
-        return _constant_node_array(self.graph.producers.get(value))
+        return None if tensor is None else decode(tensor)
 
     def _leaf(self, value: str) -> Info:
         if value in self._arrays:
@@ -348,13 +351,7 @@ class View:
             if array_or_none is not None:
                 return array_info(array_or_none, tensor.data_type)
             return Info(tensor.data_type, tuple(tensor.dims))
-        node = self.graph.producers.get(value)
-        if node is not None:
-            constant = _constant_node_array(node)
-            if constant is None:
-                return UNKNOWN
-            return array_info(constant, onnx.helper.np_dtype_to_tensor_dtype(constant.dtype))
-        if self.graph.outer is not None and value not in self.graph.inputs:
+        if self.graph.outer is not None and value not in self.graph.inputs and value not in self.graph.producers:
             return _plain_view(self.graph.outer).info(value)
         return self._fallback(value)
 
@@ -394,10 +391,8 @@ class View:
         if tensor is not None:
             return decode(tensor, limit)
         node = self._canonical.get(value) or self.graph.producers.get(value)
-        if node is None:
+        if node is None or node.key == ("", "Constant"):
             return None
-        if node.key == ("", "Constant"):
-            return _constant_node_array(node)
         if not self._maybe_constant(value) or depth > _FOLD_DEPTH:
             return None
         info = self.info(value)
@@ -450,20 +445,3 @@ def _plain_view(graph: Graph) -> View:
 
 def _dtype_of(array: np.ndarray) -> int:
     return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
-
-
-def _constant_node_array(node: Node | None) -> np.ndarray | None:
-    """The array of a Constant node of any form."""
-    if node is None or node.key != ("", "Constant"):
-        return None
-    for attribute in node.proto.attribute:
-        if attribute.ref_attr_name:
-            return None
-        if attribute.name == "value":
-            return numpy_helper.to_array(attribute.t) if attribute.t.data_location != TensorProto.EXTERNAL else None
-        if attribute.name in ("value_float", "value_floats"):
-            floats = attribute.f if attribute.name == "value_float" else list(attribute.floats)
-            return np.array(floats, dtype=np.float32)
-        if attribute.name in ("value_int", "value_ints"):
-            return np.array(attribute.i if attribute.name == "value_int" else list(attribute.ints), dtype=np.int64)
-    return None

@@ -17,6 +17,9 @@ _KIND = {"f": AttributeProto.FLOAT, "i": AttributeProto.INT, "fs": AttributeProt
 
 Operand = str | float | int
 
+CAST_LIKE_SINCE = 15
+"""The opset that brought CastLike; before it, a body must be told the type it is for."""
+
 
 class Body:
     """Collects the nodes of a function body.
@@ -77,7 +80,7 @@ class Body:
 
     def like(self, value: str, other: str) -> str:
         """The value in the type of `other`, which is the operator's T."""
-        if self.opset >= 15:
+        if self.opset >= CAST_LIKE_SINCE:
             return str(self.node("CastLike", value, other))
         return str(self.node("Cast", value, to=self.dtype or TensorProto.FLOAT))
 

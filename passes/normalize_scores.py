@@ -1,0 +1,136 @@
+"""Rules on attention scores: one bias, and four axes where an exporter merged batch and heads into one."""
+
+from __future__ import annotations
+
+from onnx_fuse.passes import dims as d
+from onnx_fuse.passes.dims import Dim
+from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.movement import Move, find_move, identity, regroup, write_move
+from onnx_fuse.passes.normalize_scale import scaled
+from onnx_fuse.passes.view import View
+
+
+def merge_biases(view: View, node: Node) -> bool:
+    """(scores + a) + b is scores + (a + b): a relative bias and a mask become one bias."""
+    for outer, bias in (node.inputs, tuple(reversed(node.inputs))):
+        inner = view.producer(outer)
+        if inner is None or inner.key != ("", "Add") or is_scores(view, bias):
+            continue
+        for scores, first in (inner.inputs, tuple(reversed(inner.inputs))):
+            if is_product(view, scores) and not is_scores(view, first):
+                both = view.add("Add", [view.resolve(first), view.resolve(bias)], like=node, covers=[inner])
+                view.replace(node.outputs[0], "Add", [view.resolve(scores), both], like=node, covers=[inner, node])
+                return True
+    return False
+
+
+def batched_matmul_before_move(view: View, node: Node) -> bool:
+    """MatMul of [B*h, n, k] and [B*h, k, m] that were [B, h, n, k] and [B, h, k, m] before is the MatMul of those, merged."""
+    moves = [find_move(view, value) for value in node.inputs]
+    left, right = moves[0], moves[1]
+    if left is None or right is None or len(left.after) < 3 or len(right.after) != len(left.after):
+        return False
+    parts = [_batch_parts(move) for move in (left, right)]
+    if parts[0] != parts[1] or len(parts[0]) == len(left.after) - 2:
+        return False
+    operands = []
+    for move in (left, right):
+        batch = tuple((atom,) for group in move.after[:-2] for atom in group if move.sizes[atom] != 1)
+        operands.append(write_move(view, Move(move.base, move.sizes, move.before, (*batch, *move.after[-2:])), node))
+    if None in operands:
+        return False
+    product = view.add("MatMul", [str(item) for item in operands], like=node, covers=[node])
+    merged = regroup(
+        identity(product, (*parts[0], left.shape[-2], right.shape[-1])), (*left.shape[:-1], right.shape[-1])
+    )
+    return merged is not None and write_move(view, merged, node, node.outputs[0], [node]) is not None
+
+
+def _batch_parts(move: Move) -> list[Dim]:
+    return [move.sizes[atom] for group in move.after[:-2] for atom in group if move.sizes[atom] != 1]
+
+
+def mask_before_merge(view: View, node: Node) -> bool:
+    """merge(scores) + bias, or Where(mask, merge(scores), value), is merge(scores + split(bias)), and so on."""
+    found = next(
+        (
+            (index, merged)
+            for index, value in enumerate(node.inputs)
+            if (merged := _merged_scores(view, value)) is not None
+        ),
+        None,
+    )
+    if found is None:
+        return False
+    index, (move, factor) = found
+    others = [_split_like(view, value, move, node) for place, value in enumerate(node.inputs) if place != index]
+    if None in others:
+        return False
+    scores = move.base if factor is None else view.add("Mul", [move.base, factor], like=node)
+    inputs = [str(item) for item in others]
+    inputs.insert(index, scores)
+    result = view.add(node.op_type, inputs, like=node, covers=[node])
+    return (
+        write_move(view, Move(result, move.sizes, move.before, move.after), node, node.outputs[0], [node]) is not None
+    )
+
+
+def _merged_scores(view: View, value: str) -> tuple[Move, str | None] | None:
+    """The merge that makes `value` from scores with more axes, and the factor that comes after it, if any."""
+    producer = view.producer(value)
+    found = scaled(view, producer)
+    factor = None
+    if found is not None and producer is not None:
+        value = found[0]
+        factor = next(name for name in view.inputs(producer) if name != value)
+    move = find_move(view, value)
+    if move is None or not move.keeps_order or len(move.after) >= len(move.before) or not is_scores(view, move.base):
+        return None
+    merges = all(any(set(group) <= set(whole) for whole in move.after) for group in move.before if group)
+    return (move, factor) if merges else None
+
+
+def _split_like(view: View, value: str, merge: Move, node: Node) -> str | None:
+    """`value`, which broadcasts with the merged scores, with the axes the scores had before."""
+    shape = view.shape(value)
+    if shape is None or len(shape) > len(merge.after):
+        return None
+    if not shape or all(dim == 1 for dim in shape):
+        return view.resolve(value) if not shape else None
+    shape = (1,) * (len(merge.after) - len(shape)) + shape
+    wanted: list[Dim] = []
+    for have, group in zip(shape, merge.after, strict=True):
+        axes = [axis for axis in merge.before if axis and set(axis) <= set(group)]
+        sizes = [d.product(merge.sizes[atom] for atom in axis) for axis in axes]
+        if have == 1:
+            wanted += [1] * len(sizes)
+        elif have == d.product(sizes):
+            wanted += sizes
+        else:
+            return None
+    move = find_move(view, value)
+    split = None if move is None else regroup(move, tuple(wanted))
+    return None if split is None else write_move(view, split, node)
+
+
+def is_scores(view: View, value: str) -> bool:
+    """Whether a value is a product of two activations, scaled and masked or not: what a Softmax over keys is taken of."""
+    pending, steps = [value], 0
+    while pending and steps < 8:
+        steps += 1
+        item = pending.pop(0)
+        if is_product(view, item):
+            return True
+        node = view.producer(item)
+        if node is not None and node.domain == "" and node.op_type in ("Add", "Where"):
+            pending.extend(view.inputs(node))
+    return False
+
+
+def is_product(view: View, value: str) -> bool:
+    """Whether a value is a MatMul of two activations, scaled or not."""
+    node = view.producer(value)
+    found = scaled(view, node)
+    if found is not None:
+        node = view.producer(found[0])
+    return node is not None and node.key == ("", "MatMul") and not any(view.is_constant(item) for item in node.inputs)
