@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
@@ -74,18 +74,20 @@ class FusePass:
             for fusion, miss in attempts
             if not _ran_into_another(miss, fusion, planned)
         )
+        for fusion in self.fusions:
+            misses.extend(_unexplained(fusion, view, planned, [miss for owner, miss in attempts if owner is fusion]))
         for refusal in refusals:
             if not _part_of_another(refusal.candidate, planned):
                 misses.append(_refused(refusal, graph))
         misses = _worth_telling(misses, planned)
         if self.dry_run:
             log.matches.extend(
-                _match_record(item, item.candidate.match.root.name, [], graph, misses) for item in planned
+                _match_record(item, item.candidate.match.root.name, [], view, misses) for item in planned
             )
         else:
             commit = rewriter.commit(planned)
             log.matches.extend(
-                _match_record(item, node.name, replaced, graph, misses) for item, node, replaced in commit.fused
+                _match_record(item, node.name, replaced, view, misses) for item, node, replaced in commit.fused
             )
         log.near_misses.extend(misses)
         log.equalities.update(view.equalities)
@@ -173,6 +175,25 @@ def _ran_into_another(miss: NearMiss, fusion: Fusion, planned: Sequence[Planned]
     return bool(anchors) and anchors <= fused
 
 
+def _unexplained(
+    fusion: Fusion, view: View, planned: Sequence[Planned], attempts: Sequence[NearMiss]
+) -> list[NearMissRecord]:
+    """A near miss for each anchor that was neither fused nor reached by any attempt: nothing goes without a sentence."""
+    if fusion.anchor is None or not fusion.explain_every_anchor:
+        return []
+    explained = {position for miss in attempts for op_type, position in miss.reached if op_type == fusion.anchor}
+    explained |= {position for item in planned for position in item.candidate.covers}
+    records = []
+    for node in view.nodes([("", fusion.anchor)]):
+        if node.position in explained:
+            continue
+        readers = ", ".join(f"{reader.op_type} {reader.name}" for reader in view.readers(node.outputs[0])[:3])
+        reason = f"what reads it is no part of the pattern: {readers or 'nothing'}"
+        miss = NearMiss(fusion.patterns[0], node, node.name, 1, reason, frozenset())
+        records.append(_record(miss, fusion.name, view.graph))
+    return records
+
+
 def _worth_telling(misses: Sequence[NearMissRecord], planned: Sequence[Planned]) -> list[NearMissRecord]:
     """Near misses outside what was fused, the furthest one of each (fusion, place of failure, reason)."""
     fused = {(item.candidate.fusion.name, node.name) for item in planned for node in item.candidate.match.nodes}
@@ -214,26 +235,35 @@ def _refused(refusal: Refusal, graph: Graph) -> NearMissRecord:
 
 
 def _match_record(
-    item: Planned, name: str, replaced: Sequence[NodeProto], graph: Graph, misses: Sequence[NearMissRecord]
+    item: Planned, name: str, replaced: Sequence[NodeProto], view: View, misses: Sequence[NearMissRecord]
 ) -> MatchRecord:
     fusion, fused = item.candidate.fusion, item.candidate.fused
     nodes: Sequence[Node] = item.candidate.match.nodes
-    readers = {reader.name for value in item.outputs.values() for reader in graph.readers.get(value, ())}
-    left_out = tuple(
-        f"{miss.node}: {miss.reason}" for miss in misses if miss.fusion == fusion.name and miss.node in readers
-    )
     return MatchRecord(
         fusion=fusion.name,
         operator=fusion.operator.name,
         node=name,
         root=item.candidate.match.root.name,
-        graph=graph.path,
+        graph=view.graph.path,
         replaced=tuple(node.name or node.output[0] for node in replaced) or tuple(node.name for node in nodes),
         inputs=tuple(fusion.operator.present(fused.inputs)),
         outputs=tuple(output for output in fusion.operator.outputs if output in item.outputs),
         parts=fused.parts,
-        left_out=left_out,
+        left_out=() if set(fusion.rim) <= set(fused.parts) else tuple(_left_out(item, view, misses)),
     )
+
+
+def _left_out(item: Planned, view: View, misses: Sequence[NearMissRecord]) -> Iterator[str]:
+    """Why the nodes that follow a match were not swallowed with it: one sentence for each."""
+    fusion, match = item.candidate.fusion, item.candidate.match
+    followers = [reader for value in item.outputs.values() for reader in view.readers(value)]
+    for reader in followers:
+        if reader in match.nodes:
+            continue
+        said = next((miss for miss in misses if miss.fusion == fusion.name and miss.node == reader.name), None)
+        yield f"{reader.name}: " + (
+            said.reason if said is not None else f"{reader.op_type} is no part of the pattern here"
+        )
 
 
 def inferred_types(graph: Graph) -> Callable[[], dict[str, onnx.TypeProto]] | None:

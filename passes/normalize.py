@@ -11,6 +11,7 @@ from typing import Protocol
 
 from onnx_fuse.passes import (
     normalize_attention,
+    normalize_cast,
     normalize_linear,
     normalize_move,
     normalize_norm,
@@ -29,14 +30,23 @@ class Rule(Protocol):
     def __call__(self, view: View, node: Node, /) -> bool: ...
 
 
-_MOVE_RULES: tuple[Rule, ...] = (normalize_scale.scale_after_move, normalize_move.merge_moves)
+_MOVE_RULES: tuple[Rule, ...] = (
+    normalize_cast.cast_after_move,
+    normalize_scale.scale_after_move,
+    normalize_move.merge_moves,
+)
 
 Rules = Mapping[str, Sequence[Rule]]
 
 RULES: Rules = {
     "Identity": (normalize_move.drop_identity,),
     "Dropout": (normalize_move.drop_dropout,),
-    "Cast": (normalize_move.drop_cast,),
+    "Cast": (
+        normalize_move.drop_cast,
+        normalize_cast.share_cast,
+        normalize_cast.norm_in_float32,
+        normalize_scale.scale_after_move,
+    ),
     "Expand": (normalize_move.drop_expand,),
     "Concat": (normalize_move.drop_single_concat,),
     "Reshape": _MOVE_RULES,
@@ -58,7 +68,7 @@ RULES: Rules = {
         normalize_linear.bias_before_move,
     ),
     "Where": (normalize_scores.mask_before_merge,),
-    "Softmax": (normalize_linear.softmax_before_move,),
+    "Softmax": (normalize_scores.softmax_before_merge,),
     "LayerNormalization": (normalize_linear.norm_before_move,),
     "RMSNormalization": (normalize_linear.norm_before_move,),
     "Div": (normalize_norm.bare_norm, normalize_scale.multiply_by_reciprocal),

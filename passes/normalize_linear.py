@@ -61,14 +61,6 @@ def norm_before_move(view: View, node: Node) -> bool:
     return _before_move(view, node, node.inputs[0], list(node.inputs[1:]), attributes)
 
 
-def softmax_before_move(view: View, node: Node) -> bool:
-    """Softmax(move(x)) over the last axis is move(Softmax(x)) for a move that keeps the last axis together."""
-    rank = view.rank(node.inputs[0])
-    if rank is None or view.attribute(node, "axis") not in (-1, rank - 1):
-        return False
-    return _before_move(view, node, node.inputs[0], [], {"axis": -1})
-
-
 def _before_move(
     view: View, node: Node, value: str, others: list[str], attributes: dict[str, Any] | None = None
 ) -> bool:

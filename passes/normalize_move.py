@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from onnx import TensorProto
+
 from onnx_fuse.passes.graph import Node, Reference
 from onnx_fuse.passes.movement import coalesce, find_move, steps_of, write_move, written_as
 from onnx_fuse.passes.view import View
+
+NARROW = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
 def drop_identity(view: View, node: Node) -> bool:
@@ -25,11 +29,16 @@ def drop_dropout(view: View, node: Node) -> bool:
 
 
 def drop_cast(view: View, node: Node) -> bool:
-    """Cast to the type the value has is the value."""
-    dtype = view.dtype(node.inputs[0])
-    if not dtype or view.attribute(node, "to") != dtype:
+    """Cast to the type the value has, or had before it was widened, is the value."""
+    to = view.attribute(node, "to")
+    value = node.inputs[0]
+    inner = view.producer(value)
+    if inner is not None and inner.key == ("", "Cast") and view.dtype(value) == TensorProto.FLOAT:
+        # Widening float16 or bfloat16 loses nothing, so narrowing again gives back the value.
+        value = inner.inputs[0] if view.dtype(inner.inputs[0]) in NARROW else value
+    if not to or view.dtype(value) != to:
         return False
-    view.alias(node.outputs[0], node.inputs[0])
+    view.alias(node.outputs[0], value)
     return True
 
 

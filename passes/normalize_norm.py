@@ -38,7 +38,7 @@ def swish(op, x, beta: Scalar):  # type: ignore[no-untyped-def]
 @pattern
 def gelu_erf(op, x):  # type: ignore[no-untyped-def]
     """0.5 x (1 + erf(x / sqrt(2))), the factors in any order."""
-    gate = op.Add(op.Erf(op.Mul(x, 0.70710678)), 1.0)
+    gate = op.Add(op.Erf(op.Mul(x, op.number(0.70710678, 1e-3))), 1.0)
     return op.any_of(op.Mul(x, op.Mul(gate, 0.5)), op.Mul(op.Mul(x, gate), 0.5), op.Mul(op.Mul(x, 0.5), gate))
 
 
@@ -46,7 +46,10 @@ def gelu_erf(op, x):  # type: ignore[no-untyped-def]
 def gelu_tanh(op, x):  # type: ignore[no-untyped-def]
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the factors in any order."""
     cube = op.any_of(op.Pow(x, 3.0), op.Mul(x, op.Mul(x, x)))
-    gate = op.Add(op.Tanh(op.Mul(op.Add(x, op.Mul(cube, 0.044715)), 0.79788456)), 1.0)
+    small, outer = op.number(0.044715, 1e-3), op.number(0.79788456, 1e-3)
+    polynomial = op.Mul(op.Add(x, op.Mul(cube, small)), outer)
+    factored = op.Mul(op.Mul(x, outer), op.Add(op.Mul(op.Mul(x, small), x), 1.0))
+    gate = op.Add(op.Tanh(op.any_of(polynomial, factored)), 1.0)
     return op.any_of(op.Mul(x, op.Mul(gate, 0.5)), op.Mul(op.Mul(x, gate), 0.5), op.Mul(op.Mul(x, 0.5), gate))
 
 

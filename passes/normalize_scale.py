@@ -39,7 +39,7 @@ def merge_scales(view: View, node: Node) -> bool:
 
 
 def scale_after_move(view: View, node: Node) -> bool:
-    """move(x * c) is move(x) * c."""
+    """move(x * c) is move(x) * c; so it is for a Cast."""
     factor_node = view.producer(node.inputs[0])
     found = scaled(view, factor_node)
     if found is None or factor_node is None:

@@ -28,10 +28,10 @@ def batched_matmul_before_move(view: View, node: Node) -> bool:
     """MatMul of [B*h, n, k] and [B*h, k, m] that were [B, h, n, k] and [B, h, k, m] before is the MatMul of those, merged."""
     moves = [find_move(view, value) for value in node.inputs]
     left, right = moves[0], moves[1]
-    if left is None or right is None or len(left.after) < 3 or len(right.after) != len(left.after):
+    if left is None or right is None or len(left.after) != 3 or len(right.after) != 3:
         return False
     parts = [_batch_parts(move) for move in (left, right)]
-    if parts[0] != parts[1] or len(parts[0]) == len(left.after) - 2:
+    if parts[0] != parts[1] or len(parts[0]) != 2:
         return False
     operands = []
     for move in (left, right):
@@ -70,6 +70,22 @@ def mask_before_merge(view: View, node: Node) -> bool:
     inputs = [str(item) for item in others]
     inputs.insert(index, scores)
     result = view.add(node.op_type, inputs, like=node, covers=[node])
+    return (
+        write_move(view, Move(result, move.sizes, move.before, move.after), node, node.outputs[0], [node]) is not None
+    )
+
+
+def softmax_before_merge(view: View, node: Node) -> bool:
+    """Softmax(merge(scores)) over the keys is merge(Softmax(scores))."""
+    rank = view.rank(node.inputs[0])
+    found = _merged_scores(view, node.inputs[0])
+    if found is None or rank is None or view.attribute(node, "axis") not in (-1, rank - 1):
+        return False
+    move, factor = found
+    if len(move.after[-1]) != 1 or move.after[-1] != move.before[-1]:
+        return False
+    scores = move.base if factor is None else view.add("Mul", [move.base, factor], like=node)
+    result = view.add("Softmax", [scores], {"axis": -1}, like=node, covers=[node])
     return (
         write_move(view, Move(result, move.sizes, move.before, move.after), node, node.outputs[0], [node]) is not None
     )
@@ -133,4 +149,7 @@ def is_product(view: View, value: str) -> bool:
     found = scaled(view, node)
     if found is not None:
         node = view.producer(found[0])
-    return node is not None and node.key == ("", "MatMul") and not any(view.is_constant(item) for item in node.inputs)
+    if node is None or node.key != ("", "MatMul"):
+        return False
+    # A weight need not look like a constant: Gemm's is transposed, and too large or too far away to be folded.
+    return not any(view.is_constant(item) or view.rank(item) == 2 for item in node.inputs)

@@ -506,7 +506,7 @@ def _slice(inference: Inference, node: Node) -> Info:
         return Info(info.dtype)
     starts, ends = (inference.attribute(node, name) for name in ("starts", "ends"))
     axes, steps = (inference.attribute(node, name) for name in ("axes", "steps"))
-    if starts is None or ends is None:
+    if not isinstance(starts, list) or not isinstance(ends, list):
         return Info(info.dtype, tuple(inference.fresh(node, axis) for axis in range(len(info.shape))))
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
@@ -540,6 +540,18 @@ def _slice_length(size: Dim, start: Dim | None, end: Dim | None, step: Dim | Non
             return d.subtract(size, -end)
         return d.minimum(end, size)
     return None
+
+
+@_rule("Pad")
+def _pad(inference: Inference, node: Node) -> Info:
+    info = inference.info(node.inputs[0])
+    pads = inference.attribute(node, "pads")
+    if info.shape is None:
+        return Info(info.dtype)
+    rank = len(info.shape)
+    if not isinstance(pads, list) or len(pads) != 2 * rank or len(node.inputs) > 3:
+        return Info(info.dtype, tuple(inference.fresh(node, axis) for axis in range(rank)))
+    return Info(info.dtype, tuple(d.add(dim, pads[axis] + pads[axis + rank]) for axis, dim in enumerate(info.shape)))
 
 
 @_rule("Gather")
@@ -581,7 +593,7 @@ def _expand(inference: Inference, node: Node) -> Info:
     wanted: list[Dim] = []
     for axis, item in enumerate(target):
         # A target of 1 keeps the input's size; an unknown one may be anything.
-        wanted.append(d.symbol(f"{node.outputs[0]}#target{axis}") if item is None else item)
+        wanted.append(inference.fresh(node, axis) if item is None else item)
     dims = broadcast_shapes([info.shape, tuple(wanted)])
     content = info.content * len(target) if info.content is not None and len(target) == 0 else None
     if info.content is not None and len(info.content) == 1 and len(wanted) == 1 and isinstance(wanted[0], int):
@@ -654,7 +666,7 @@ def _reduce(inference: Inference, node: Node) -> Info:
     axes = inference.attribute(node, "axis" if node.op_type.startswith("Arg") else "axes")
     if isinstance(axes, int):
         axes = [axes]
-    if axes is None:
+    if axes is None or axes == []:
         axes = [] if inference.attribute(node, "noop_with_empty_axes") else list(range(rank))
     if not isinstance(axes, list):
         return Info(dtype)

@@ -98,8 +98,14 @@ class _Writer:
         return node
 
     def _writable(self, node: Node) -> bool:
-        since = _SINCE.get(node.op_type, 0) if node.domain == "" else 0
-        return self.graph.opset() >= since and not (node.op_type in _NORMS and len(node.inputs) < 2)
+        if node.domain != "" or node.op_type not in _SINCE:
+            return True
+        if node.op_type in _NORMS and len(node.inputs) < 2:
+            return False
+        return self.graph.opset() >= _SINCE[node.op_type] and not self._mixes_types(node)
+
+    def _mixes_types(self, node: Node) -> bool:
+        return len({self.view.dtype(name) for name in node.inputs if name}) > 1
 
     def _collect(self, root: str) -> None:
         """Post-order over what a value needs, so that `needed` is in topological order."""

@@ -128,6 +128,17 @@ class View:
                         self._readers.setdefault(name, []).append(node)
         return self._readers.get(self.resolve(value), [])
 
+    def readers_before(self, node: Node) -> list[Node]:
+        """Original nodes before `node` that read its first input, under whatever name."""
+        value = node.inputs[0]
+        names = {value, self.resolve(value)}
+        return [
+            reader
+            for name in sorted(names)
+            for reader in self.graph.readers.get(name, ())
+            if reader.position < node.position
+        ]
+
     def covers(self, node: Node) -> frozenset[int]:
         """Positions of the original nodes that a canonical node stands for."""
         return self._covers.get(id(node)) or frozenset((node.position,))

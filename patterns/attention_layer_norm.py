@@ -10,12 +10,21 @@ import math
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import Attribute, Optional, Scalar, pattern
 from onnx_fuse.patterns.interface import Match, View
 from onnx_fuse.patterns.norm import affine_problem, norm_of
 from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+
+
+def wide(to: int) -> bool | str:
+    return to == TensorProto.FLOAT or "float32"
+
+
+def narrow(to: int) -> bool | str:
+    return to in (TensorProto.FLOAT16, TensorProto.BFLOAT16) or "float16 or bfloat16"
 
 
 @pattern
@@ -37,13 +46,17 @@ def attention_layer_norm(  # type: ignore[no-untyped-def]
     epsilon: Attribute,
 ):
     scores = op.MatMul(op.shape(query, "B h Sq d"), op.shape(key_t, "B h d Sk"))
+    scores = op.optional(op.Cast(scores, to=wide), scores)
     scores = op.optional(op.Mul(scores, scale), scores)
     scores = op.optional(op.Add(scores, attention_bias), scores)
     scores = op.any_of(op.Where(keep, scores, mask_value), op.Where(drop, mask_value, scores), scores)
-    probabilities = op.Softmax(scores, axis=-1)
+    probabilities = op.Softmax(op.optional(op.Cast(scores, to=wide), scores), axis=-1)
+    probabilities = op.optional(op.Cast(probabilities, to=narrow), probabilities)
     guarded = op.named("guard", op.Where(op.IsNaN(probabilities), 0.0, probabilities))
-    context = op.MatMul(op.any_of(guarded, probabilities), op.shape(value, "B h Sk dv"))
+    values = op.shape(value, "B h Sk dv")
+    context = op.MatMul(op.any_of(guarded, probabilities), op.any_of(op.Cast(values, to=wide), values))
     merged = op.shape(op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3])), "B Sq E")
+    merged = op.optional(op.Cast(merged, to=narrow), merged)
     product = op.MatMul(merged, op.shape(out_weight, "E Ho"))
     projected = op.any_of(op.Add(product, op.shape(out_bias, "Ho")), product, merged)
     total = op.named("total", op.optional(op.Add(projected, residual), projected))
@@ -60,6 +73,12 @@ def sizes_are_static(match: Match, view: View) -> str | None:
         if not isinstance(match[name], int):
             return f"{what} is {match[name]}, it must be known"
     return None
+
+
+@attention_layer_norm.require
+def operands_have_one_type(match: Match, view: View) -> str | None:
+    types = {view.dtype(match[name]) for name in ("query", "key_t", "value")}
+    return None if len(types) == 1 else "query, key and value have different types"
 
 
 @attention_layer_norm.require
@@ -209,6 +228,10 @@ def build(match: Match, view: View) -> Fused:
     else:
         layout, query, value = "BHSD", match["query"], match["value"]
         key = _untransposed(view, match["key_t"], like)
+    if view.dtype(like.outputs[0]) != view.dtype(match["query"]):
+        # A float16 model that goes on in float32 after the scores: the operator has one type, so it is the wider one.
+        to = {"to": view.dtype(like.outputs[0])}
+        query, key, value = (view.add("Cast", [item], to, like=like) for item in (query, key, value))
     mask = match.get("keep")
     if "drop" in match:
         mask = view.add("Not", [match["drop"]], like=like)
@@ -294,4 +317,6 @@ FUSION = Fusion(
     build=build,
     summary="multi-head softmax attention with its output projection, residual and LayerNorm/RMSNorm",
     anchor="Softmax",
+    explain_every_anchor=True,
+    rim=("projection", "residual", "norm"),
 )

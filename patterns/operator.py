@@ -205,6 +205,8 @@ class Fusion:
         default: False for an opt-in fusion.
         summary: one line for `onnx-fuse list`.
         anchor: operator type without which an attempt is not worth a near miss; None for any two nodes.
+        explain_every_anchor: whether each node of that type that was not fused is worth a sentence.
+        rim: the optional parts; where a match lacks some, the report says what stands in their place.
     """
 
     name: str
@@ -214,6 +216,8 @@ class Fusion:
     default: bool = True
     summary: str = ""
     anchor: str | None = None
+    explain_every_anchor: bool = False
+    rim: tuple[str, ...] = ()
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
