@@ -183,7 +183,10 @@ def _unexplained(
         return []
     explained = {position for miss in attempts for op_type, position in miss.reached if op_type == fusion.anchor}
     explained |= {position for item in planned for position in item.candidate.covers}
-    records = []
+    records = [
+        _record(NearMiss(fusion.patterns[0], node, node.name, 0, reason, frozenset()), fusion.name, view.graph)
+        for node, reason in view.refusals
+    ]
     for node in view.nodes([("", fusion.anchor)]):
         if node.position in explained:
             continue

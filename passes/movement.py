@@ -94,16 +94,16 @@ def find_move(view: View, value: str) -> Move | None:
     return move
 
 
-def written_as(view: View, value: str, base: str) -> list[str]:
-    """Operators of the chain that leads from `base` to `value`, as the view has it now."""
-    operators: list[str] = []
+def written_as(view: View, value: str, base: str) -> list[Node]:
+    """The chain that leads from `base` to `value`, as the view has it now."""
+    chain: list[Node] = []
     while value != base:
         node = view.producer(value)
         if node is None:
             break
-        operators.append(node.op_type)
+        chain.append(node)
         value = view.resolve(node.inputs[0])
-    return operators[::-1]
+    return chain[::-1]
 
 
 def _apply(move: Move, node: Node, shape: Shape, view: View) -> Move | None:
@@ -196,6 +196,15 @@ class Step:
     have: Shape = ()
     want: Shape = ()
 
+    @property
+    def constant(self) -> list[int] | None:
+        """A constant target of a Reshape (0 copies, one -1), or None where there is none."""
+        target = [
+            dim if isinstance(dim, int) else 0 if axis < len(self.have) and self.have[axis] == dim else -1
+            for axis, dim in enumerate(self.want)
+        ]
+        return target if target.count(-1) <= 1 else None
+
 
 def steps_of(move: Move) -> list[Step] | None:
     """The canonical nodes of a coalesced move; None where a Reshape target cannot be told from the shape before it."""
@@ -265,14 +274,8 @@ def _take_over(view: View, base: str, output: str | None) -> str:
 
 def _target(view: View, value: str, step: Step, like: Node) -> str:
     """The target of a Reshape: a constant (0 copies, one -1) where there is one, else put together from the shape before."""
-    constant: list[int] = []
-    for axis, dim in enumerate(step.want):
-        if isinstance(dim, int):
-            constant.append(dim)
-        else:
-            constant.append(0 if axis < len(step.have) and step.have[axis] == dim else -1)
-    if constant.count(-1) <= 1:
-        return view.array(np.array(constant, dtype=np.int64), like.outputs[0])
+    if step.constant is not None:
+        return view.array(np.array(step.constant, dtype=np.int64), like.outputs[0])
     shape = view.add("Shape", [value], like=like)
     parts = []
     for dim in step.want:

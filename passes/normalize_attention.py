@@ -8,39 +8,116 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.shapes import Info
 from onnx_fuse.passes.view import View
+from onnx_fuse.patterns.dsl import VIEW_DOMAIN
 
 
 def decompose_attention(view: View, node: Node) -> bool:
-    """Attention on four-dimensional inputs without cache, soft cap or causal flag, of which only Y is used."""
-    shapes = [view.shape(value) for value in node.inputs[:3]]
-    if any(shape is None or len(shape) != 4 for shape in shapes):
+    """Attention without cache or soft cap, of which only Y is used."""
+    problem = _beyond(view, node)
+    if problem is not None:
+        view.refusals.append((node, problem))
         return False
-    if any(node.inputs[4:]) or any(name and name in view.graph.readers for name in node.outputs[1:]):
+    operands = _heads(view, node)
+    if operands is None:
+        view.refusals.append((node, "the shapes or head counts of its inputs are unknown"))
         return False
-    if view.attribute(node, "is_causal") or view.attribute(node, "softcap"):
-        return False
-    query, key = shapes[0], shapes[1]
-    if query is None or key is None or query[1] != key[1] or not isinstance(query[3], int):
+    query, key, value = operands
+    size = (view.shape(query) or (0,))[-1]
+    if not isinstance(size, int):
+        view.refusals.append((node, f"the head size is {size}, it must be known"))
         return False
     scale = view.attribute(node, "scale")
-    factor = 1.0 / math.sqrt(query[3]) if scale is None else float(scale)
-    dtype = view.dtype(node.inputs[0]) or TensorProto.FLOAT
-    kind = helper.tensor_dtype_to_np_dtype(dtype)
+    kind = helper.tensor_dtype_to_np_dtype(view.dtype(node.inputs[0]) or TensorProto.FLOAT)
     name = node.outputs[0]
-    key_t = view.add("Transpose", [node.inputs[1]], {"perm": [0, 1, 3, 2]}, like=node, covers=[node])
-    scores = view.add("MatMul", [node.inputs[0], key_t], like=node, covers=[node])
-    scores = view.add("Mul", [scores, view.array(np.array(factor, dtype=kind), name)], like=node, covers=[node])
+
+    def number(value: float) -> str:
+        return view.array(np.array(value, dtype=kind), name)
+
+    key_t = view.add("Transpose", [key], {"perm": [0, 1, 3, 2]}, like=node, covers=[node])
+    scores = view.add("MatMul", [query, key_t], like=node, covers=[node])
+    factor = 1.0 / math.sqrt(size) if scale is None else float(scale)
+    scores = view.add("Mul", [scores, number(factor)], like=node, covers=[node])
     mask = node.inputs[3] if len(node.inputs) > 3 else ""
     if mask and view.dtype(mask) == TensorProto.BOOL:
-        lowest = view.array(np.array(-np.inf, dtype=kind), name)
-        scores = view.add("Where", [mask, scores, lowest], like=node, covers=[node])
+        scores = view.add("Where", [mask, scores, number(-np.inf)], like=node, covers=[node])
     elif mask:
         scores = view.add("Add", [scores, mask], like=node, covers=[node])
+    if view.attribute(node, "is_causal"):
+        info = view.info(scores)
+        scores = view.add("Causal", [scores], {"causal": "upper_left"}, like=node, covers=[node], domain=VIEW_DOMAIN)
+        view.declare(scores, Info(info.dtype, info.shape))
     probabilities = view.add("Softmax", [scores], {"axis": -1}, like=node, covers=[node])
     # ONNX defines the output of a fully masked row as zero, where Softmax gives NaN.
-    zero = view.array(np.array(0.0, dtype=kind), name)
     undefined = view.add("IsNaN", [probabilities], like=node, covers=[node])
-    probabilities = view.add("Where", [undefined, zero, probabilities], like=node, covers=[node])
-    view.replace(name, "MatMul", [probabilities, node.inputs[2]], like=node, covers=[node])
+    probabilities = view.add("Where", [undefined, number(0.0), probabilities], like=node, covers=[node])
+    if view.rank(node.inputs[0]) == 4:
+        view.replace(name, "MatMul", [probabilities, value], like=node, covers=[node])
+        return True
+    context = view.add("MatMul", [probabilities, value], like=node, covers=[node])
+    context = view.add("Transpose", [context], {"perm": [0, 2, 1, 3]}, like=node, covers=[node])
+    merged = view.array(np.array([0, 0, -1], dtype=np.int64), name)
+    view.replace(name, "Reshape", [context, merged], like=node, covers=[node])
     return True
+
+
+def _beyond(view: View, node: Node) -> str | None:
+    """What of the node no fused operator does; None for nothing."""
+    if any(node.inputs[4:]):
+        return "it has a key-value cache or padding lengths, which no fused operator has"
+    if any(name and name in view.graph.readers for name in node.outputs[1:]):
+        return f"its further outputs are read, and {node.outputs[0]} alone can be made"
+    if view.attribute(node, "softcap"):
+        return "its scores are soft-capped, which no fused operator does"
+    return None
+
+
+def _heads(view: View, node: Node) -> tuple[str, str, str] | None:
+    """Query, key and value as [B, h, S, d], key and value repeated to the query's heads; None where shapes are unknown."""
+    shapes = [view.shape(value) for value in node.inputs[:3]]
+    if any(shape is None or len(shape) not in (3, 4) for shape in shapes):
+        return None
+    ranks = {len(shape) for shape in shapes if shape is not None}
+    heads, groups = view.attribute(node, "q_num_heads"), view.attribute(node, "kv_num_heads")
+    operands = list(node.inputs[:3])
+    if ranks == {3}:
+        if not heads or not groups:
+            return None
+        operands = [
+            _split(view, value, count, node) for value, count in zip(operands, (heads, groups, groups), strict=True)
+        ]
+    elif ranks != {4}:
+        return None
+    query, key = (view.shape(value) for value in operands[:2])
+    if (
+        query is None
+        or key is None
+        or not isinstance(query[1], int)
+        or not isinstance(key[1], int)
+        or query[1] % key[1]
+    ):
+        return None
+    if query[1] != key[1]:
+        operands[1:] = [_repeated(view, value, query[1], key[1], node) for value in operands[1:]]
+    return operands[0], operands[1], operands[2]
+
+
+def _split(view: View, value: str, heads: int, node: Node) -> str:
+    target = view.array(np.array([0, 0, heads, -1], dtype=np.int64), node.outputs[0])
+    split = view.add("Reshape", [value, target], like=node, covers=[node])
+    return view.add("Transpose", [split], {"perm": [0, 2, 1, 3]}, like=node, covers=[node])
+
+
+def _repeated(view: View, value: str, heads: int, groups: int, node: Node) -> str:
+    """Each key-value head, heads / groups times in a row."""
+
+    def ints(*numbers: int) -> str:
+        return view.array(np.array(numbers, dtype=np.int64), node.outputs[0])
+
+    size = (view.shape(value) or (-1,))[-1]
+    five = view.add("Unsqueeze", [value, ints(2)], like=node, covers=[node])
+    five = view.add("Expand", [five, ints(1, 1, heads // groups, 1, 1)], like=node, covers=[node])
+    return view.add(
+        "Reshape", [five, ints(0, heads, -1, size if isinstance(size, int) else 0)], like=node, covers=[node]
+    )

@@ -66,7 +66,13 @@ def merge_moves(view: View, node: Node) -> bool:
     if move is None or move.base == value:
         return False
     steps = steps_of(coalesce(move))
-    if steps is None or [step.op_type for step in steps] == written_as(view, value, move.base):
+    chain = written_as(view, value, move.base)
+    if steps is None:
+        return False
+    if [step.op_type for step in steps] == [item.op_type for item in chain] and not any(
+        item.op_type == "Reshape" and step.constant is not None and not view.is_constant(item.inputs[1])
+        for step, item in zip(steps, chain, strict=True)
+    ):
         return False
     producer = view.producer(node.inputs[0])
     covers = [node] if producer is None or move.base == view.resolve(node.inputs[0]) else [producer, node]

@@ -93,6 +93,10 @@ class Inference:
             found = self._memo[value]
         return self._substituted(value, found) if self.equalities else found
 
+    def declare(self, value: str, info: Info) -> None:
+        """Records what is known of a value for which there is no rule."""
+        self._memo[value] = info
+
     def equate(self, dim: Dim, size: int) -> None:
         """Records that a symbol must have this size in every run that does not fail (a hard-coded Reshape says so)."""
         if isinstance(dim, Product) and len(dim.symbols) == 1 and dim.factor == 1:

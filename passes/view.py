@@ -72,6 +72,7 @@ class View:
         self._new_nodes: list[Node] = []
         self.near_misses: list[Any] = []
         self.errors: list[str] = []
+        self.refusals: list[tuple[Node, str]] = []
         self._inference = Inference(self._definition, self._leaf, self._fallback, self.attribute, self._known_array)
 
     # -- structure -----------------------------------------------------------------------------------------------------
@@ -204,6 +205,10 @@ class View:
         made = self._make(node.op_type, node.inputs, value, attributes, node, (), node.domain)
         self._covers[id(made)] = self.covers(node)
         self.alias(node.outputs[0], value)
+
+    def declare(self, value: str, info: Info) -> None:
+        """Tells what is known of a view-only value whose operator ONNX does not have."""
+        self._inference.declare(value, info)
 
     def take_new_nodes(self) -> list[Node]:
         """Nodes made since the last call, for rules that look at what other rules made."""

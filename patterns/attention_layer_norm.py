@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.dsl import Attribute, Optional, Scalar, pattern
+from onnx_fuse.patterns.dsl import VIEW_DOMAIN, Attribute, Optional, Scalar, pattern
 from onnx_fuse.patterns.interface import Match, View
 from onnx_fuse.patterns.norm import affine_problem, norm_of
 from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
@@ -38,6 +38,7 @@ def attention_layer_norm(  # type: ignore[no-untyped-def]
     keep,
     drop,
     mask_value: Scalar,
+    causal: Attribute,
     out_weight,
     out_bias,
     residual,
@@ -50,6 +51,7 @@ def attention_layer_norm(  # type: ignore[no-untyped-def]
     scores = op.optional(op.Mul(scores, scale), scores)
     scores = op.optional(op.Add(scores, attention_bias), scores)
     scores = op.any_of(op.Where(keep, scores, mask_value), op.Where(drop, mask_value, scores), scores)
+    scores = op.optional(op.domain(VIEW_DOMAIN).Causal(scores, causal=causal), scores)
     probabilities = op.Softmax(op.optional(op.Cast(scores, to=wide), scores), axis=-1)
     probabilities = op.optional(op.Cast(probabilities, to=narrow), probabilities)
     guarded = op.named("guard", op.Where(op.IsNaN(probabilities), 0.0, probabilities))
@@ -218,47 +220,30 @@ FusedAttentionLayerNorm = FusedOp(
 def build(match: Match, view: View) -> Fused:
     norm = norm_of(match)
     like = match.root
-    sources = [
-        _before_split(view, match["query"], match["h"]),
-        _before_split(view, match["key_t"], match["h"], key=True),
-    ]
-    sources.append(_before_split(view, match["value"], match["h"]))
-    if all(source is not None for source in sources):
-        layout, (query, key, value) = "BSH", sources
-    else:
-        layout, query, value = "BHSD", match["query"], match["value"]
-        key = _untransposed(view, match["key_t"], like)
+    layout, groups, operands = _operands(match, view)
     if view.dtype(like.outputs[0]) != view.dtype(match["query"]):
         # A float16 model that goes on in float32 after the scores: the operator has one type, so it is the wider one.
         to = {"to": view.dtype(like.outputs[0])}
-        query, key, value = (view.add("Cast", [item], to, like=like) for item in (query, key, value))
-    mask = match.get("keep")
-    if "drop" in match:
-        mask = view.add("Not", [match["drop"]], like=like)
-    mask_value = view.scalar(match["mask_value"]) if "mask_value" in match else -math.inf
-    scale = view.scalar(match["scale"]) if "scale" in match else 1.0
+        operands = [view.add("Cast", [item], to, like=like) for item in operands]
+    mask = view.add("Not", [match["drop"]], like=like) if "drop" in match else match.get("keep")
+    mask_value = _number(view, match, "mask_value", -math.inf)
     attributes = {
         "num_heads": match["h"],
-        "num_key_value_heads": match["h"],
-        "scale": float(1.0 if scale is None else scale),
-        "mask_value": float(-math.inf if mask_value is None else mask_value),
-        "causal": "none",
-        "masked_row": _masked_row(match, mask_value, mask is not None),
+        "num_key_value_heads": groups,
+        "scale": _number(view, match, "scale", 1.0),
+        "mask_value": mask_value,
+        "causal": match.get("causal", "none"),
+        "masked_row": _masked_row(match, mask_value),
         "norm": norm,
         "epsilon": float(match.get("epsilon", 0.0)),
         "layout": layout,
     }
+    rim = ("out_weight", "out_bias", "residual", "gamma", "beta")
     inputs = {
-        "query": query,
-        "key": key,
-        "value": value,
+        **dict(zip(("query", "key", "value"), operands, strict=True)),
         "attention_bias": _four_axes(view, match.get("attention_bias"), like),
         "mask": _four_axes(view, mask, like),
-        "out_weight": match.get("out_weight"),
-        "out_bias": match.get("out_bias"),
-        "residual": match.get("residual"),
-        "gamma": match.get("gamma"),
-        "beta": match.get("beta"),
+        **{name: match.get(name) for name in rim},
     }
     parts = [part for part, name in (("projection", "out_weight"), ("residual", "residual")) if name in match]
     if norm != "none":
@@ -267,21 +252,42 @@ def build(match: Match, view: View) -> Fused:
     return Fused(inputs, {"output": like.outputs[0]}, attributes, optional, tuple(parts))
 
 
-def _masked_row(match: Match, mask_value: float | None, masked: bool) -> str:
+def _operands(match: Match, view: View) -> tuple[str, int, list[str]]:
+    """(layout, key-value heads, [query, key, value]): as they were before their heads were split, where all three were."""
+    heads = match["h"]
+    shared = [_before_repeat(view, match["key_t"], heads, key=True), _before_repeat(view, match["value"], heads)]
+    key, value, groups = None, match["value"], heads
+    if shared[0] is not None and shared[1] is not None and shared[0][1] == shared[1][1]:
+        (key, groups), (value, _) = shared[0], shared[1]
+    whole = [
+        _before_split(view, match["query"], heads),
+        _before_split(view, match["key_t"] if key is None else key, groups, key=key is None),
+        _before_split(view, value, groups),
+    ]
+    if None not in whole:
+        return "BSH", groups, [str(item) for item in whole]
+    key = _untransposed(view, match["key_t"], match.root) if key is None else key
+    return "BHSD", groups, [match["query"], key, value]
+
+
+def _masked_row(match: Match, mask_value: float) -> str:
     if "guard" in match:
         return "zero"
-    return "uniform" if masked and mask_value is not None and math.isfinite(mask_value) else "nan"
+    return "uniform" if math.isfinite(mask_value) else "nan"
+
+
+def _number(view: View, match: Match, name: str, default: float) -> float:
+    found = view.scalar(match[name]) if name in match else None
+    return default if found is None else float(found)
 
 
 def _before_split(view: View, value: str, heads: int, *, key: bool = False) -> str | None:
     """x [B, S, h*d] where `value` is x split into heads, [B, h, S, d] (or [B, h, d, S] for a transposed key)."""
-    transpose = view.producer(value)
-    if transpose is None or transpose.op_type != "Transpose" or transpose.domain:
+    transpose = _producer(view, value, "Transpose")
+    if transpose is None or list(view.attribute(transpose, "perm") or []) != ([0, 2, 3, 1] if key else [0, 2, 1, 3]):
         return None
-    if list(view.attribute(transpose, "perm") or []) != ([0, 2, 3, 1] if key else [0, 2, 1, 3]):
-        return None
-    reshape = view.producer(transpose.inputs[0])
-    if reshape is None or reshape.op_type != "Reshape" or reshape.domain:
+    reshape = _producer(view, transpose.inputs[0], "Reshape")
+    if reshape is None:
         return None
     before, after = view.shape(reshape.inputs[0]), view.shape(reshape.outputs[0])
     if before is None or after is None or len(before) != 3 or len(after) != 4:
@@ -289,16 +295,47 @@ def _before_split(view: View, value: str, heads: int, *, key: bool = False) -> s
     return view.resolve(reshape.inputs[0]) if before[:2] == after[:2] and after[2] == heads else None
 
 
+def _before_repeat(view: View, value: str, heads: int, *, key: bool = False) -> tuple[str, int] | None:
+    """(x, g) where `value` is x [B, g, S, d] with each head repeated h / g times in a row (transposed for a key).
+
+    Grouped-query attention (arXiv 2305.13245) is exported as Unsqueeze, Expand, Reshape.
+    """
+    merge = _producer(view, value, "Reshape")
+    five = merge and merge.inputs[0]
+    if five and key:
+        transpose = _producer(view, five, "Transpose")
+        right = transpose is not None and list(view.attribute(transpose, "perm") or []) == [0, 1, 2, 4, 3]
+        five = transpose.inputs[0] if transpose is not None and right else None
+    expand = _producer(view, five, "Expand") if five else None
+    split = _producer(view, expand.inputs[0], "Reshape") if expand else None
+    if expand is None or split is None:
+        return None
+    before, after, source = (view.shape(item) for item in (expand.inputs[0], expand.outputs[0], split.inputs[0]))
+    if before is None or after is None or source is None or len(after) != 5:
+        return None
+    groups, times = after[1], after[2]
+    if not isinstance(groups, int) or not isinstance(times, int) or groups * times != heads:
+        return None
+    if before != (after[0], groups, 1, *after[3:]) or source != (after[0], groups, *after[3:]):
+        return None
+    return view.resolve(split.inputs[0]), groups
+
+
+def _producer(view: View, value: str, op_type: str) -> Any:
+    """The ONNX node of this type that makes a value, or None."""
+    node = view.producer(value)
+    return node if node is not None and node.domain == "" and node.op_type == op_type else None
+
+
 def _untransposed(view: View, key_t: str, like: Any) -> str:
     """The key as [B, h, S, d]: what the graph transposed, or a transpose of what it has."""
-    transpose = view.producer(key_t)
-    if transpose is not None and transpose.op_type == "Transpose" and not transpose.domain:
-        if list(view.attribute(transpose, "perm") or []) == [0, 1, 3, 2]:
-            return view.resolve(transpose.inputs[0])
-        perm = list(view.attribute(transpose, "perm") or [])
-        swapped = [perm[axis] for axis in (0, 1, 3, 2)]
-        return view.add("Transpose", [transpose.inputs[0]], {"perm": swapped}, like=like)
-    return view.add("Transpose", [key_t], {"perm": [0, 1, 3, 2]}, like=like)
+    transpose = _producer(view, key_t, "Transpose")
+    if transpose is None:
+        return view.add("Transpose", [key_t], {"perm": [0, 1, 3, 2]}, like=like)
+    perm = list(view.attribute(transpose, "perm") or [])
+    if perm == [0, 1, 3, 2]:
+        return view.resolve(transpose.inputs[0])
+    return view.add("Transpose", [transpose.inputs[0]], {"perm": [perm[axis] for axis in (0, 1, 3, 2)]}, like=like)
 
 
 def _four_axes(view: View, value: str | None, like: Any) -> str | None:

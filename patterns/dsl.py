@@ -56,6 +56,9 @@ _KINDS: dict[Any, Kind] = {
     Attribute: "attribute",
 }
 
+VIEW_DOMAIN = "onnx_fuse.view"
+"""Domain of operators that exist in canonical views alone: they are matched, and never written."""
+
 COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "BitwiseAnd", "BitwiseOr"})
 
 

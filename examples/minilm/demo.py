@@ -84,7 +84,7 @@ def fuse(original: Path, fused: Path) -> None:
 def explain(original: Path) -> None:
     heading("2. What would fuse, and why the rest does not", f"onnx-fuse explain {original}")
     render.explanation(console, onnx_fuse.explain(original))
-    heading("The same, had the model its second layer's attention weights as an output")
+    heading("If the model also gave out the attention weights of its second layer")
     model = onnx.load(original)
     weights = [node.output[0] for node in model.graph.node if node.op_type == "Softmax"][1]
     shape = ["batch_size", "heads", "sequence_length", "sequence_length"]

