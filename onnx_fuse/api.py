@@ -15,6 +15,7 @@ from onnx import ModelProto
 from onnx_fuse.errors import ModelError, RequirementError, UsageError, VerificationError
 from onnx_fuse.passes import io
 from onnx_fuse.passes.checker import check
+from onnx_fuse.passes.convert import Convert
 from onnx_fuse.passes.emit import Functions, drop_bodies, inline_bodies
 from onnx_fuse.passes.fuse import FusePass
 from onnx_fuse.passes.normalize import rule_names
@@ -101,9 +102,9 @@ def fuse(
         VerificationError: the fused model differs; the exception's `report` holds the comparison.
     """
     if select != "all":
-        raise UsageError(f"select={select!r} is not known", 'Use select="all".')
+        raise UsageError(f"select={select!r} is not known.", 'Use select="all".')
     if functions not in ("keep", "inline", "none"):
-        raise UsageError(f"functions={functions!r} is not known", 'Use "keep", "inline" or "none".')
+        raise UsageError(f"functions={functions!r} is not known.", 'Use "keep", "inline" or "none".')
     chosen = _chosen(fusions, enable, disable)
     _check_required(require, chosen)
     started = time.perf_counter()
@@ -122,7 +123,7 @@ def fuse(
     def pipeline(suspects: Sequence[str] | None = None) -> Pipeline:
         """All steps, or just what is among the suspects: passes, fused nodes by their roots, rules of normalisation."""
         steps = [item for item in own if suspects is None or item.name in suspects]
-        steps.append(FusePass(chosen, only=suspects))
+        steps += [Convert(), FusePass(chosen, only=suspects)]
         if simplify:
             steps.append(Simplify(domains, suspects))
         if functions == "keep":
@@ -131,11 +132,14 @@ def fuse(
 
     fused, report = pipeline().run(original if source is not None else _copy(original), report)
     changed = any(item.rewrites for item in report.passes) or bool(own)
+    if not changed and source is not None and fused is not original:
+        fused = io.load(source)  # converted to no end: the model stays as it came
     problem: VerificationError | None = None
-    if verify:
+    if verify and not changed:
+        report.verification = {"passed": False, "skipped": "nothing was rewritten"}
+    elif verify:
         say("verifying")
-        if changed:
-            _check_fused(pristine, fused, report)
+        _check_fused(pristine, fused, report)
 
         def rebuild(names: Sequence[str]) -> ModelProto:
             again = io.load(pristine) if isinstance(pristine, Path) else _copy(pristine)
@@ -187,9 +191,9 @@ def explain(
     original, source = _opened(model)
     check(original, source or "")
     report = Report(model=str(source or ""), versions=_versions())
-    _, report = Pipeline([FusePass(chosen, dry_run=True)], bodies={item.operator.domain for item in chosen}).run(
-        original, report
-    )
+    _, report = Pipeline(
+        [Convert(), FusePass(chosen, dry_run=True)], bodies={item.operator.domain for item in chosen}
+    ).run(original, report)
     if at is not None:
         names = _names_at(original, at)
         report.matches = [item for item in report.matches if names & {item.node, *item.replaced}]
@@ -246,7 +250,7 @@ def _opened(model: Any) -> tuple[ModelProto, Path | None]:
     if isinstance(model, (str, os.PathLike)):
         return io.load(model), Path(model)
     raise UsageError(
-        f"a model cannot be a {type(model).__name__}", "Give a path, an onnx.ModelProto or an onnx_graphsurgeon.Graph."
+        f"A model cannot be a {type(model).__name__}.", "Give a path, an onnx.ModelProto or an onnx_graphsurgeon.Graph."
     )
 
 
@@ -260,11 +264,11 @@ def _chosen(
     names: Iterable[str | Fusion] | None, enable: Iterable[str | Fusion], disable: Iterable[str]
 ) -> tuple[Fusion, ...]:
     known = {fusion.name: fusion for fusion in builtin_fusions()}
-    wanted: list[str | Fusion] = [item for item in known.values() if item.default] if names is None else list(names)
-    wanted += list(enable)
+    wanted: list[str | Fusion] = [item for item in known.values() if item.default] if names is None else _listed(names)
+    wanted += _listed(enable)
     left_out = {
         _by_name(name, known | {item.name: item for item in wanted if isinstance(item, Fusion)}).name
-        for name in disable
+        for name in _listed(disable)
     }
     chosen: dict[str, Fusion] = {}
     for item in wanted:
@@ -274,9 +278,15 @@ def _chosen(
     return tuple(chosen.values())
 
 
+def _listed(items: Any) -> list[Any]:
+    return [items] if isinstance(items, (str, Fusion)) else list(items)
+
+
 def _by_name(name: str, known: Mapping[str, Fusion]) -> Fusion:
+    if not isinstance(name, str):
+        raise UsageError(f"{name!r} is no fusion.", "Give the name of one, or a Fusion with a pattern and an operator.")
     if name not in known:
-        raise UsageError(f"there is no fusion {name!r}", f"The fusions are: {', '.join(known)}.")
+        raise UsageError(f"There is no fusion {name!r}.", f"The fusions are: {', '.join(known)}.")
     return known[name]
 
 
@@ -285,7 +295,7 @@ def _check_required(require: Mapping[str, int] | None, chosen: Sequence[Fusion])
     for name in require or {}:
         if name not in names:
             raise UsageError(
-                f"{name} is required but not among the fusions that run", f"They are: {', '.join(sorted(names))}."
+                f"{name} is required but not among the fusions that run.", f"They are: {', '.join(sorted(names))}."
             )
 
 
@@ -312,7 +322,7 @@ def _names_at(model: ModelProto, at: str) -> set[str]:
             if at in (node.name, *node.outputs):
                 return {node.name, *node.outputs}
     raise UsageError(
-        f"the model has no node or value {at!r}", "`onnx-fuse explain MODEL` lists the places it looked at."
+        f"The model has no node or value {at!r}.", "`onnx-fuse explain MODEL` lists the places it looked at."
     )
 
 

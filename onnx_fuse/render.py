@@ -75,7 +75,7 @@ def size_text(size: int) -> str:
 def fuse_result(console: Console, report: Report, model: str, out: str, seconds: float) -> None:
     """What `fuse` prints: what was fused, what nearly was, whether it was proven equal, where it is."""
     if report.matches:
-        console.print(_matches_table(report.matches, "nodes replaced"))
+        console.print(_matches_table(report.matches))
         console.print()
     else:
         say(console, "Nothing was fused.", "bold")
@@ -144,7 +144,7 @@ def explanation(console: Console, report: Report, *, at: str | None = None, patt
     about = f" ({pattern})" if pattern else ""
     if report.matches:
         say(console, f"Would fuse{about}: {counted(len(report.matches), 'place')}", "bold")
-        console.print(_matches_table(report.matches, "nodes matched"))
+        console.print(_matches_table(report.matches))
         for operator, match in {match.operator: match for match in reversed(report.matches)}.items():
             indented(console, f"{operator}: first at {_place(match.root, match.graph)}", 2)
         left_out = Counter(sentence for match in report.matches for sentence in match.left_out)
@@ -164,7 +164,7 @@ def explanation(console: Console, report: Report, *, at: str | None = None, patt
     say(console, "`--at NODE` shows one place in full, `--pattern NAME` one fusion.", "dim")
 
 
-def _matches_table(matches: Sequence[MatchRecord], nodes: str) -> Table:
+def _matches_table(matches: Sequence[MatchRecord]) -> Table:
     """One row for each operator and set of parts."""
     groups: dict[tuple[str, tuple[str, ...]], list[MatchRecord]] = {}
     for match in matches:
@@ -180,7 +180,7 @@ def _matches_table(matches: Sequence[MatchRecord], nodes: str) -> Table:
 def _near_misses(console: Console, groups: Iterable[tuple[NearMissRecord, int]]) -> None:
     for miss, count in groups:
         places = "" if count == 1 else f", and {counted(count - 1, 'more place')}"
-        head = f"{miss.fusion}: matched {miss.matched} of {miss.total} nodes at {_place(miss.node, miss.graph)}{places}"
+        head = f"{miss.fusion}: {matched(miss)} at {_place(miss.node, miss.graph)}{places}"
         indented(console, head, 2)
         indented(console, miss.reason, 6, "italic")
 
@@ -198,10 +198,17 @@ def _details(console: Console, report: Report, at: str) -> None:
             indented(console, f"left out: {sentence}", 2)
     for miss in report.near_misses:
         say(console, f"{miss.fusion} does not fuse at {_place(miss.node, miss.graph)} ({miss.op_type})", "bold")
-        indented(console, f"matched {miss.matched} of {miss.total} nodes, then:", 2)
+        indented(console, f"{matched(miss)}, then:", 2)
         indented(console, miss.reason, 6, "italic")
     if not report.matches and not report.near_misses:
         say(console, f"No fusion begins to match at {at}.")
+
+
+def matched(miss: NearMissRecord) -> str:
+    """How far an attempt got, in words."""
+    if miss.matched >= miss.total:
+        return f"matched all {miss.total} nodes"
+    return f"matched {miss.matched} of {miss.total} nodes"
 
 
 def _place(node: str, graph: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto
 
+from onnx_fuse.errors import PatternError
 from onnx_fuse.patterns.body import CAST_LIKE_SINCE
 from onnx_fuse.patterns.operator import OPSET, FusedOp
 
@@ -47,6 +48,7 @@ class Bodies:
         )
         if key not in self._overloads:
             function = operator.make_function(inputs, outputs, attributes, opsets, dtype)
+            _require_valid(function)
             self._overloads[key] = self._place(function)
         return self._overloads[key]
 
@@ -62,6 +64,20 @@ class Bodies:
             if present == function:
                 return str(function.overload)
             number += 1
+
+
+def _require_valid(function: FunctionProto) -> None:
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = _OVERLOAD_IR
+    context.opset_imports = {entry.domain: entry.version for entry in function.opset_import}
+    try:
+        onnx.checker.check_function(function, context)
+    except onnx.checker.ValidationError as error:
+        sentence = " ".join(str(error).partition("==> Context:")[0].split()).rstrip(".")
+        raise PatternError(
+            f"The body of {function.name} is not valid ONNX: {sentence}.",
+            "Write it with ONNX operators of the model's opset.",
+        ) from error
 
 
 def add_bodies(model: ModelProto, bodies: Iterable[FunctionProto]) -> None:

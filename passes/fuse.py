@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, TensorProto
 
 from onnx_fuse.passes import emit
-from onnx_fuse.passes.graph import Graph, Node, graphs
+from onnx_fuse.passes.convert import OLDEST, opset_of
+from onnx_fuse.passes.graph import Graph, graphs
 from onnx_fuse.passes.infer import disagreement
 from onnx_fuse.passes.match import Match, NearMiss, match_at
 from onnx_fuse.passes.normalize import normalize
@@ -41,6 +42,8 @@ class FusePass:
 
     def run(self, model: ModelProto, log: Log) -> ModelProto:
         """Fuses every graph of the model in place."""
+        if 0 < opset_of(model) < OLDEST:
+            return model
         own = {(fusion.operator.domain, fusion.operator.name) for fusion in self.fusions}
         bodies = emit.Bodies(model)
         for graph in graphs(model):
@@ -75,20 +78,18 @@ class FusePass:
             if not _ran_into_another(miss, fusion, planned)
         )
         for fusion in self.fusions:
-            misses.extend(_unexplained(fusion, view, planned, [miss for owner, miss in attempts if owner is fusion]))
+            told = [miss for owner, miss in attempts if owner is fusion]
+            misses.extend(_unexplained(fusion, view, planned, refusals, told))
         for refusal in refusals:
             if not _part_of_another(refusal.candidate, planned):
                 misses.append(_refused(refusal, graph))
         misses = _worth_telling(misses, planned)
-        if self.dry_run:
-            log.matches.extend(
-                _match_record(item, item.candidate.match.root.name, [], view, misses) for item in planned
-            )
-        else:
-            commit = rewriter.commit(planned)
-            log.matches.extend(
-                _match_record(item, node.name, replaced, view, misses) for item, node, replaced in commit.fused
-            )
+        replaced = [[view.graph.nodes[position].name for position in sorted(item.dead)] for item in planned]
+        names = [item.candidate.match.root.name for item in planned]
+        if not self.dry_run:
+            names = [node.name for _, node in rewriter.commit(planned).fused]
+        for item, name, nodes in zip(planned, names, replaced, strict=True):
+            log.matches.append(_match_record(item, name, nodes, view, misses))
         log.near_misses.extend(misses)
         log.equalities.update(view.equalities)
 
@@ -176,13 +177,18 @@ def _ran_into_another(miss: NearMiss, fusion: Fusion, planned: Sequence[Planned]
 
 
 def _unexplained(
-    fusion: Fusion, view: View, planned: Sequence[Planned], attempts: Sequence[NearMiss]
+    fusion: Fusion,
+    view: View,
+    planned: Sequence[Planned],
+    refusals: Sequence[Refusal],
+    attempts: Sequence[NearMiss],
 ) -> list[NearMissRecord]:
     """A near miss for each anchor that was neither fused nor reached by any attempt: nothing goes without a sentence."""
     if fusion.anchor is None or not fusion.explain_every_anchor:
         return []
     explained = {position for miss in attempts for op_type, position in miss.reached if op_type == fusion.anchor}
-    explained |= {position for item in planned for position in item.candidate.covers}
+    candidates = [item.candidate for item in planned] + [item.candidate for item in refusals]
+    explained |= {position for candidate in candidates for position in candidate.covers}
     records = [
         _record(NearMiss(fusion.patterns[0], node, node.name, 0, reason, frozenset()), fusion.name, view.graph)
         for node, reason in view.refusals
@@ -238,17 +244,16 @@ def _refused(refusal: Refusal, graph: Graph) -> NearMissRecord:
 
 
 def _match_record(
-    item: Planned, name: str, replaced: Sequence[NodeProto], view: View, misses: Sequence[NearMissRecord]
+    item: Planned, name: str, replaced: Sequence[str], view: View, misses: Sequence[NearMissRecord]
 ) -> MatchRecord:
     fusion, fused = item.candidate.fusion, item.candidate.fused
-    nodes: Sequence[Node] = item.candidate.match.nodes
     return MatchRecord(
         fusion=fusion.name,
         operator=fusion.operator.name,
         node=name,
         root=item.candidate.match.root.name,
         graph=view.graph.path,
-        replaced=tuple(node.name or node.output[0] for node in replaced) or tuple(node.name for node in nodes),
+        replaced=tuple(replaced),
         inputs=tuple(fusion.operator.present(fused.inputs)),
         outputs=tuple(output for output in fusion.operator.outputs if output in item.outputs),
         parts=fused.parts,

@@ -21,6 +21,10 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
 
     A dimension that either side does not know is not held against the match.
     """
+    dtype = view.dtype(next(iter(outputs.values())))
+    if operator.types is not None and dtype and dtype not in operator.types:
+        allowed = ", ".join(sorted(_type_name(item) for item in operator.types))
+        return f"its type is {_type_name(dtype)}, {operator.name} is for {allowed}"
     infos = {name: view.info(value) for name, value in fused.inputs.items() if value}
     made = [name for name in operator.outputs if name in outputs]
     dtype = view.dtype(outputs[made[0]])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from onnx_fuse.passes import dims as d
-from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.graph import Node, Reference
 from onnx_fuse.passes.movement import Groups, Move, find_move, write_move
 from onnx_fuse.passes.view import View
 
@@ -22,7 +22,10 @@ def split_gemm(view: View, node: Node) -> bool:
     bias = node.inputs[2] if len(node.inputs) > 2 else ""
     if bias and view.rank(bias) not in (0, 1):
         return False
-    if view.attribute(node, "transB"):
+    turned = view.attribute(node, "transB")
+    if isinstance(turned, Reference):
+        return False
+    if turned:
         weight = view.add("Transpose", [weight], {"perm": [1, 0]}, like=node, covers=[node])
     if not bias:
         view.replace(node.outputs[0], "MatMul", [node.inputs[0], weight], like=node, covers=[node])

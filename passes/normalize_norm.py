@@ -143,7 +143,8 @@ def _attempt(view: View, found_pattern: Pattern, node: Node) -> Match | None:
         return None
     result = match_at(found_pattern, node, view)
     if isinstance(result, Match):
-        return result
+        # A constant with more axes than x would give the result more axes too.
+        return result if view.rank(result["x"]) == view.rank(node.outputs[0]) else None
     if result.matched >= 4:
         view.near_misses.append(result)
     return None

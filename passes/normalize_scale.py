@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from onnx import TensorProto, helper
 
@@ -20,6 +22,8 @@ def multiply_by_reciprocal(view: View, node: Node) -> bool:
     if dtype not in _FLOATS or not _keeps_shape(view, node.inputs[0], node.inputs[1]):
         return False
     factor = _scalar_like(view, 1.0 / divisor, dtype, node)
+    if factor is None:
+        return False
     view.replace(node.outputs[0], "Mul", [node.inputs[0], factor], like=node, covers=[node])
     return True
 
@@ -34,6 +38,8 @@ def merge_scales(view: View, node: Node) -> bool:
     if inner is None or inner_node is None:
         return False
     factor = _scalar_like(view, inner[1] * outer[1], view.dtype(node.outputs[0]), node)
+    if factor is None:
+        return False
     view.replace(node.outputs[0], "Mul", [inner[0], factor], like=node, covers=[inner_node, node])
     return True
 
@@ -44,9 +50,11 @@ def scale_after_move(view: View, node: Node) -> bool:
     found = scaled(view, factor_node)
     if found is None or factor_node is None:
         return False
+    factor = _scalar_like(view, found[1], view.dtype(node.outputs[0]), node)
+    if factor is None:
+        return False
     attributes = {item.name: helper.get_attribute_value(item) for item in node.proto.attribute}
     moved = view.add(node.op_type, [found[0], *node.inputs[1:]], attributes, like=node, covers=[node])
-    factor = _scalar_like(view, found[1], view.dtype(node.outputs[0]), node)
     view.replace(node.outputs[0], "Mul", [moved, factor], like=node, covers=[factor_node])
     return True
 
@@ -64,10 +72,10 @@ def scale_after_matmul(view: View, node: Node) -> bool:
             inputs[index] = found[0]
             factor *= found[1]
             covers.append(producer)
-    if not covers:
+    scale = _scalar_like(view, factor, view.dtype(node.outputs[0]), node)
+    if not covers or scale is None:
         return False
     product = view.add("MatMul", inputs, like=node, covers=[node])
-    scale = _scalar_like(view, factor, view.dtype(node.outputs[0]), node)
     view.replace(node.outputs[0], "Mul", [product, scale], like=node, covers=covers)
     return True
 
@@ -94,6 +102,13 @@ def _keeps_shape(view: View, value: str, factor: str) -> bool:
     return rank is not None and factor_rank is not None and factor_rank <= rank
 
 
-def _scalar_like(view: View, number: float, dtype: int, node: Node) -> str:
-    kind = helper.tensor_dtype_to_np_dtype(dtype or TensorProto.FLOAT)
-    return view.array(np.array(number, dtype=kind), node.outputs[0])
+def _scalar_like(view: View, number: float, dtype: int, node: Node) -> str | None:
+    """The number as a constant; None where the type has no number like it (3.4e38 is no float16)."""
+    dtype = dtype or TensorProto.FLOAT
+    if dtype not in _FLOATS:
+        return None
+    with np.errstate(over="ignore", under="ignore"):
+        array = np.array(number, dtype=helper.tensor_dtype_to_np_dtype(dtype))
+    if not math.isclose(float(array), number, rel_tol=0.01):
+        return None
+    return view.array(array, node.outputs[0])

@@ -137,6 +137,21 @@ class Report:
         """The report as JSON-ready data (schema in docs/report.md)."""
         return {"schema": SCHEMA, "fused": self.fused, **asdict(self)}
 
+    def to_text(self) -> str:
+        """The report as plain lines: what fused, the passes, the near misses by reason, the warnings."""
+        lines = [f"nodes: {self.nodes_before} before, {self.nodes_after} after"]
+        lines += [f"fused: {operator} x {count}" for operator, count in self.fused.items()] or ["fused: nothing"]
+        for item in self.passes:
+            lines.append(
+                f"pass {item.name}: {item.seconds:.2f} s, {item.rewrites} rewrites, {item.near_misses} near misses"
+            )
+        for miss, count in self.grouped_near_misses():
+            lines.append(
+                f"near miss ({count}x) {miss.fusion} at {miss.node}: {miss.matched} of {miss.total} nodes, {miss.reason}"
+            )
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
     def to_json(self) -> str:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True)

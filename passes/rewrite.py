@@ -77,12 +77,12 @@ class Commit:
     """What a commit did.
 
     Attributes:
-        fused: for each planned match, the node that was added and the nodes it replaced.
+        fused: for each planned match, the node that was added.
         removed: number of nodes that went.
         added: number of nodes that came.
     """
 
-    fused: list[tuple[Planned, NodeProto, list[NodeProto]]] = field(default_factory=list)
+    fused: list[tuple[Planned, NodeProto]] = field(default_factory=list)
     removed: int = 0
     added: int = 0
 
@@ -162,7 +162,7 @@ class Rewriter:
             node = self.graph.nodes[position]
             if position in dead or node.op_type in CHEAP or made.intersection(node.outputs):
                 continue
-            reader = self._outside_reader(node, dead)
+            reader = self._outside_reader(node, dead | candidate.covers)
             if reader is not None:
                 return Refusal(candidate, node.name, reader)
         place = self._position(made, dead, leaves)
@@ -327,7 +327,7 @@ class Rewriter:
             written.update(item.outputs.values())
             for carrier in item.carriers:
                 self._write_node(carrier, item.position, written, additions, initializers)
-            commit.fused.append((item, node, replaced))
+            commit.fused.append((item, node))
         read = {name for position in dead for name in self.graph.nodes[position].inputs}
         gone = {name for position in dead for name in self.graph.nodes[position].outputs} - set(cut)
         commit.removed, commit.added = len(dead), len(additions)

@@ -18,7 +18,8 @@ FOLD_LIMIT = 1 << 16
 # What a rule may write, and the opset from which it is an operator of ONNX.
 _SINCE = {"LayerNormalization": 17, "Gelu": 20, "RMSNormalization": 23, "Swish": 24}
 _NORMS = ("LayerNormalization", "RMSNormalization")
-_RULES = {op_type: rules for op_type, rules in RULES.items() if op_type != "Attention"}
+# A Gemm taken apart would leave the Transpose of its weight to the run.
+_RULES = {op_type: rules for op_type, rules in RULES.items() if op_type not in ("Attention", "Gemm")}
 
 
 class Simplify:

@@ -16,7 +16,7 @@ from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import VIEW_DOMAIN, Attribute, Optional, Scalar, pattern
 from onnx_fuse.patterns.interface import Match, View
 from onnx_fuse.patterns.norm import affine_problem, norm_of
-from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
 
 def wide(to: int) -> bool | str:
@@ -212,6 +212,7 @@ FusedAttentionLayerNorm = FusedOp(
         "epsilon",
         "layout",
     ),
+    types=FLOATS,
     body=attention_body,
     structure=lambda attributes: {"grouped": attributes["num_heads"] != attributes["num_key_value_heads"]},
 )

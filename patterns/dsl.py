@@ -175,7 +175,19 @@ class _Operators:
         until: int = 1 << 30,
         **attributes: Any,
     ) -> Any:
-        """A node of any of several operator types; `outputs` > 1 gives a tuple of its outputs."""
+        """A node of any of several operator types; `outputs` > 1 gives a tuple of its outputs.
+
+        Division by a number is written as the multiplication it is in the canonical view.
+        """
+        if op_types == "Div" and len(inputs) == 2:
+            divisor = _term(inputs[1])
+            if isinstance(divisor, Number):
+                op_types, inputs = "Mul", (inputs[0], Number(1.0 / divisor.value, divisor.tolerance))
+            elif isinstance(divisor, Variable) and divisor.kind == "scalar":
+                raise PatternError(
+                    f"a pattern divides by the scalar {divisor.name}",
+                    f"Write op.Mul(x, {divisor.name}): the canonical view has x / c as x * (1/c) for a constant c.",
+                )
         variadic = None
         if inputs and isinstance(inputs[-1], _Variadic):
             variadic = (inputs[-1].term, inputs[-1].count)

@@ -10,7 +10,7 @@ from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import Attribute, Constant, Optional, pattern
 from onnx_fuse.patterns.interface import Match, View
 from onnx_fuse.patterns.norm import affine_problem, norm_of
-from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
 
 @pattern
@@ -72,6 +72,7 @@ FusedEmbedLayerNorm = FusedOp(
     inputs=("ids_*", "table_*", "gamma", "beta"),
     outputs=("output", "embedding_sum"),
     attributes=("num_tables", "norm", "epsilon"),
+    types=FLOATS,
     body=embed_body,
     structure=lambda attributes: {"tables": attributes["num_tables"]},
 )

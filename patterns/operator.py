@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnx import FunctionProto, NodeProto, helper
+from onnx import FunctionProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.errors import PatternError
 from onnx_fuse.patterns.body import Body, rename_outputs
@@ -15,6 +15,8 @@ from onnx_fuse.patterns.dsl import Pattern
 from onnx_fuse.patterns.interface import Match, View
 
 DOMAIN = "gr.ml.infra"
+FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+"""The element types that operators of `DOMAIN` are for."""
 OPSET = 1
 
 
@@ -32,6 +34,7 @@ class FusedOp:
             tuple for several). Absent inputs are None. Numeric attributes arrive as the name of a constant that refers to the
             node's attribute; string attributes arrive as str and make a body of their own.
         structure: further facts that shape the body, worked out from the attributes, for example {"grouped": True}.
+        types: element types (TensorProto.DataType) of the first output that the operator is for; None for any.
         domain, plugin_version, plugin_namespace: what the node's attributes say to TensorRT; the namespace is the domain if None.
     """
 
@@ -44,6 +47,13 @@ class FusedOp:
     domain: str = DOMAIN
     plugin_version: str = "1"
     plugin_namespace: str | None = None
+    types: frozenset[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.domain in ("", "ai.onnx"):
+            raise PatternError(
+                f"FusedOp {self.name} is in ONNX's own domain", "Give it a domain of its own, such as domain='my.ops'."
+            )
 
     def present(self, inputs: Mapping[str, str | None]) -> list[str]:
         """Names of the inputs that are there, in the operator's order.
@@ -219,6 +229,23 @@ class Fusion:
     explain_every_anchor: bool = False
     rim: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for pattern in self.patterns:
+            if not isinstance(pattern, Pattern):
+                raise PatternError(
+                    f"fusion {self.name} has {pattern!r} for a pattern", "Decorate the function with @pattern."
+                )
+            if self.build is None:
+                self._check_names(pattern)
+
+    def _check_names(self, pattern: Pattern) -> None:
+        for name in (*self.operator.inputs, *self.operator.attributes):
+            if name not in pattern.variables:
+                raise PatternError(
+                    f"fusion {self.name}: {self.operator.name} wants {name!r}, which is no variable of pattern {pattern.name}",
+                    "Name the pattern's variable so, or give the fusion a build function.",
+                )
+
     @property
     def patterns(self) -> tuple[Pattern, ...]:
         """The patterns, in order."""
@@ -233,9 +260,10 @@ class Fusion:
         attributes: dict[str, Any] = {}
         for name in self.operator.attributes:
             bound = match.get(name)
-            number = view.scalar(bound) if isinstance(bound, str) else bound
-            if number is None:
+            literal = any(item.variables[name].kind == "attribute" for item in self.patterns)
+            value = bound if literal or not isinstance(bound, str) else view.scalar(bound)
+            if value is None:
                 return f"{name} is not bound to a number"
-            attributes[name] = number
+            attributes[name] = value
         values = getattr(match, "values", (match.root.outputs[0],))
         return Fused(inputs, dict(zip(self.operator.outputs, values, strict=False)), attributes)

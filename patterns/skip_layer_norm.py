@@ -8,7 +8,7 @@ from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import Attribute, Optional, pattern
 from onnx_fuse.patterns.interface import Match, View
 from onnx_fuse.patterns.norm import affine_problem, norm_of
-from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
 
 @pattern
@@ -50,6 +50,7 @@ FusedSkipLayerNorm = FusedOp(
     inputs=("x", "skip", "bias", "gamma", "beta"),
     outputs=("output", "residual_sum"),
     attributes=("norm", "epsilon"),
+    types=FLOATS,
     body=skip_body,
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import Attribute, Scalar, pattern
 from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
 
 @pattern
@@ -22,7 +22,7 @@ def swish_body(op: Body, x: Any, beta: Any) -> Any:
     return op.like(op.Mul(wide, op.Sigmoid(op.Mul(wide, beta))), x)
 
 
-FusedSwish = FusedOp(name="FusedSwish", inputs=("x",), attributes=("beta",), body=swish_body)
+FusedSwish = FusedOp(name="FusedSwish", inputs=("x",), attributes=("beta",), body=swish_body, types=FLOATS)
 
 
 def build(match: Match, view: View) -> Fused:

@@ -162,7 +162,7 @@ def feeds(made: ModelProto, seed: int = 0, **sizes: int) -> dict[str, Array]:
             shape.append(sizes.setdefault(name, 2 + len(sizes)) if name else dim.dim_value)
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
         if kind.elem_type == TensorProto.BOOL:
-            arrays[value.name] = random.random(shape) < 0.5
+            arrays[value.name] = np.asarray(random.random(shape) < 0.5)
         elif np.issubdtype(dtype, np.integer):
             arrays[value.name] = random.integers(0, 3, shape).astype(dtype)
         else:

@@ -1,0 +1,42 @@
+"""Models older than the bodies can be written for: brought to the oldest opset that can, or left alone with a sentence."""
+
+from __future__ import annotations
+
+from onnx import ModelProto, version_converter
+
+from onnx_fuse.passes.report import Log
+
+OLDEST = 13
+"""The oldest opset that bodies are written for."""
+
+
+class Convert:
+    """Brings a model of an older opset to `OLDEST` with onnx's version converter.
+
+    What it cannot convert stays as it is; the fusions then have nothing to work on, and the report says so.
+    """
+
+    name = "convert"
+    atomic = True
+
+    def run(self, model: ModelProto, log: Log) -> ModelProto:
+        opset = opset_of(model)
+        if opset == 0 or opset >= OLDEST:
+            return model
+        try:
+            converted = version_converter.convert_version(model, OLDEST)
+        except Exception as error:
+            sentence = " ".join(str(error).split())[:300].rstrip(".")
+            log.warnings.append(
+                f"opset {opset} is older than {OLDEST} and could not be converted, so nothing was fused: {sentence}."
+            )
+            return model
+        converted.metadata_props.extend(
+            entry for entry in model.metadata_props if entry not in converted.metadata_props
+        )
+        return converted
+
+
+def opset_of(model: ModelProto) -> int:
+    """Version of ONNX's own operators that a model uses; 0 where it imports none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
