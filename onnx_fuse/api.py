@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +13,17 @@ from typing import Any, Literal
 from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, RequirementError, UsageError, VerificationError
-from onnx_fuse.passes import io
+from onnx_fuse.passes import blocks, io
 from onnx_fuse.passes.checker import check
 from onnx_fuse.passes.convert import Convert
 from onnx_fuse.passes.emit import Functions, drop_bodies, inline_bodies
 from onnx_fuse.passes.fuse import FusePass
 from onnx_fuse.passes.normalize import rule_names
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
-from onnx_fuse.passes.report import Report
+from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
 from onnx_fuse.passes.simplify import Simplify
 from onnx_fuse.passes.surgeon import from_surgeon, is_surgeon_graph, to_surgeon
+from onnx_fuse.passes.text import blames_text
 from onnx_fuse.passes.verify import Suspects
 from onnx_fuse.passes.verify import verify as compare
 from onnx_fuse.patterns import fusions as builtin_fusions
@@ -30,6 +31,8 @@ from onnx_fuse.patterns.operator import Fusion
 
 Model = "ModelProto | str | os.PathLike[str] | Any"
 Progress = Callable[[str], None]
+
+_MOST_MISSES = 5
 
 
 def fusions() -> tuple[Fusion, ...]:
@@ -64,6 +67,7 @@ class FuseResult:
         io.save(self._proto, path, source=self.source, external_data=external_data, unchanged=not self.changed)
 
 
+@blames_text
 def fuse(
     model: Any,
     *,
@@ -130,10 +134,13 @@ def fuse(
             steps.append(BodiesPass(operators))
         return Pipeline(steps, progress=say if suspects is None else None, bodies=domains)
 
+    before = blocks.outline(original)
     fused, report = pipeline().run(original if source is not None else _copy(original), report)
+    report.layers = _layers(before, blocks.outline(fused))
     changed = any(item.rewrites for item in report.passes) or bool(own)
-    if not changed and source is not None and fused is not original:
-        fused = io.load(source)  # converted to no end: the model stays as it came
+    if not changed and list(fused.opset_import) != list(original.opset_import):
+        # Converted to no end: the model stays as it came.
+        fused = _copy(original) if source is None else io.load(source)
     problem: VerificationError | None = None
     if verify and not changed:
         report.verification = {"passed": False, "skipped": "nothing was rewritten"}
@@ -158,11 +165,12 @@ def fuse(
     if problem is not None:
         problem.report = report  # type: ignore[attr-defined]
         raise problem
-    _check_met(require, report)
+    _check_met(require, report, chosen)
     result = to_surgeon(fused) if is_surgeon_graph(model) else fused
     return FuseResult(result, report, source, changed or len(fused.functions) != count, fused)
 
 
+@blames_text
 def explain(
     model: Any,
     *,
@@ -194,6 +202,8 @@ def explain(
     _, report = Pipeline(
         [Convert(), FusePass(chosen, dry_run=True)], bodies={item.operator.domain for item in chosen}
     ).run(original, report)
+    whole = blocks.outline(original)
+    report.layers = _layers(whole, whole)
     if at is not None:
         names = _names_at(original, at)
         report.matches = [item for item in report.matches if names & {item.node, *item.replaced}]
@@ -299,19 +309,44 @@ def _check_required(require: Mapping[str, int] | None, chosen: Sequence[Fusion])
             )
 
 
-def _check_met(require: Mapping[str, int] | None, report: Report) -> None:
+def _check_met(require: Mapping[str, int] | None, report: Report, chosen: Sequence[Fusion]) -> None:
     for name, count in (require or {}).items():
         found = sum(name in (match.fusion, match.operator) for match in report.matches)
-        if found < count:
-            misses = [item for item in report.near_misses if name == item.fusion]
-            best = max(misses, key=lambda item: item.matched, default=None)
-            why = f" The nearest miss, at {best.node}: {best.reason}." if best is not None else ""
-            error = RequirementError(
-                f"{count} {name} required, {found} fused.{why}",
-                "`onnx-fuse explain MODEL` tells what stopped the rest.",
-            )
-            error.report = report  # type: ignore[attr-defined]
-            raise error
+        if found >= count:
+            continue
+        fusions = {fusion.name for fusion in chosen if name in (fusion.name, fusion.operator.name)}
+        error = RequirementError(
+            f"{count} {name} required, {found} fused.{_missing(fusions, count - found, report)}",
+            "`onnx-fuse explain MODEL` tells what stopped the rest.",
+        )
+        error.report = report  # type: ignore[attr-defined]
+        raise error
+
+
+def _missing(fusions: Collection[str], missing: int, report: Report) -> str:
+    """The near misses that would have made up the difference, the most complete first, with what would make them fuse."""
+    misses = [item for item in report.near_misses if item.fusion in fusions]
+    if not misses:
+        return " There are no near misses: nothing else in the model looks like it."
+    misses.sort(key=lambda item: -item.matched / max(item.total, 1))
+    shown = misses[: min(missing, _MOST_MISSES)]
+    numbers = [f"({number}) " for number in range(1, len(shown) + 1)] if len(shown) > 1 else [""]
+    told = "; ".join(number + _miss(item) for number, item in zip(numbers, shown, strict=True))
+    rest = f"; and {len(misses) - len(shown)} more" if len(misses) > len(shown) else ""
+    lead = "The nearest miss" if len(misses) == 1 else "The nearest misses"
+    advice = "".join(f" {text}" for text in dict.fromkeys(item.advice for item in shown if item.advice))
+    return f" {lead}: {told}{rest}.{advice}"
+
+
+def _miss(item: NearMissRecord) -> str:
+    where = f"{item.node} in {item.graph}" if item.graph else item.node
+    where += f" of {item.block}" if item.block else ""
+    return f"{where}: {item.reason.rstrip('.')}"
+
+
+def _layers(before: Mapping[str, int], after: Mapping[str, int]) -> list[LayerRecord]:
+    names = dict.fromkeys([*before, *after])
+    return [LayerRecord(name, before.get(name, 0), after.get(name, 0)) for name in names]
 
 
 def _names_at(model: ModelProto, at: str) -> set[str]:

@@ -123,7 +123,9 @@ def fuse(
     simplify: bool = typer.Option(False, "--simplify", help="Also write the canonical form of what did not fuse."),
     no_verify: bool = typer.Option(False, "--no-verify", help="Do not compare with the original in ONNX Runtime."),
     inputs: Path | None = typer.Option(None, metavar="X.npz", help="Inputs to verify with, before random ones."),
-    report: str | None = typer.Option(None, metavar="R.json", help="Write a report as JSON; - for stdout."),
+    report: str | None = typer.Option(
+        None, metavar="R.json", help="Write a report: JSON, or a page if it ends in .html; - for stdout."
+    ),
     external_data: ExternalData | None = typer.Option(
         None, help="Keep data files in place, or copy them beside OUT. [default: by the folder of OUT]"
     ),
@@ -346,10 +348,15 @@ def _check_paths(
 def _write_report(target: str | None, report: Report | None) -> None:
     if target is None or report is None:
         return
-    text = report.to_json() + "\n"
     if target == "-":
-        typer.echo(text, nl=False)
+        typer.echo(report.to_json())
         return
     from onnx_fuse.passes.files import write_file
 
-    write_file(target, text.encode())
+    if target.lower().endswith((".html", ".htm")):
+        from onnx_fuse.html_report import to_html
+
+        text = to_html(report)
+    else:
+        text = report.to_json() + "\n"
+    write_file(target, text.encode("utf-8", "backslashreplace"))

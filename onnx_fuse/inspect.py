@@ -13,6 +13,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 from onnx_fuse.passes.external_data import byte_size, external_files, tensors
 from onnx_fuse.passes.graph import Node, subgraphs
 from onnx_fuse.passes.io import load
+from onnx_fuse.passes.text import blames_text
 
 FUSED_DOMAIN = "gr.ml.infra"
 
@@ -105,6 +106,7 @@ class Inspection:
         return asdict(self)
 
 
+@blames_text
 def inspect(path: str | os.PathLike[str]) -> Inspection:
     """Reads a model file and lists what is in it.
 

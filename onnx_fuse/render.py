@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -11,7 +11,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnx_fuse.passes.report import MatchRecord, NearMissRecord, Report, group_near_misses
+from onnx_fuse.passes import blocks
+from onnx_fuse.passes.report import MatchRecord, NearMissRecord, Report, group_near_misses, without_numbers
 
 if TYPE_CHECKING:
     from onnx_fuse.inspect import Inspection
@@ -111,6 +112,8 @@ def warnings(console: Console, report: Report) -> None:
     """Warnings, and the errors of passes that were passed over."""
     for warning in report.warnings:
         say(console, f"warning: {warning}", "yellow")
+        if advice := blocks.advise(warning):
+            say(console, f"hint: {advice}")
     for one in report.passes:
         if one.error:
             say(console, f"warning: {one.name} failed and was left out: {one.error}", "yellow")
@@ -145,23 +148,91 @@ def explanation(console: Console, report: Report, *, at: str | None = None, patt
     if report.matches:
         say(console, f"Would fuse{about}: {counted(len(report.matches), 'place')}", "bold")
         console.print(_matches_table(report.matches))
-        for operator, match in {match.operator: match for match in reversed(report.matches)}.items():
-            indented(console, f"{operator}: first at {_place(match.root, match.graph)}", 2)
-        left_out = Counter(sentence for match in report.matches for sentence in match.left_out)
-        for sentence, count in left_out.items():
-            indented(console, f"left out {count}x: {sentence}", 2)
     else:
         say(console, f"Nothing would fuse{about}.", "bold")
     _equalities(console, report)
-    console.print()
-    if not report.near_misses:
+    if report.near_misses:
+        summary = f"{counted(len(report.near_misses), 'place')}, {counted(len(report.grouped_near_misses()), 'reason')}"
+        say(console, f"Near misses: {summary}", "bold")
+    else:
         say(console, "No near misses.")
-        return
-    groups = group_near_misses(report.near_misses)
-    summary = f"{counted(len(report.near_misses), 'place')}, {counted(len(groups), 'reason')}"
-    say(console, f"Near misses: {summary}", "bold")
-    _near_misses(console, groups)
-    say(console, "`--at NODE` shows one place in full, `--pattern NAME` one fusion.", "dim")
+    for group in by_layer(report.matches, report.near_misses):
+        console.print()
+        indented(console, group.title, 0, "bold")
+        for match, count in group.matches:
+            place = f"{_inside(match.block)}: " if _inside(match.block) else ""
+            parts = f" with {', '.join(match.parts)}" if match.parts else ""
+            times = f"{count}x " if count > 1 else ""
+            indented(console, f"{place}{times}{match.operator}{parts}, {counted(len(match.replaced), 'node')}", 2)
+            indented(console, f"first at {_place(match.root, match.graph)}", 6, "dim")
+            for sentence in match.left_out:
+                indented(console, f"left out: {sentence}", 6)
+            for advice in match.advice:
+                indented(console, f"to get it: {advice}", 6, "cyan")
+        _near_misses(console, group.near_misses)
+    if report.near_misses:
+        console.print()
+        say(console, "`--at NODE` shows one place in full, `--pattern NAME` one fusion.", "dim")
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Equal layers and what happened in each of them.
+
+    Attributes:
+        layers: their names; ("",) for what names none.
+        matches: the fusions in the first of the layers, equal ones together, with their number.
+        near_misses: the near misses likewise.
+    """
+
+    layers: tuple[str, ...]
+    matches: tuple[tuple[MatchRecord, int], ...]
+    near_misses: tuple[tuple[NearMissRecord, int], ...]
+
+    @property
+    def title(self) -> str:
+        """`encoder.layer.0 … encoder.layer.11 (12 layers)`."""
+        if self.layers == ("",):
+            return "outside of named layers"
+        return blocks.span(self.layers) + (f" ({len(self.layers)} layers)" if len(self.layers) > 2 else "")
+
+
+def by_layer(matches: Iterable[MatchRecord], near_misses: Iterable[NearMissRecord]) -> list[LayerGroup]:
+    """What happened in each layer, layers in which the same happened together, in the order they are met."""
+    layers: dict[str, dict[tuple[Any, ...], list[MatchRecord | NearMissRecord]]] = {}
+    records: list[MatchRecord | NearMissRecord] = [*matches, *near_misses]
+    for record in records:
+        layer = blocks.layer_of(record.block)
+        layers.setdefault(layer, {}).setdefault(_kind(record, layer), []).append(record)
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for layer, kinds in layers.items():
+        counts = tuple((kind, len(found)) for kind, found in kinds.items())
+        groups.setdefault((blocks.template(layer), counts), []).append(layer)
+    result = []
+    for names in groups.values():
+        held = [(found[0], len(found)) for found in layers[names[0]].values()]
+        result.append(
+            LayerGroup(
+                tuple(names),
+                tuple((record, count) for record, count in held if isinstance(record, MatchRecord)),
+                tuple((record, count) for record, count in held if isinstance(record, NearMissRecord)),
+            )
+        )
+    return result
+
+
+def _kind(record: MatchRecord | NearMissRecord, layer: str) -> tuple[Any, ...]:
+    """Equal for records that differ only in their numbers."""
+    inside = blocks.template(record.block[len(layer) :])
+    if isinstance(record, MatchRecord):
+        left_out = tuple(without_numbers(sentence) for sentence in record.left_out)
+        return ("match", inside, record.operator, record.parts, left_out)
+    return ("miss", inside, record.fusion, without_numbers(record.reason))
+
+
+def _inside(block: str) -> str:
+    """What of a block lies below its layer: "attention" of "encoder.layer.2.attention"."""
+    return block[len(blocks.layer_of(block)) :].lstrip(".")
 
 
 def _matches_table(matches: Sequence[MatchRecord]) -> Table:
@@ -183,11 +254,15 @@ def _near_misses(console: Console, groups: Iterable[tuple[NearMissRecord, int]])
         head = f"{miss.fusion}: {matched(miss)} at {_place(miss.node, miss.graph)}{places}"
         indented(console, head, 2)
         indented(console, miss.reason, 6, "italic")
+        if miss.advice:
+            indented(console, f"to get it: {miss.advice}", 6, "cyan")
 
 
 def _details(console: Console, report: Report, at: str) -> None:
     for match in report.matches:
         say(console, f"{match.fusion} would fuse at {_place(match.root, match.graph)}", "bold")
+        if match.block:
+            indented(console, f"block: {match.block}", 2)
         if match.operator != match.fusion:
             indented(console, f"operator: {match.operator}", 2)
         indented(console, f"matched {counted(len(match.replaced), 'node')}: {', '.join(match.replaced)}", 2)
@@ -196,10 +271,16 @@ def _details(console: Console, report: Report, at: str) -> None:
             indented(console, f"with: {', '.join(match.parts)}", 2)
         for sentence in match.left_out:
             indented(console, f"left out: {sentence}", 2)
+        for advice in match.advice:
+            indented(console, f"to get it: {advice}", 2, "cyan")
     for miss in report.near_misses:
         say(console, f"{miss.fusion} does not fuse at {_place(miss.node, miss.graph)} ({miss.op_type})", "bold")
+        if miss.block:
+            indented(console, f"block: {miss.block}", 2)
         indented(console, f"{matched(miss)}, then:", 2)
         indented(console, miss.reason, 6, "italic")
+        if miss.advice:
+            indented(console, f"to get it: {miss.advice}", 2, "cyan")
     if not report.matches and not report.near_misses:
         say(console, f"No fusion begins to match at {at}.")
 

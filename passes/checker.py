@@ -13,6 +13,8 @@ from onnx_fuse.passes.external_data import byte_size, external_tensors
 
 # Embedded weights above this size are not handed to onnx's checker, which would copy them twice.
 _LARGE_TENSOR = 1 << 20
+# What ONNX Runtime's optimisers write in ONNX's domain although it has no such operator before this opset, or at all.
+_RUNTIME_OWN = {"LayerNormalization": 17, "SimplifiedLayerNormalization": 1 << 30}
 
 
 def check(model: ModelProto, path: str | os.PathLike[str] = "", *, full: bool = False) -> None:
@@ -49,26 +51,35 @@ def _checkable(model: ModelProto, name: str) -> bytes:
     """The model for the checker, in which nothing refers to external data.
 
     The checker would look for it from the current folder, and it would copy embedded weights twice. So external and large
-    initializers of the main graph become inputs of the same type.
+    initializers of the main graph become inputs of the same type. Operators that ONNX Runtime alone has are put in its domain.
     """
     graph = model.graph
     set_aside = {
         tensor.name: tensor
         for tensor in graph.initializer
-        if tensor.data_location == TensorProto.EXTERNAL or len(tensor.raw_data) > _LARGE_TENSOR
+        if _check_size(tensor, name) > _LARGE_TENSOR or tensor.data_location == TensorProto.EXTERNAL
     }
     stripped = model
-    if set_aside:
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    foreign = [
+        index
+        for index, node in enumerate(graph.node)
+        if node.op_type in _RUNTIME_OWN and node.domain == "" and opset < _RUNTIME_OWN[node.op_type]
+    ]
+    if set_aside or foreign:
         stripped = ModelProto()
         _copy_fields(model, stripped, {"graph"})
         _copy_fields(graph, stripped.graph, {"initializer"})
         stripped.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name not in set_aside)
         declared = {value.name for value in graph.input}
         for tensor in set_aside.values():
-            _check_size(tensor, name)
             if tensor.name not in declared:
                 value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
                 stripped.graph.input.append(value)
+    for index in foreign:
+        stripped.graph.node[index].domain = "com.microsoft"
+    if foreign and all(entry.domain != "com.microsoft" for entry in stripped.opset_import):
+        stripped.opset_import.add(domain="com.microsoft", version=1)
     data: bytes = stripped.SerializeToString()
     if b"location" not in data:
         return data
@@ -83,13 +94,15 @@ def _checkable(model: ModelProto, name: str) -> bytes:
     return bytes(stripped.SerializeToString())
 
 
-def _check_size(tensor: TensorProto, name: str) -> None:
-    needed = byte_size(tensor)
-    if tensor.data_location != TensorProto.EXTERNAL and len(tensor.raw_data) < needed:
-        raise ModelError(
-            f"Initializer {tensor.name!r} of {name} has {len(tensor.raw_data)} bytes, but its shape and type need {needed}.",
-            "Export the model again.",
-        )
+def _check_size(tensor: TensorProto, name: str) -> int:
+    """The bytes of a tensor that is kept as raw bytes; 0 for others."""
+    found = len(tensor.raw_data)
+    if tensor.data_location != TensorProto.EXTERNAL and (found or tensor.HasField("raw_data")):
+        needed = byte_size(tensor)
+        if found != needed and (needed or 0 in tensor.dims):  # 0: strings, and types that are not known
+            cause = f"Initializer {tensor.name!r} of {name} has {found} bytes, but its shape and type need {needed}."
+            raise ModelError(cause, "Export the model again.")
+    return found
 
 
 def _copy_fields(source: Message, target: Message, skip: set[str]) -> None:

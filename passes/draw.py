@@ -103,7 +103,10 @@ def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
     held = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in held]
     dims = {value.name: _dims(value) for value in inputs}
-    indexed = _indexed(model, dims)
+    try:
+        indexed = _indexed(model, dims)
+    except (IndexError, RecursionError):  # malformed, or a function that calls itself: running it will say so
+        indexed = {}
     return tuple(
         InputSpec(
             value.name,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto
 
-from onnx_fuse.errors import PatternError
+from onnx_fuse.errors import ModelError, PatternError
 from onnx_fuse.patterns.body import CAST_LIKE_SINCE
 from onnx_fuse.patterns.operator import OPSET, FusedOp
 
@@ -117,7 +117,11 @@ def inline_bodies(model: ModelProto, operators: Iterable[tuple[str, str]]) -> Mo
     wanted = sorted(set(operators))
     if not wanted:
         return model
-    return inliner.inline_selected_functions(model, wanted)
+    try:
+        return inliner.inline_selected_functions(model, wanted)
+    except RuntimeError as error:
+        cause = f"The bodies of the fused operators cannot be inlined: {str(error).rstrip('.')}."
+        raise ModelError(cause, "Keep them as functions (--functions keep).") from error
 
 
 def drop_bodies(model: ModelProto, operators: Iterable[tuple[str, str]]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto
 
-from onnx_fuse.passes import emit
+from onnx_fuse.passes import blocks, emit
 from onnx_fuse.passes.convert import OLDEST, opset_of
-from onnx_fuse.passes.graph import Graph, graphs
+from onnx_fuse.passes.graph import Graph, Node, graphs
 from onnx_fuse.passes.infer import disagreement
 from onnx_fuse.passes.match import Match, NearMiss, match_at
 from onnx_fuse.passes.normalize import normalize
@@ -21,6 +22,7 @@ from onnx_fuse.patterns.dsl import Pattern
 from onnx_fuse.patterns.operator import Fusion
 
 _SMALL = 1024
+_BEHIND = 24
 
 
 class FusePass:
@@ -74,22 +76,26 @@ class FusePass:
             planned = [item for item in planned if item.candidate.match.root.name in self.only]
         misses.extend(
             _record(miss, fusion.name, graph)
-            for fusion, miss in attempts
+            for fusion, miss in _furthest(attempts)
             if not _ran_into_another(miss, fusion, planned)
         )
         for fusion in self.fusions:
             told = [miss for owner, miss in attempts if owner is fusion]
             misses.extend(_unexplained(fusion, view, planned, refusals, told))
+        replaced_by = {(item.candidate.fusion.name, position) for item in planned for position in item.dead}
         for refusal in refusals:
-            if not _part_of_another(refusal.candidate, planned):
+            # A core whose root the same fusion replaces anyway was fused with its rim: it is no loser.
+            if (refusal.candidate.fusion.name, refusal.candidate.match.root.position) not in replaced_by:
                 misses.append(_refused(refusal, graph))
         misses = _worth_telling(misses, planned)
         replaced = [[view.graph.nodes[position].name for position in sorted(item.dead)] for item in planned]
+        places = [_place(item, graph) for item in planned]
         names = [item.candidate.match.root.name for item in planned]
+        left_out = [tuple(_left_out(item, view, refusals)) for item in planned]
         if not self.dry_run:
             names = [node.name for _, node in rewriter.commit(planned).fused]
-        for item, name, nodes in zip(planned, names, replaced, strict=True):
-            log.matches.append(_match_record(item, name, nodes, view, misses))
+        for item, name, nodes, rest, place in zip(planned, names, replaced, left_out, places, strict=True):
+            log.matches.append(_match_record(item, name, nodes, graph, rest, place))
         log.near_misses.extend(misses)
         log.equalities.update(view.equalities)
 
@@ -107,9 +113,9 @@ class FusePass:
                         else:
                             covers = frozenset().union(*(view.covers(item) for item in result.nodes))
                             found.append(Candidate(fusion, result, fused, covers))
-                    elif _interesting(result, fusion):
+                    elif _interesting(result, fusion, view):
                         missed.append(result)
-                missed.extend(_other_domains(pattern, view))
+                missed.extend(_other_domains(pattern, fusion, view, missed))
         except Exception as error:
             # A rule is somebody's code: when it raises, its fusion is left out and the others go on.
             log.errors.append(f"{fusion.name} raised {type(error).__name__}: {error}")
@@ -117,20 +123,36 @@ class FusePass:
         return found, missed
 
 
-def _interesting(miss: NearMiss, fusion: Fusion) -> bool:
-    if fusion.anchor is not None and all(op_type != fusion.anchor for op_type, _ in miss.reached):
-        return False
-    return miss.matched >= min(2, miss.pattern.size)
+def _interesting(miss: NearMiss, fusion: Fusion, view: View) -> bool:
+    if fusion.anchor is None:
+        return miss.matched >= min(2, miss.pattern.size)
+    if any(op_type == fusion.anchor for op_type, _ in miss.reached):
+        return True
+    # The outermost node may be the right operator with another attribute: then nothing before it was looked at.
+    return miss.matched == 0 and _is_before(fusion.anchor, miss.root, view)
 
 
-def _other_domains(pattern: Pattern, view: View) -> list[NearMiss]:
-    """Nodes that carry a root's operator name in another domain: they are another operator."""
-    names = {op_type for domain, op_type in pattern.root_keys if domain == ""}
+def _is_before(op_type: str, node: Node, view: View, steps: int = 4) -> bool:
+    """Whether one of the last few steps on the way to a node is such an operator."""
+    frontier = [node]
+    for _ in range(steps):
+        makers = {id(maker): maker for item in frontier for value in item.inputs if (maker := view.producer(value))}
+        frontier = list(makers.values())
+        if any(maker.key == ("", op_type) for maker in frontier):
+            return True
+    return False
+
+
+def _other_domains(pattern: Pattern, fusion: Fusion, view: View, told: Sequence[NearMiss]) -> list[NearMiss]:
+    """Nodes that carry a root's or the anchor's operator name in another domain: they are another operator."""
+    names = {op_type for domain, op_type in pattern.root_keys if domain == ""} | {fusion.anchor}
+    reached = {position for miss in told for _, position in miss.reached}
     misses: list[NearMiss] = []
     for (domain, op_type), nodes in view.by_key():
         if domain and op_type in names:
             reason = f"{op_type} of domain {domain} is not ONNX's {op_type}"
-            misses.extend(NearMiss(pattern, node, node.name, 0, reason, frozenset()) for node in nodes)
+            unsaid = [node for node in nodes if node.position not in reached]
+            misses.extend(NearMiss(pattern, node, node.name, 0, reason, frozenset()) for node in unsaid)
     return misses
 
 
@@ -163,10 +185,15 @@ def _unfit(planned: Sequence[Planned], view: View, log: Log) -> list[Refusal]:
     return unfit
 
 
-def _part_of_another(candidate: Candidate, planned: Sequence[Planned]) -> bool:
-    """Whether the same fusion replaces the candidate's root anyway: a core that was fused with its rim is no loser."""
-    root = candidate.match.root.position
-    return any(item.candidate.fusion is candidate.fusion and root in item.dead for item in planned)
+def _furthest(attempts: Iterable[tuple[Fusion, NearMiss]]) -> list[tuple[Fusion, NearMiss]]:
+    """Of the attempts of a fusion that came upon the same anchors and failed for the same reason, the furthest one."""
+    best: dict[Any, tuple[Fusion, NearMiss]] = {}
+    for fusion, miss in attempts:
+        anchors = frozenset(position for op_type, position in miss.reached if op_type == fusion.anchor)
+        key = (fusion.name, miss.reason, anchors or miss.root.position)
+        if key not in best or best[key][1].matched < miss.matched:
+            best[key] = fusion, miss
+    return list(best.values())
 
 
 def _ran_into_another(miss: NearMiss, fusion: Fusion, planned: Sequence[Planned]) -> bool:
@@ -199,8 +226,26 @@ def _unexplained(
         readers = ", ".join(f"{reader.op_type} {reader.name}" for reader in view.readers(node.outputs[0])[:3])
         reason = f"what reads it is no part of the pattern: {readers or 'nothing'}"
         miss = NearMiss(fusion.patterns[0], node, node.name, 1, reason, frozenset())
-        records.append(_record(miss, fusion.name, view.graph))
+        records.append(_record(_stopped_behind(node, fusion, view) or miss, fusion.name, view.graph))
     return records
+
+
+def _stopped_behind(anchor: Node, fusion: Fusion, view: View) -> NearMiss | None:
+    """The attempt from further on that came closest to the anchor, if it failed between the two."""
+    behind, frontier = {anchor.name: anchor}, [anchor]
+    while frontier and len(behind) < _BEHIND:
+        following = [reader for node in frontier for value in node.outputs for reader in view.readers(value)]
+        frontier = [node for node in following if node.name not in behind]
+        behind.update((node.name, node) for node in frontier)
+    attempts = [miss for node in behind.values() for miss in _misses_at(node, fusion, view) if miss.reached]
+    attempts = [miss for miss in attempts if miss.failed_at in behind]
+    return max(attempts, key=lambda miss: miss.matched, default=None)
+
+
+def _misses_at(node: Node, fusion: Fusion, view: View) -> list[NearMiss]:
+    """Why the fusion's patterns do not match with the node as their root."""
+    results = [match_at(pattern, node, view) for pattern in fusion.patterns if node.key in pattern.root_keys]
+    return [result for result in results if isinstance(result, NearMiss)]
 
 
 def _worth_telling(misses: Sequence[NearMissRecord], planned: Sequence[Planned]) -> list[NearMissRecord]:
@@ -226,6 +271,8 @@ def _record(miss: NearMiss, fusion: str, graph: Graph) -> NearMissRecord:
         matched=miss.matched,
         total=miss.pattern.size,
         reason=miss.reason,
+        block=blocks.block_of(graph.nodes[miss.root.position].proto),
+        advice=blocks.advise(miss.reason, graph),
     )
 
 
@@ -240,11 +287,36 @@ def _refused(refusal: Refusal, graph: Graph) -> NearMissRecord:
         matched=len(match.nodes),
         total=match.pattern.size,
         reason=refusal.reason,
+        block=blocks.block_of(graph.nodes[match.root.position].proto),
+        advice=blocks.advise(refusal.reason, graph),
     )
 
 
+def _place(item: Planned, graph: Graph) -> dict[str, Any]:
+    """Where a match lies and what it replaces, for its record: read before the nodes go."""
+    nodes = [graph.nodes[position] for position in sorted(item.dead)]
+    number = {node.position: index for index, node in enumerate(nodes)}
+    edges = [
+        (number[maker.position], number[node.position])
+        for node in nodes
+        for maker in dict.fromkeys(graph.producers[name] for name in node.inputs if name in graph.producers)
+        if maker.position in number
+    ]
+    root = graph.nodes[item.candidate.match.root.position].proto
+    return {
+        "block": blocks.block_of_all([node.proto for node in nodes], root),
+        "replaced_types": tuple(node.op_type for node in nodes),
+        "replaced_edges": tuple(edges),
+    }
+
+
 def _match_record(
-    item: Planned, name: str, replaced: Sequence[str], view: View, misses: Sequence[NearMissRecord]
+    item: Planned,
+    name: str,
+    replaced: Sequence[str],
+    graph: Graph,
+    left_out: tuple[str, ...],
+    place: dict[str, Any],
 ) -> MatchRecord:
     fusion, fused = item.candidate.fusion, item.candidate.fused
     return MatchRecord(
@@ -252,26 +324,30 @@ def _match_record(
         operator=fusion.operator.name,
         node=name,
         root=item.candidate.match.root.name,
-        graph=view.graph.path,
+        graph=graph.path,
         replaced=tuple(replaced),
         inputs=tuple(fusion.operator.present(fused.inputs)),
         outputs=tuple(output for output in fusion.operator.outputs if output in item.outputs),
         parts=fused.parts,
-        left_out=() if set(fusion.rim) <= set(fused.parts) else tuple(_left_out(item, view, misses)),
+        left_out=left_out,
+        advice=tuple(dict.fromkeys(advice for sentence in left_out if (advice := blocks.advise(sentence, graph)))),
+        **place,
     )
 
 
-def _left_out(item: Planned, view: View, misses: Sequence[NearMissRecord]) -> Iterator[str]:
+def _left_out(item: Planned, view: View, refusals: Sequence[Refusal]) -> Iterator[str]:
     """Why the nodes that follow a match were not swallowed with it: one sentence for each."""
     fusion, match = item.candidate.fusion, item.candidate.match
+    if set(fusion.rim) <= set(item.candidate.fused.parts):
+        return
     followers = [reader for value in item.outputs.values() for reader in view.readers(value)]
     for reader in followers:
         if reader in match.nodes:
             continue
-        said = next((miss for miss in misses if miss.fusion == fusion.name and miss.node == reader.name), None)
-        yield f"{reader.name}: " + (
-            said.reason if said is not None else f"{reader.op_type} is no part of the pattern here"
-        )
+        candidates = [refusal for refusal in refusals if refusal.candidate.match.root is reader]
+        reasons = [refusal.reason for refusal in candidates if refusal.candidate.fusion is fusion]
+        reasons += [miss.reason for miss in _misses_at(reader, fusion, view)]
+        yield f"{reader.name}: " + next(iter(reasons), f"{reader.op_type} is no part of the pattern here")
 
 
 def inferred_types(graph: Graph) -> Callable[[], dict[str, onnx.TypeProto]] | None:

@@ -69,6 +69,11 @@ class Node:
         """(domain, operator type): what matching is indexed by."""
         return (self.domain, self.op_type)
 
+    @property
+    def qualified(self) -> str:
+        """Operator type, with the domain in front unless it is ONNX's: com.microsoft.Gelu."""
+        return f"{self.domain}.{self.op_type}" if self.domain else self.op_type
+
     def attribute(self, name: str) -> Any:
         """The attribute as a Python value (bytes become str), a `Reference`, or None where the node does not carry it."""
         for attribute in self.proto.attribute:
@@ -333,9 +338,13 @@ class Graph:
         else:
             self.proto.initializer.extend(initializers)
         keep = []
+        taken = {node.proto.name for node in self.nodes if node.position not in remove}
         for number, (position, proto) in enumerate(additions):
             added = field.add()
             added.CopyFrom(proto)
+            while added.name and added.name in taken:
+                added.name += "_"
+            taken.add(added.name)
             keep.append(added)
             order[id(added)] = (position, 0, number)
         # Sorting in place moves pointers; rebuilding the list would copy every node.
@@ -417,7 +426,7 @@ def _constant_tensor(node: Node) -> TensorProto | None:
 
 
 def decode(tensor: TensorProto, limit: int = CONSTANT_LIMIT) -> np.ndarray | None:
-    """The tensor as an array; None where it is larger than `limit` elements or lies in external data."""
+    """The tensor as an array; None where it is larger than `limit` elements, lies in external data, or is malformed."""
     if tensor.data_location == TensorProto.EXTERNAL:
         return None
     size = 1
@@ -425,4 +434,7 @@ def decode(tensor: TensorProto, limit: int = CONSTANT_LIMIT) -> np.ndarray | Non
         size *= dim
     if size > limit or tensor.data_type == TensorProto.STRING:
         return None
-    return numpy_helper.to_array(tensor)
+    try:
+        return numpy_helper.to_array(tensor)
+    except (KeyError, TypeError, ValueError):  # data and dimensions contradict each other
+        return None

@@ -27,18 +27,22 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
         return f"its type is {_type_name(dtype)}, {operator.name} is for {allowed}"
     infos = {name: view.info(value) for name, value in fused.inputs.items() if value}
     made = [name for name in operator.outputs if name in outputs]
-    dtype = view.dtype(outputs[made[0]])
-    if dtype == TensorProto.DOUBLE:
-        return f"{outputs[made[0]]} is DOUBLE, {operator.name} computes in FLOAT"
     if not dtype and view.graph.opset() < CAST_LIKE_SINCE:
         return f"the type of {outputs[made[0]]} is not known, and opset {view.graph.opset()} has no CastLike"
+    wanted = {name: view.info(outputs[name]) for name in made}
+    case = _case(operator, fused, infos, wanted)
+    if case in view.agreed:
+        return None  # another layer of the same make was found to agree
     function = operator.make_function(operator.present(fused.inputs), made, fused.attributes, view.graph.opsets, dtype)
+    empty = next((fused.inputs[name] for name, info in infos.items() if info.shape and 0 in info.shape), None)
+    if empty is not None:
+        return f"{empty} has no elements"
     if any(not info.dtype for info in infos.values()):
         return None
     inferred = _infer(operator, fused, infos, made, function, view.graph.opsets)
     for name in made:
         value = outputs[name]
-        want, have = view.info(value), inferred.get(name)
+        want, have = wanted[name], inferred.get(name)
         if have is None:
             continue
         if want.dtype and have.tensor_type.elem_type and want.dtype != have.tensor_type.elem_type:
@@ -52,9 +56,16 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
         if len(found) != len(want.shape) or any(
             isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(found, want.shape, strict=False)
         ):
-            wanted = ", ".join(map(str, want.shape))
-            return f"{value} has shape [{wanted}], {operator.name} makes [{', '.join(map(str, found))}]"
+            expected = ", ".join(map(str, want.shape))
+            return f"{value} has shape [{expected}], {operator.name} makes [{', '.join(map(str, found))}]"
+    view.agreed.add(case)
     return None
+
+
+def _case(operator: FusedOp, fused: Fused, infos: Mapping[str, Info], wanted: Mapping[str, Info]) -> str:
+    """Everything the answer depends on."""
+    shapes = [(name, info.dtype, info.shape) for group in (infos, wanted) for name, info in group.items()]
+    return repr((operator.domain, operator.name, sorted(fused.attributes.items()), shapes))
 
 
 def _infer(
@@ -90,4 +101,5 @@ def _value_info(name: str, info: Info) -> ValueInfoProto:
 
 
 def _type_name(dtype: int) -> str:
-    return str(TensorProto.DataType.Name(dtype))
+    known = dtype in TensorProto.DataType.values()
+    return str(TensorProto.DataType.Name(dtype)) if known else f"type {dtype}"

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnx_fuse.passes.dims import Dim
 from onnx_fuse.passes.graph import Node, Reference
 from onnx_fuse.passes.view import ATTRIBUTE_INPUTS, View
 from onnx_fuse.patterns.dsl import AnyOf, Named, Number, Op, Output, Pattern, Shaped, Term, Tree, Variable, root_keys
 
 STEP_BUDGET = 20_000
 """Most terms tried at one node; a pattern that needs more is refused there, and says so."""
+
+MOST_READERS = 64
+"""Further results of a pattern are not looked for among the readers of a value that has more."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class NearMiss:
 
 def match_at(pattern: Pattern, node: Node, view: View) -> Match | NearMiss:
     """Tries the pattern with `node` as its root."""
+    makers = [view.producer(name) if name else None for name in node.inputs]
+    if not pattern.may_start_at(node.key, [None if maker is None else maker.key for maker in makers]):
+        return NearMiss(pattern, node, node.name, 1, "no operand is made by what the pattern wants", frozenset())
     return _Attempt(pattern, node, view).run()
 
 
@@ -94,7 +99,8 @@ class _Attempt:
         self.nodes: dict[tuple[int, str], Node] = {}
         self.suffix = ""
         self.steps = 0
-        self.best = -1
+        self.best = (-1, 0)
+        self.wanted: list[str] = []
         self.failure: tuple[str, Callable[[], str]] = (root.name, lambda: "nothing matched")
         self.reached: set[tuple[str, int]] = set()
         self.values: list[str] = []
@@ -110,11 +116,11 @@ class _Attempt:
             sentence = (
                 f"more than {STEP_BUDGET} steps were needed" if spent else "it has more inputs than can be followed"
             )
-            self.best, self.failure = len(self.nodes), (self.root.name, lambda: sentence)
+            self.best, self.failure = (len(self.nodes), 0), (self.root.name, lambda: sentence)
         if matched:
             return self._match()
         failed_at, reason = self.failure
-        return NearMiss(self.pattern, self.root, failed_at, max(self.best, 0), reason(), frozenset(self.reached))
+        return NearMiss(self.pattern, self.root, failed_at, max(self.best[0], 0), reason(), frozenset(self.reached))
 
     def _match(self) -> Match:
         nodes = sorted({id(node): node for node in self.nodes.values()}.values(), key=lambda node: node.position)
@@ -146,7 +152,8 @@ class _Attempt:
         for _ in range(self.pattern.size):
             following: list[str] = []
             for name in frontier:
-                for node in self.view.readers(name):
+                readers = self.view.readers(name)
+                for node in readers if len(readers) <= MOST_READERS else ():
                     if index >= len(node.outputs) or node.outputs[index] in seen:
                         continue
                     value = node.outputs[index]
@@ -161,15 +168,27 @@ class _Attempt:
         for requirement in self.pattern.requirements:
             sentence = requirement(match, self.view)
             if sentence is not None:
-                return self._fail(self.root.name, lambda text=sentence: text)  # type: ignore[misc]
+                return self._fail(self.root.name, lambda text=sentence: text, 3)  # type: ignore[misc]
         return True
 
     # -- bookkeeping -----------------------------------------------------------------------------------------------
 
-    def _fail(self, where: str, reason: Callable[[], str]) -> bool:
-        if len(self.nodes) > self.best:
-            self.best = len(self.nodes)
-            self.failure = (where, reason)
+    def _fail(self, where: str, reason: Callable[[], str], weight: int = 1) -> bool:
+        """Keeps the failure that tells most: the one with most nodes matched; among equals a requirement (weight 3), then
+        a number that is none (2), then a property of the right operator (1), then another operator (0)."""
+        if (len(self.nodes), weight) > self.best:
+            self.best = (len(self.nodes), weight)
+            self.failure, self.wanted = (where, reason), []
+        return False
+
+    def _fail_op(self, where: str, found: Callable[[], str], op: Op) -> bool:
+        """As `_fail`, with weight 0; where several operators would have done, all are named."""
+        key, label = (len(self.nodes), 0), _op_label(op)
+        again = self.best == key and self.failure[0] == where and bool(self.wanted)
+        if again or key > self.best:
+            self.wanted = [*(self.wanted if again else []), label]
+            self.best = key
+            self.failure = (where, lambda: f"{found()}, pattern wants {' or '.join(dict.fromkeys(self.wanted))}")
         return False
 
     def _bind(self, name: str, item: Any, then: Continuation) -> bool:
@@ -223,7 +242,7 @@ class _Attempt:
         if term.kind == "constant" and not self.view.is_constant(value):
             return self._fail(value, lambda: f"{value} is not a constant ({name})")
         if term.kind == "scalar" and self.view.scalar(value) is None:
-            return self._fail(value, lambda: f"{value} is not a constant with one element ({name})")
+            return self._fail(value, lambda: f"{value} is not a constant with one element ({name})", 2)
         return self._bind(name, value, then)
 
     def _equal_constants(self, a: str, b: str) -> bool:
@@ -233,12 +252,16 @@ class _Attempt:
     def _number(self, term: Number, value: str, then: Continuation) -> bool:
         found = self.view.scalar(value) if value else None
         if found is None:
-            return self._fail(value, lambda: f"{self._describe(value)}, pattern wants the constant {term.value:g}")
+            return self._fail(value, lambda: f"{self._describe(value)}, pattern wants the constant {term.value:g}", 0)
         if not math.isclose(found, term.value, rel_tol=term.tolerance, abs_tol=1e-12 if term.value else term.tolerance):
             return self._fail(value, lambda: f"the constant is {found:g}, pattern wants {term.value:g}")
         return then()
 
     def _shaped(self, term: Shaped, value: str, then: Continuation) -> bool:
+        inner = term.inner
+        if isinstance(inner, Variable) and inner.kind == "constant" and value and not self.view.is_constant(value):
+            name = inner.name + self.suffix
+            return self._fail(value, lambda: f"{value} is not a constant ({name})", 0)
         shape = self.view.shape(value) if value else None
         wanted = " ".join(str(dim) for dim in term.dims)
         if shape is None or len(shape) != len(term.dims):
@@ -246,7 +269,7 @@ class _Attempt:
             return self._fail(value, lambda: f"{value} has shape {found}, pattern wants [{wanted}]")
         added: list[str] = []
         try:
-            for have, want in zip(shape, term.dims, strict=True):
+            for axis, (have, want) in enumerate(zip(shape, term.dims, strict=True)):
                 if want == "_" or have == want:
                     continue
                 if isinstance(want, str):
@@ -257,10 +280,9 @@ class _Attempt:
                         continue
                     if bound == have:
                         continue
-                    expected: Dim | str = bound
+                    sentence = f"dimension {want} of {value} is {have}, elsewhere in the match it is {bound}"
                 else:
-                    expected = want
-                sentence = f"dimension {want} of {value} is {have}, elsewhere in the match it is {expected}"
+                    sentence = f"axis {axis} of {value} is {have}, pattern wants {want}"
                 return self._fail(value, lambda text=sentence: text)  # type: ignore[misc]
             if self._term(term.inner, value, then):
                 added.clear()
@@ -316,10 +338,10 @@ class _Attempt:
         view = self.view
         node = view.producer(value) if value else None
         if node is None:
-            return self._fail(value, lambda: f"{self._describe(value)}, pattern wants {_op_label(op)}")
+            return self._fail_op(value, lambda: self._describe(value), op)
         self.reached.add((node.op_type, node.position))
         if node.op_type not in op.op_types or node.domain != op.domain:
-            return self._fail(node.name, lambda: f"found {_label(node)}, pattern wants {_op_label(op)}")
+            return self._fail_op(node.name, lambda: f"found {_label(node)}", op)
         if view.resolve(node.outputs[index] if index < len(node.outputs) else "") != view.resolve(value):
             return self._fail(node.name, lambda: f"{value} is not output {index} of {node.name}")
         key = (id(op), self.suffix)
@@ -373,7 +395,7 @@ class _Attempt:
         found = self.view.attribute(node, name)
         if isinstance(found, Reference):
             return f"attribute {name} is not known before run time ({found!r})"
-        if name in ("axis", "axes") and found is not None:
+        if name in ("axis", "axes") and found is not None and found != wanted:
             found = self._counted_like(node, found, wanted)
         if isinstance(wanted, Variable):
             variable = wanted.name + self.suffix
@@ -398,7 +420,7 @@ class _Attempt:
     def _counted_like(self, node: Node, axes: Any, wanted: Any) -> Any:
         """Axes counted from the end where the pattern does so, else from the front; unchanged where the rank is unknown."""
         rank = self.view.rank(node.inputs[0])
-        if rank is None:
+        if not rank:
             return axes
         from_end = any(
             isinstance(item, int) and item < 0 for item in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
@@ -456,7 +478,7 @@ def _show(value: Any) -> str:
 
 def _same(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, float) or isinstance(found, float):
-        return isinstance(found, (int, float)) and math.isclose(float(found), float(wanted), rel_tol=1e-4)
+        return isinstance(found, (int, float)) and math.isclose(float(found), float(wanted), rel_tol=1e-6)
     if isinstance(wanted, tuple):
         wanted = list(wanted)
     return bool(found == wanted)

@@ -69,6 +69,12 @@ def identity(base: str, shape: Shape) -> Move:
     return Move(base, dict(enumerate(shape)), groups, groups)
 
 
+def is_moved(view: View, value: str) -> bool:
+    """Whether a movement makes the value: a look that costs no shapes."""
+    node = view.producer(value)
+    return node is not None and node.domain == "" and node.op_type in MOVES
+
+
 def find_move(view: View, value: str) -> Move | None:
     """The longest chain of data movement that ends in `value`; None where its shape is unknown.
 
@@ -109,7 +115,7 @@ def written_as(view: View, value: str, base: str) -> list[Node]:
 def _apply(move: Move, node: Node, shape: Shape, view: View) -> Move | None:
     if node.op_type == "Transpose":
         perm = view.attribute(node, "perm") or list(reversed(range(len(move.after))))
-        if not isinstance(perm, list) or len(perm) != len(move.after):
+        if not isinstance(perm, list) or sorted(perm) != list(range(len(move.after))):
             return None
         return replace(move, after=tuple(move.after[axis] for axis in perm))
     return regroup(move, shape)

@@ -12,6 +12,7 @@ from typing import Protocol
 from onnx_fuse.passes import (
     normalize_attention,
     normalize_cast,
+    normalize_contrib,
     normalize_linear,
     normalize_move,
     normalize_norm,
@@ -81,6 +82,9 @@ RULES: Rules = {
     ),
 }
 
+READING: Rules = {**RULES, **normalize_contrib.RULES}
+"""All rules: also those on operators of other domains, which are taken apart to be matched and are never written so."""
+
 _STEPS_PER_NODE = 64
 
 
@@ -95,24 +99,26 @@ def select_rules(rules: Rules, names: Iterable[str]) -> Rules:
     return {op_type: [rule for rule in group if rule.__name__ in wanted] for op_type, group in rules.items()}
 
 
-def normalize(view: View, rules: Rules = RULES) -> int:
+def normalize(view: View, rules: Rules = READING) -> int:
     """Applies the rules; returns how many times one fired."""
     fired = 0
     view.take_new_nodes()
     for original in view.graph.nodes:
-        if original.domain != "" or original.op_type not in rules:
+        if original.qualified not in rules:
             continue
         pending = [original]
         steps = 0
         while pending and steps < _STEPS_PER_NODE:
             node = pending.pop(0)
-            for rule in rules.get(node.op_type, ()):
-                if not view.is_canonical(node):
-                    break
+            if not view.is_canonical(node):
+                continue
+            for rule in rules.get(node.qualified, ()):
                 if _applied(rule, view, node):
                     fired += 1
                     steps += 1
                     pending.extend(view.take_new_nodes())
+                    if not view.is_canonical(node):
+                        break
     return fired
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.graph import Node, Reference
-from onnx_fuse.passes.movement import Groups, Move, find_move, write_move
+from onnx_fuse.passes.movement import Groups, Move, find_move, is_moved, write_move
 from onnx_fuse.passes.view import View
 
 
@@ -37,7 +37,7 @@ def split_gemm(view: View, node: Node) -> bool:
 
 def matmul_before_move(view: View, node: Node) -> bool:
     """MatMul(move(x), W) is move(MatMul(x, W)) for a two-dimensional W and a move that keeps the last axis together."""
-    if view.rank(node.inputs[1]) != 2:
+    if not is_moved(view, node.inputs[0]) or view.rank(node.inputs[1]) != 2:
         return False
     return _before_move(view, node, node.inputs[0], [node.inputs[1]])
 
@@ -45,13 +45,15 @@ def matmul_before_move(view: View, node: Node) -> bool:
 def bias_before_move(view: View, node: Node) -> bool:
     """Add(move(x), b) is move(Add(x, b)) for a b that spans the last axis alone."""
     for value, bias in (node.inputs, reversed(node.inputs)):
-        if view.rank(bias) in (0, 1) and _before_move(view, node, value, [bias]):
+        if is_moved(view, value) and view.rank(bias) in (0, 1) and _before_move(view, node, value, [bias]):
             return True
     return False
 
 
 def norm_before_move(view: View, node: Node) -> bool:
     """LayerNorm or RMSNorm(move(x)) over the last axis is move(norm(x)) for a move that keeps the last axis together."""
+    if not is_moved(view, node.inputs[0]):
+        return False
     rank = view.rank(node.inputs[0])
     axis = view.attribute(node, "axis")
     if (
@@ -67,6 +69,8 @@ def norm_before_move(view: View, node: Node) -> bool:
 def _before_move(
     view: View, node: Node, value: str, others: list[str], attributes: dict[str, Any] | None = None
 ) -> bool:
+    if not is_moved(view, value):
+        return False
     width = view.shape(node.outputs[0])
     move = find_move(view, value)
     if width is None or move is None or move.base == view.resolve(value) or len(move.after) < 2 or not move.after[-1]:

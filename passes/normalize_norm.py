@@ -84,6 +84,7 @@ def norm_scale(view: View, node: Node) -> bool:
             continue
         attributes = {"axis": -1, "epsilon": view.attribute(norm, "epsilon")}
         view.replace(node.outputs[0], norm.op_type, [norm.inputs[0], gamma], attributes, like=node, covers=[norm, node])
+        view.supersede(norm, node)
         return True
     return False
 
@@ -101,6 +102,7 @@ def layer_norm_shift(view: View, node: Node) -> bool:
             view.replace(
                 node.outputs[0], norm.op_type, [*norm.inputs, beta], attributes, like=node, covers=[norm, node]
             )
+            view.supersede(norm, node)
             return True
     return False
 
@@ -145,7 +147,8 @@ def _attempt(view: View, found_pattern: Pattern, node: Node) -> Match | None:
     if isinstance(result, Match):
         # A constant with more axes than x would give the result more axes too.
         return result if view.rank(result["x"]) == view.rank(node.outputs[0]) else None
-    if result.matched >= 4:
+    # Two nodes and a mean are a norm already, if one over another axis.
+    if result.matched >= (2 if any(op_type == "ReduceMean" for op_type, _ in result.reached) else 4):
         view.near_misses.append(result)
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.dims import Dim
 from onnx_fuse.passes.graph import Node
-from onnx_fuse.passes.movement import Move, find_move, identity, regroup, write_move
+from onnx_fuse.passes.movement import Move, find_move, identity, is_moved, regroup, write_move
 from onnx_fuse.passes.normalize_scale import scaled
 from onnx_fuse.passes.view import View
 
@@ -26,6 +26,8 @@ def merge_biases(view: View, node: Node) -> bool:
 
 def batched_matmul_before_move(view: View, node: Node) -> bool:
     """MatMul of [B*h, n, k] and [B*h, k, m] that were [B, h, n, k] and [B, h, k, m] before is the MatMul of those, merged."""
+    if not all(is_moved(view, value) for value in node.inputs):
+        return False
     moves = [find_move(view, value) for value in node.inputs]
     left, right = moves[0], moves[1]
     if left is None or right is None or len(left.after) != 3 or len(right.after) != 3:
@@ -99,6 +101,8 @@ def _merged_scores(view: View, value: str) -> tuple[Move, str | None] | None:
     if found is not None and producer is not None:
         value = found[0]
         factor = next(name for name in view.inputs(producer) if name != value)
+    if not is_moved(view, value):
+        return None
     move = find_move(view, value)
     if move is None or not move.keeps_order or len(move.after) >= len(move.before) or not is_scores(view, move.base):
         return None

@@ -119,17 +119,17 @@ class Pipeline:
         report = Report() if report is None else report
         started = time.perf_counter()
         report.nodes_before = count_nodes(model, self._bodies)
+        report.nodes_after = report.nodes_before
         for item in self.passes:
             if self._progress is not None:
                 self._progress(item.name)
             model = self._run_one(item, model, report)
-        report.nodes_after = count_nodes(model, self._bodies)
         report.seconds += time.perf_counter() - started
         return model, report
 
     def _run_one(self, item: Pass, model: ModelProto, report: Report) -> ModelProto:
         log = Log()
-        before = count_nodes(model, self._bodies)
+        before = report.nodes_after
         backup = None
         if not getattr(item, "atomic", False):
             # A pass that is not ours may raise half-way; its changes are then dropped.
@@ -146,6 +146,7 @@ class Pipeline:
             if backup is None:
                 raise
             model = backup
+        report.nodes_after = count_nodes(model, self._bodies)
         if log.errors:
             error = "; ".join([*log.errors, *([error] if error else [])])
         report.passes.append(
@@ -153,7 +154,7 @@ class Pipeline:
                 name=item.name,
                 seconds=time.perf_counter() - started,
                 nodes_before=before,
-                nodes_after=count_nodes(model, self._bodies),
+                nodes_after=report.nodes_after,
                 rewrites=log.rewrites,
                 near_misses=len(log.near_misses),
                 error=error,

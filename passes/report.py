@@ -27,6 +27,10 @@ class MatchRecord:
         inputs, outputs: the operator's names of the inputs and outputs that are present.
         parts: what of the fusion's optional parts was swallowed, for example ("projection", "residual", "norm").
         left_out: sentences on the parts that were present in the graph and stayed outside.
+        block: the module that the nodes belong to, in the model's own names ("encoder.layer.2.attention"); "" where none tells.
+        advice: what to change in the export so that less is left out, where known.
+        replaced_types: operator types of `replaced`.
+        replaced_edges: (i, j) where node j of `replaced` reads what node i makes.
     """
 
     fusion: str
@@ -39,6 +43,10 @@ class MatchRecord:
     outputs: tuple[str, ...]
     parts: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    block: str = ""
+    advice: tuple[str, ...] = ()
+    replaced_types: tuple[str, ...] = ()
+    replaced_edges: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class NearMissRecord:
         failed_at: name of the node or value that did not fit.
         matched, total: nodes matched, and nodes of the pattern.
         reason: the sentence a person reads.
+        block: as in MatchRecord, of `node`.
+        advice: what to change in the export so that it fuses; "" where nothing is known to help.
     """
 
     fusion: str
@@ -63,6 +73,17 @@ class NearMissRecord:
     matched: int
     total: int
     reason: str
+    block: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer (or other part) of the main graph and the number of its nodes; nodes without a block are in the layer ""."""
+
+    name: str
+    nodes_before: int
+    nodes_after: int
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,7 @@ class Report:
     Attributes:
         model: path of the model, or "" when it came as an object.
         nodes_before, nodes_after: nodes of the main graph, subgraphs and functions that the model had on arrival.
+        layers: the layers of the main graph in its order, before and after; constants do not count.
         equalities: dimension names that can only have one size, because a Reshape in the model is hard-coded to it.
         verification: `Verification.to_dict()`, or a dict with `skipped`: the reason.
         seconds: wall seconds of the whole run.
@@ -117,6 +139,7 @@ class Report:
     nodes_after: int = 0
     matches: list[MatchRecord] = field(default_factory=list)
     near_misses: list[NearMissRecord] = field(default_factory=list)
+    layers: list[LayerRecord] = field(default_factory=list)
     passes: list[PassRecord] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     equalities: dict[str, int] = field(default_factory=dict)
@@ -161,7 +184,7 @@ def group_near_misses(near_misses: Iterable[NearMissRecord]) -> list[tuple[NearM
     """Groups near misses by fusion and reason (but for numbers in node names), with their counts; most complete first."""
     groups: dict[tuple[str, str], list[NearMissRecord]] = {}
     for miss in near_misses:
-        groups.setdefault((miss.fusion, _NAME.sub(_without_numbers, miss.reason)), []).append(miss)
+        groups.setdefault((miss.fusion, without_numbers(miss.reason)), []).append(miss)
     ordered = sorted(groups.values(), key=lambda group: -max(miss.matched / max(miss.total, 1) for miss in group))
     return [(max(group, key=lambda miss: miss.matched), len(group)) for group in ordered]
 
@@ -170,5 +193,6 @@ def group_near_misses(near_misses: Iterable[NearMissRecord]) -> list[tuple[NearM
 _NAME = re.compile(r"(?=[^\s,;'\"()\[\]]*[_/:])[^\s,;'\"()\[\]]*[A-Za-z][^\s,;'\"()\[\]]*")
 
 
-def _without_numbers(name: re.Match[str]) -> str:
-    return re.sub(r"\d+", "#", name.group())
+def without_numbers(sentence: str) -> str:
+    """A sentence without the numbers in the names of nodes: equal for what happens alike in two layers."""
+    return _NAME.sub(lambda name: re.sub(r"\d+", "#", name.group()), sentence)

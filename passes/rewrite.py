@@ -7,11 +7,11 @@ was, byte for byte. "No outside reader" is asked of the original graph, not of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnx import FunctionProto, NodeProto, TensorProto, numpy_helper
 
-from onnx_fuse.errors import RewriteError
+from onnx_fuse.errors import ModelError, RewriteError
 from onnx_fuse.passes import emit
 from onnx_fuse.passes.graph import Graph, Node, captures, subgraphs
 from onnx_fuse.passes.match import Match
@@ -24,6 +24,8 @@ CHEAP = frozenset(
     | {"Identity", "Dropout", "Cast", "CastLike", "Not", "Constant", "ConstantOfShape", "Shape", "Size", "Range"}
 )
 """Operators that may stay for an outside reader although a fusion covers them: they move or describe data."""
+
+_MISPLACED = "it and another fused node would each have to stand before the other"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class Rewriter:
                 refusals.append(result)
             else:
                 possible.append(result)
-        possible.sort(key=lambda item: (-len(item.candidate.covers), item.candidate.match.root.position))
+        # Of two that end in the same moves the longer one may cover fewer nodes, but it always replaces more.
+        possible.sort(key=lambda item: (-len(item.dead), item.candidate.match.root.position))
         owner: dict[int, Planned] = {}
         accepted: list[Planned] = []
         for item in possible:
@@ -123,8 +126,36 @@ class Rewriter:
                 continue
             accepted.append(item)
             owner.update(dict.fromkeys(item.dead, item))
-        accepted.sort(key=lambda item: item.position)
+        while (misplaced := self._arrange(accepted)) is not None:
+            refusals.append(Refusal(misplaced.candidate, misplaced.candidate.match.root.name, _MISPLACED))
+            accepted.remove(misplaced)
         return accepted, refusals
+
+    def _arrange(self, accepted: list[Planned]) -> Planned | None:
+        """Sorts by place in the graph, where what one makes comes before all who read it; returns one for which there is
+        no such place."""
+        makers = {value: number for number, item in enumerate(accepted) for value in item.made}
+        places = [item.position for item in accepted]
+        ranks = [0] * len(accepted)
+        pending = list(range(len(accepted)))
+        while pending:
+            reader = pending.pop()
+            for value in sorted(accepted[reader].leaves):
+                maker = makers.get(value, reader)
+                if maker == reader or (places[maker], ranks[maker]) < (places[reader], ranks[reader]):
+                    continue
+                places[maker] = min(places[maker], places[reader])
+                ranks[maker] = ranks[reader] - 1
+                leaves = [
+                    leaf for leaf in accepted[maker].leaves if leaf not in makers and leaf in self.graph.producers
+                ]
+                last = max((self.graph.producers[leaf].position for leaf in leaves), default=-1)
+                if last >= places[maker] or ranks[maker] < -len(accepted):
+                    return accepted[max(maker, reader)]
+                pending.append(maker)
+        order = sorted(range(len(accepted)), key=lambda number: (places[number], ranks[number]))
+        accepted[:] = [replace(accepted[number], position=places[number]) for number in order]
+        return None
 
     @staticmethod
     def _lost(item: Planned, winner: Planned) -> Refusal:
@@ -138,6 +169,8 @@ class Rewriter:
     def _check(self, candidate: Candidate) -> Planned | Refusal:
         fused = candidate.fused
         where = candidate.match.root.name
+        if candidate.match.root.position in self._idle():
+            return Refusal(candidate, where, "no output of the graph depends on it")
         carriers: list[Node] = []
         made: set[str] = set()
         for value in fused.outputs.values():
@@ -158,13 +191,20 @@ class Rewriter:
                 carriers += after
                 made |= values
                 dead = self._dead(made, leaves)
+        makers = sorted({self.graph.producers[value].position for value in made} - dead)
+        if makers:
+            # A node of several outputs, of which the fused node makes one: it cannot stay without making it too.
+            node = self.graph.nodes[makers[0]]
+            others = [output for output in node.outputs if output and output not in made]
+            told = ((output, self._read_outside(output, dead)) for output in others)
+            reason = next((f"its output {output} {phrase}" for output, phrase in told if phrase), None)
+            return Refusal(candidate, node.name, reason or "the fused node reads what it makes as well")
         for position in sorted(candidate.covers):
             node = self.graph.nodes[position]
             if position in dead or node.op_type in CHEAP or made.intersection(node.outputs):
                 continue
-            reader = self._outside_reader(node, dead | candidate.covers)
-            if reader is not None:
-                return Refusal(candidate, node.name, reader)
+            stays, reason = self._why_it_stays(node, dead, candidate.covers)
+            return Refusal(candidate, stays.name, reason)
         place = self._position(made, dead, leaves)
         if isinstance(place, str):
             return Refusal(candidate, where, place)
@@ -209,7 +249,7 @@ class Rewriter:
                 leaves.add(value)
                 continue
             node = self.view.producer(value)
-            if node is None:
+            if node is None or not self.view.is_valid(node):
                 return None
             pending.extend(self.view.inputs(node))
         return leaves
@@ -276,12 +316,21 @@ class Rewriter:
                 return f"is also read by {reader.name} outside the match"
         return None
 
-    def _outside_reader(self, node: Node, dead: set[int]) -> str | None:
-        for output in node.outputs:
-            phrase = self._read_outside(output, dead) if output else None
-            if phrase is not None:
-                return f"its output {output} {phrase}"
-        return None
+    def _why_it_stays(self, node: Node, dead: set[int], covers: frozenset[int]) -> tuple[Node, str]:
+        """The node, or the covered one that stays for its sake, that is needed outside a match, and by whom."""
+        pending, seen = [node], {node.position}
+        while pending:
+            item = pending.pop(0)
+            for output in filter(None, item.outputs):
+                phrase = self._read_outside(output, dead | covers)
+                if phrase is not None:
+                    return item, f"its output {output} {phrase}"
+                readers = [
+                    reader for reader in self.graph.readers.get(output, ()) if reader.position not in dead | seen
+                ]
+                pending += readers
+                seen.update(reader.position for reader in readers)
+        return node, "what it makes would be read by the fused node as well"
 
     def _position(self, made: set[str], dead: set[int], leaves: set[str]) -> int | str:
         """Where the fused node can stand: after all it reads, before all who read it."""
@@ -309,6 +358,9 @@ class Rewriter:
         commit = Commit()
         if not planned:
             return commit
+        problem = self.graph.unsound()
+        if problem is not None:  # onnx's checker does not look into functions, nor at the outputs of subgraphs
+            raise ModelError(f"The model is not valid ONNX: {problem}.", "Export it again, or repair what is named.")
         additions: list[tuple[int, NodeProto]] = []
         initializers: list[TensorProto] = []
         written: set[str] = set()
@@ -326,7 +378,9 @@ class Rewriter:
             additions.append((item.position, node))
             written.update(item.outputs.values())
             for carrier in item.carriers:
-                self._write_node(carrier, item.position, written, additions, initializers)
+                if carrier.outputs[0] not in written:  # else a carrier before it has brought it along
+                    written.add(carrier.outputs[0])
+                    self._write_node(carrier, item.position, written, additions, initializers)
             commit.fused.append((item, node))
         read = {name for position in dead for name in self.graph.nodes[position].inputs}
         gone = {name for position in dead for name in self.graph.nodes[position].outputs} - set(cut)

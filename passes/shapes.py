@@ -129,7 +129,7 @@ class Inference:
             if node is None:
                 self._memo[name] = self._leaf(name)
                 continue
-            rule = _RULES.get(node.op_type) if node.domain == "" else None
+            rule = _RULES.get(node.qualified)
             if rule is None:
                 for output in node.outputs:
                     self._memo[output] = self._fallback(output)
@@ -146,7 +146,7 @@ class Inference:
     def _store(self, node: Node, rule: Rule) -> None:
         try:
             result = rule(self, node)
-        except (AttributeError, IndexError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             # A malformed node, or an attribute known only when a function is called: nothing can be said.
             result = None
         infos = result if isinstance(result, tuple) else (result,) * len(node.outputs)
@@ -216,6 +216,8 @@ def broadcast_shapes(shapes: Sequence[Shape | None]) -> list[Dim | None] | None:
     if any(shape is None for shape in shapes):
         return None
     known = [shape for shape in shapes if shape is not None]
+    if known and all(shape == known[0] for shape in known):
+        return list(known[0])
     rank = max((len(shape) for shape in known), default=0)
     out: list[Dim | None] = []
     for axis in range(rank):
@@ -241,7 +243,9 @@ def _axis(axis: int, rank: int) -> int:
 _ELEMENTWISE = (
     "Identity Relu Sqrt Erf Tanh Sigmoid Exp Log Neg Abs Not Softmax LogSoftmax Gelu Reciprocal Clip Floor Ceil Round Sign Swish "
     "LeakyRelu Elu Selu Softplus Softsign Mish HardSigmoid HardSwish Sin Cos Trilu CumSum RMSNormalization Dropout "
-    "BatchNormalization InstanceNormalization GroupNormalization LpNormalization PRelu ThresholdedRelu Celu"
+    "BatchNormalization InstanceNormalization GroupNormalization LpNormalization PRelu ThresholdedRelu Celu "
+    "SimplifiedLayerNormalization com.microsoft.SimplifiedLayerNormalization com.microsoft.Gelu com.microsoft.BiasGelu "
+    "com.microsoft.FastGelu com.microsoft.QuickGelu"
 )
 
 
@@ -410,7 +414,7 @@ def _transpose(inference: Inference, node: Node) -> Info:
     if info.shape is None:
         return Info(info.dtype)
     perm = inference.attribute(node, "perm") or list(reversed(range(len(info.shape))))
-    if not isinstance(perm, list) or len(perm) != len(info.shape):
+    if not isinstance(perm, list) or sorted(perm) != list(range(len(info.shape))):
         return Info(info.dtype)
     return Info(info.dtype, tuple(info.shape[axis] for axis in perm))
 
@@ -690,3 +694,56 @@ def _attention(inference: Inference, node: Node) -> tuple[Info, ...]:
     if query.shape is None or value.shape is None or len(query.shape) != 4 or len(value.shape) != 4:
         return (Info(query.dtype),)
     return (Info(query.dtype, (*query.shape[:3], value.shape[3])),)
+
+
+# -- ONNX Runtime's own operators --------------------------------------------------------------------------------------
+
+
+@_rule("com.microsoft.Attention")
+def _packed_attention(inference: Inference, node: Node) -> tuple[Info, ...]:
+    info, weights = (inference.info(item) for item in node.inputs[:2])
+    sizes = inference.attribute(node, "qkv_hidden_sizes")
+    if info.shape is None or weights.shape is None:
+        return (Info(info.dtype),)
+    width = sizes[2] if sizes else d.divide(weights.shape[-1], 3)
+    return (Info(info.dtype, None if width is None else (*info.shape[:-1], width)),)
+
+
+@_rule("com.microsoft.MultiHeadAttention")
+def _multi_head_attention(inference: Inference, node: Node) -> tuple[Info, ...]:
+    query = inference.info(node.inputs[0])
+    value = inference.info(node.inputs[2]) if len(node.inputs) > 2 else Info()
+    if query.shape is None or value.shape is None or len(query.shape) != 3 or len(value.shape) != 3:
+        return (Info(query.dtype),)
+    return (Info(query.dtype, (*query.shape[:2], value.shape[2])),)
+
+
+@_rule("com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization")
+def _skip_layer_normalization(inference: Inference, node: Node) -> tuple[Info, ...]:
+    info = inference.info(node.inputs[0])
+    first = Info(info.dtype, info.shape)
+    return (first, UNKNOWN, UNKNOWN, first)
+
+
+@_rule("com.microsoft.EmbedLayerNormalization")
+def _embed_layer_normalization(inference: Inference, node: Node) -> tuple[Info, ...]:
+    ids, table = inference.shape(node.inputs[0]), inference.info(node.inputs[2])
+    if ids is None or table.shape is None or len(table.shape) != 2:
+        return (Info(table.dtype),)
+    rows = Info(table.dtype, (*ids, table.shape[1]))
+    return (rows, Info(TensorProto.INT32, ids[:1]), rows)
+
+
+@_rule("com.microsoft.FusedMatMul")
+def _fused_matmul(inference: Inference, node: Node) -> Info:
+    shapes = [inference.shape(item) for item in node.inputs[:2]]
+    dtype = inference.info(node.inputs[0]).dtype
+    if any(shape is None or len(shape) < 2 for shape in shapes):
+        return Info(dtype)
+    if inference.attribute(node, "transBatchA") or inference.attribute(node, "transBatchB"):
+        return Info(dtype)
+    known = [shape for shape in shapes if shape is not None]
+    rows = known[0][-1 if inference.attribute(node, "transA") else -2]
+    columns = known[1][-2 if inference.attribute(node, "transB") else -1]
+    batch = broadcast_shapes([shape[:-2] for shape in known]) or []
+    return Info(dtype, (*(_named(inference, node, batch) or ()), rows, columns))

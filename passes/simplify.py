@@ -15,9 +15,6 @@ from onnx_fuse.passes.view import View
 FOLD_LIMIT = 1 << 16
 """Constants with more elements than this are left to be computed at run time rather than written into the file."""
 
-# What a rule may write, and the opset from which it is an operator of ONNX.
-_SINCE = {"LayerNormalization": 17, "Gelu": 20, "RMSNormalization": 23, "Swish": 24}
-_NORMS = ("LayerNormalization", "RMSNormalization")
 # A Gemm taken apart would leave the Transpose of its weight to the run.
 _RULES = {op_type: rules for op_type, rules in RULES.items() if op_type not in ("Attention", "Gemm")}
 
@@ -90,23 +87,13 @@ class _Writer:
 
     def _source(self, value: str) -> str:
         """The name a value is written under: its canonical one, unless what makes that cannot be written."""
-        return self.view.resolve(value)
+        return self.view.resolve(value) if self.view.can_write(value) else value
 
     def _producer(self, value: str) -> Node | None:
         node = self.view.producer(value)
-        if node is not None and not self._writable(node):
-            return self.graph.producers.get(value)
-        return node
-
-    def _writable(self, node: Node) -> bool:
-        if node.domain != "" or node.op_type not in _SINCE:
-            return True
-        if node.op_type in _NORMS and len(node.inputs) < 2:
-            return False
-        return self.graph.opset() >= _SINCE[node.op_type] and not self._mixes_types(node)
-
-    def _mixes_types(self, node: Node) -> bool:
-        return len({self.view.dtype(name) for name in node.inputs if name}) > 1
+        if node is None or (self.view.is_valid(node) and self.view.can_write(value)):
+            return node
+        return self.graph.producers.get(value)
 
     def _collect(self, root: str) -> None:
         """Post-order over what a value needs, so that `needed` is in topological order."""

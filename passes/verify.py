@@ -21,6 +21,7 @@ from onnx_fuse.passes.evidence import Evidence, Original, as_arrays, drawn_evide
 from onnx_fuse.passes.given import given_inputs
 from onnx_fuse.passes.io import load
 from onnx_fuse.passes.memory import available_bytes, needed_bytes
+from onnx_fuse.passes.text import blames_text
 from onnx_fuse.passes.verification import Case, Rejected, Verification
 from onnx_fuse.passes.widen import holds_bfloat16, widen
 from onnx_fuse.runtime import ort
@@ -47,6 +48,7 @@ class Suspects:
     build: Callable[[Sequence[str]], ModelProto]
 
 
+@blames_text
 def verify(
     original: Model,
     fused: Model,

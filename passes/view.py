@@ -45,6 +45,8 @@ _NOT_FOLDED = {
     "Optional",
 }
 _FOLD_DEPTH = 400
+# What rules recognise in any opset, and with inputs that only the view allows.
+_RECOGNISED = frozenset({"LayerNormalization", "RMSNormalization", "Gelu", "Swish"})
 
 
 class View:
@@ -70,9 +72,13 @@ class View:
         self._constness: set[str] | None = None
         self._readers: dict[str, list[Node]] | None = None
         self._new_nodes: list[Node] = []
+        self._unwritable: set[str | int] = set()
         self.near_misses: list[Any] = []
         self.errors: list[str] = []
         self.refusals: list[tuple[Node, str]] = []
+        self.agreed: set[str] = set()
+        self.shared: dict[Any, str] = {}
+        self._superseded: set[int] = set()
         self._inference = Inference(self._definition, self._leaf, self._fallback, self.attribute, self._known_array)
 
     # -- structure -----------------------------------------------------------------------------------------------------
@@ -113,11 +119,21 @@ class View:
         return [(key, [node for node in nodes if self.is_canonical(node)]) for key, nodes in self._by_key.items()]
 
     def is_canonical(self, node: Node) -> bool:
-        """Whether the node makes at least one of its outputs in the view."""
-        return any(
-            output and output not in self._aliases and (self._canonical.get(output) or node) is node
-            for output in node.outputs
-        )
+        """Whether the node makes at least one of its outputs in the view, for a reader that is still there."""
+        if id(node) in self._superseded:
+            return False
+        for output in node.outputs:
+            if output and output not in self._aliases and self._canonical.get(output, node) is node:
+                return True
+        return False
+
+    def supersede(self, node: Node, by: Node) -> None:
+        """Takes a recognised node off the lists where the one that grew out of it is all that reads it."""
+        value = node.outputs[0]
+        if value not in self.graph.outputs and [reader.position for reader in self.graph.readers.get(value, ())] == [
+            by.position
+        ]:
+            self._superseded.add(id(node))
 
     def readers(self, value: str) -> list[Node]:
         """Canonical nodes that read a value, in graph order."""
@@ -160,6 +176,14 @@ class View:
     def exists_in_original(self, value: str) -> bool:
         """Whether a value is one of the original graph (or visible in it)."""
         return value not in self._arrays and (value not in self._canonical or value in self.graph.producers)
+
+    def is_valid(self, node: Node) -> bool:
+        """Whether a canonical node may stand in the model as it is, with all that it needs."""
+        return id(node) not in self._unwritable
+
+    def can_write(self, value: str) -> bool:
+        """Whether a value can be had in the model: it is there, or what makes it in the view may stand there."""
+        return self.resolve(value) not in self._unwritable
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
@@ -241,9 +265,21 @@ class View:
         self._readers = None
         self._by_key.setdefault(node.key, []).append(node)
         self._new_nodes.append(node)
+        if not self._is_valid(node) or any(not self.can_write(name) for name in node.inputs):
+            self._unwritable.add(id(node))
+            if output not in self.graph.producers:
+                self._unwritable.add(output)
         if self._constness is not None and all(self._maybe_constant(item) for item in node.inputs if item):
             self._constness.add(output)
         return node
+
+    def _is_valid(self, node: Node) -> bool:
+        if node.domain != "" or node.op_type not in _RECOGNISED:
+            return True
+        if node.op_type in ("LayerNormalization", "RMSNormalization") and len(node.inputs) < 2:
+            return False
+        opset = self.graph.opset() or 1
+        return onnx.defs.has(node.op_type, opset, "") and len({self.dtype(name) for name in node.inputs if name}) == 1
 
     # -- facts ---------------------------------------------------------------------------------------------------------
 

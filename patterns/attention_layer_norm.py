@@ -80,7 +80,11 @@ def sizes_are_static(match: Match, view: View) -> str | None:
 @attention_layer_norm.require
 def operands_have_one_type(match: Match, view: View) -> str | None:
     types = {view.dtype(match[name]) for name in ("query", "key_t", "value")}
-    return None if len(types) == 1 else "query, key and value have different types"
+    if len(types) > 1:
+        return "query, key and value have different types"
+    if types.isdisjoint({*FLOATS, TensorProto.UNDEFINED}) and view.dtype(match.root.outputs[0]) in FLOATS:
+        return f"query, key and value are {TensorProto.DataType.Name(*types)}, of which only the product is narrowed"
+    return None
 
 
 @attention_layer_norm.require
@@ -98,8 +102,15 @@ def masks_fit_the_scores(match: Match, view: View) -> str | None:
 
 @attention_layer_norm.require
 def residual_has_the_shape_of_the_sum(match: Match, view: View) -> str | None:
-    if "residual" in match and view.shape(match["residual"]) != view.shape(match["total"]):
+    if "residual" not in match:
+        return None
+    total, projected = view.shape(match["total"]), (match["B"], match["Sq"], match.get("Ho", match["E"]))
+    if view.shape(match["residual"]) != total:
         return f"the residual {match['residual']} is broadcast"
+    if total != projected:
+        return (
+            f"the residual {match['residual']} is larger than what it is added to, [{', '.join(map(str, projected))}]"
+        )
     return None
 
 
@@ -226,7 +237,8 @@ def build(match: Match, view: View) -> Fused:
         # A float16 model that goes on in float32 after the scores: the operator has one type, so it is the wider one.
         to = {"to": view.dtype(like.outputs[0])}
         operands = [view.add("Cast", [item], to, like=like) for item in operands]
-    mask = view.add("Not", [match["drop"]], like=like) if "drop" in match else match.get("keep")
+    masks = {name: _unexpanded(view, match, name) for name in ("attention_bias", "keep", "drop") if name in match}
+    mask = view.add("Not", [masks["drop"]], like=like) if "drop" in match else masks.get("keep")
     mask_value = _number(view, match, "mask_value", -math.inf)
     attributes = {
         "num_heads": match["h"],
@@ -242,7 +254,7 @@ def build(match: Match, view: View) -> Fused:
     rim = ("out_weight", "out_bias", "residual", "gamma", "beta")
     inputs = {
         **dict(zip(("query", "key", "value"), operands, strict=True)),
-        "attention_bias": _four_axes(view, match.get("attention_bias"), like),
+        "attention_bias": _four_axes(view, masks.get("attention_bias"), like),
         "mask": _four_axes(view, mask, like),
         **{name: match.get(name) for name in rim},
     }
@@ -337,6 +349,16 @@ def _untransposed(view: View, key_t: str, like: Any) -> str:
     if perm == [0, 1, 3, 2]:
         return view.resolve(transpose.inputs[0])
     return view.add("Transpose", [transpose.inputs[0]], {"perm": [perm[axis] for axis in (0, 1, 3, 2)]}, like=like)
+
+
+def _unexpanded(view: View, match: Match, name: str) -> str:
+    """A mask as it was before it was expanded to the shape of the scores, which it need not have."""
+    mask, scores = str(match[name]), [match[dim] for dim in ("B", "h", "Sq", "Sk")]
+    expand = _producer(view, mask, "Expand")
+    while expand is not None and view.broadcasts_to(expand.inputs[0], scores):
+        mask = view.resolve(expand.inputs[0])
+        expand = _producer(view, mask, "Expand")
+    return mask
 
 
 def _four_axes(view: View, value: str | None, like: Any) -> str | None:

@@ -79,7 +79,7 @@ class Number(Term):
     """A constant with one element equal to `value` within `tolerance` (relative; absolute near zero)."""
 
     value: float
-    tolerance: float = 1e-4
+    tolerance: float = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +229,7 @@ class _Operators:
         return Named(_term(value), name)
 
     @staticmethod
-    def number(value: float, tolerance: float = 1e-4) -> Number:
+    def number(value: float, tolerance: float = 1e-6) -> Number:
         """A constant with one element, within a relative tolerance."""
         return Number(float(value), tolerance)
 
@@ -292,7 +292,15 @@ class Pattern:
         self.root_keys: frozenset[tuple[str, str]] = frozenset(root_keys(self.root))
         if not self.root_keys:
             raise PatternError(f"pattern {self.name} is a bare variable", "A pattern's result must be an operator.")
+        self._operands = _root_operands(self.root)
         self.size = _size(self.root) + sum(_size(term) for term in self.others)
+
+    def may_start_at(self, key: tuple[str, str], operands: Sequence[tuple[str, str] | None]) -> bool:
+        """Whether a node of this key whose operands are made by nodes of those keys can be the root: a quick first look."""
+        for wanted, commutative in self._operands.get(key, ()):
+            if _fits(wanted, operands) or (commutative and _fits(wanted, operands[::-1])):
+                return True
+        return False
 
     def require(self, requirement: Requirement) -> Requirement:
         """Decorator: a condition checked once everything is bound; it returns None, or a sentence that refuses the match."""
@@ -339,28 +347,83 @@ def root_keys(term: Term) -> Iterator[tuple[str, str]]:
         yield ("", term.op_type)
 
 
-def _size(term: Term, seen: set[int] | None = None) -> int:
-    """Most nodes that a term can match; a shared node counts once."""
-    seen = set() if seen is None else seen
-    if isinstance(term, Output):
-        term = term.op
-    if isinstance(term, Op):
+def _size(root: Term) -> int:
+    """Most nodes that a term can match; a shared node counts once, of alternatives the largest counts."""
+    weights: dict[int, int] = {}
+
+    def weight(term: Term) -> int:
+        if id(term) not in weights:
+            weights[id(term)] = _own_size(term) + (
+                max(map(weight, term.alternatives)) if isinstance(term, AnyOf) else sum(map(weight, _inner(term)))
+            )
+        return weights[id(term)]
+
+    weight(root)
+    seen: set[int] = set()
+    total, pending = 0, [root]
+    while pending:
+        term = pending.pop()
         if id(term) in seen:
-            return 0
+            continue
         seen.add(id(term))
-        return 1 + sum(_size(item, seen) for item in term.inputs)
-    if isinstance(term, AnyOf):
-        sizes = []
-        reached: list[set[int]] = []
-        for alternative in term.alternatives:
-            inner = set(seen)
-            sizes.append(_size(alternative, inner))
-            reached.append(inner)
-        best = max(range(len(sizes)), key=lambda index: sizes[index])
-        seen |= reached[best]
-        return sizes[best]
-    if isinstance(term, (Shaped, Named)):
-        return _size(term.inner, seen)
+        total += _own_size(term)
+        pending.extend([max(term.alternatives, key=weight)] if isinstance(term, AnyOf) else _inner(term))
+    return total
+
+
+def _own_size(term: Term) -> int:
     if isinstance(term, Tree):
-        return (term.least - 1) + term.least * _size(term.leaf, set())
-    return 0
+        return term.least - 1 + term.least * _size(term.leaf)
+    return int(isinstance(term, Op))
+
+
+def _inner(term: Term) -> tuple[Term, ...]:
+    if isinstance(term, Op):
+        return term.inputs
+    if isinstance(term, Output):
+        return (term.op,)
+    return (term.inner,) if isinstance(term, (Shaped, Named)) else ()
+
+
+Keys = frozenset[tuple[str, str]]
+
+
+def _operand_keys(term: Term) -> Keys | None:
+    """(domain, operator type) of what can make an operand; None where anything can."""
+    if isinstance(term, (Variable, Number, Tree)):
+        return None
+    if isinstance(term, AnyOf):
+        found = [_operand_keys(alternative) for alternative in term.alternatives]
+        return None if None in found else frozenset().union(*(keys for keys in found if keys is not None))
+    if isinstance(term, (Shaped, Named)):
+        return _operand_keys(term.inner)
+    return frozenset(root_keys(term))
+
+
+def _root_ops(term: Term) -> Iterator[Op | Tree]:
+    if isinstance(term, (Op, Tree)):
+        yield term
+    elif isinstance(term, AnyOf):
+        for alternative in term.alternatives:
+            yield from _root_ops(alternative)
+    elif isinstance(term, (Output, Shaped, Named)):
+        for inner in _inner(term):
+            yield from _root_ops(inner)
+
+
+def _root_operands(root: Term) -> dict[tuple[str, str], list[tuple[tuple[Keys | None, ...], bool]]]:
+    """For each key a root can have: what its operands must be made by, and whether they may be swapped."""
+    operands: dict[tuple[str, str], list[tuple[tuple[Keys | None, ...], bool]]] = {}
+    for op in _root_ops(root):
+        if isinstance(op, Tree):
+            operands.setdefault(("", op.op_type), []).append(((), False))
+            continue
+        wanted = tuple(_operand_keys(item) for item in op.inputs)
+        for op_type in op.op_types:
+            operands.setdefault((op.domain, op_type), []).append((wanted, op.commutative))
+    return operands
+
+
+def _fits(wanted: Sequence[Keys | None], operands: Sequence[tuple[str, str] | None]) -> bool:
+    constrained = [key in keys for keys, key in zip(wanted, operands, strict=False) if keys is not None]
+    return not constrained or any(constrained)  # one that fits is enough to be worth saying what is wrong with the other

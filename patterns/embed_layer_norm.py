@@ -43,7 +43,7 @@ def ids_make_rows(match: Match, view: View) -> str | None:
         if ids is None:
             continue
         shape = view.shape(ids)
-        if shape is None or len(shape) != 2 or not view.broadcasts_to(ids, total[:2]):
+        if shape is None or len(shape) != 2 or (shape[1] == 1 != total[1]) or not view.broadcasts_to(ids, total[:2]):
             found = "unknown" if shape is None else f"[{', '.join(map(str, shape))}]"
             return f"the ids {ids} have shape {found}, pattern wants [{total[0]} or 1, {total[1]}]"
         whole = whole or shape[0] == total[0]

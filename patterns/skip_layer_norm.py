@@ -14,7 +14,7 @@ from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 @pattern
 def skip_layer_norm(op, x, skip, bias, gamma: Optional, beta: Optional, epsilon: Attribute):  # type: ignore[no-untyped-def]
     biased = op.Add(x, op.shape(bias, "H"))
-    total = op.named("total", op.Add(op.any_of(biased, x), skip))
+    total = op.named("total", op.any_of(op.Add(biased, skip), op.Add(x, skip)))
     return op.any_of(
         op.named("layer", op.LayerNormalization(total, gamma, beta, axis=-1, epsilon=epsilon)),
         op.named("rms", op.RMSNormalization(total, gamma, axis=-1, epsilon=epsilon)),
@@ -69,4 +69,5 @@ FUSION = Fusion(
     build=build,
     default=False,
     summary="residual sum with the LayerNorm/RMSNorm after it",
+    anchor="Add",
 )

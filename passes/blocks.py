@@ -1,0 +1,221 @@
+"""Where in the model a node belongs, in the model's own words: "encoder.layer.2.attention", and what to change in an export.
+
+Exporters leave the module a node comes from in its metadata (torch's dynamo exporter), in its name (torch's older exporter,
+tf2onnx), or only in the names of the weights it reads. A block is such a path of modules, with dots; a layer is a block up to its
+first numbered part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+    from onnx_fuse.passes.graph import Graph
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_NAMESPACE = "namespace"
+_MOST = 4096
+_WEIGHT = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\.[A-Za-z_]\w*")
+_NUMBERED = re.compile(r"_?\d+|(?:layer|block|stage|encoder|decoder)s?_*\d+", re.IGNORECASE)
+# What a list of layers is called: in "model.0.encoder.layer.2" it is "layer" that counts layers, not "model".
+_LISTS = frozenset({"layer", "layers", "block", "blocks", "h", "stage", "stages", "resblocks", "groups"})
+_NO_MODULE = ("StatefulPartitionedCall", "PartitionedCall", "_empty_nn_module_stack")
+
+
+def block_of(node: NodeProto) -> str:
+    """The module a node belongs to, from its metadata, its name, or the names of what it reads and makes; "" where none tells."""
+    found = _from_metadata(node)
+    if found is None:
+        found = _from_path(node.name)
+    if found is None:
+        found = next((path for name in node.output if (path := _from_path(name)) is not None), None)
+    if found is None:
+        found = next((name.rpartition(".")[0] for name in node.input if _WEIGHT.fullmatch(name)), "")
+    return found
+
+
+def block_of_all(nodes: Sequence[NodeProto], root: NodeProto | None = None) -> str:
+    """The deepest block that holds nearly all of the nodes that have one; of three in four, where that would leave the layer.
+
+    Where the nodes lie in two layers, it is the block of `root`.
+    """
+    counts: Counter[tuple[str, ...]] = Counter()
+    named = 0
+    for node in nodes:
+        parts = tuple(block_of(node).split("."))
+        if parts != ("",):
+            named += 1
+            counts.update(parts[:depth] for depth in range(1, len(parts) + 1))
+    for least in (0.95, 0.75):
+        common = max((parts for parts, count in counts.items() if count >= least * named), key=len, default=())
+        if is_layer(".".join(common)):
+            return ".".join(common)
+    own = block_of(root) if root is not None else ""
+    return own if is_layer(own) else ".".join(common) or own
+
+
+@lru_cache(maxsize=4096)
+def layer_of(block: str) -> str:
+    """A block up to the layer: "encoder.layer.2" for "encoder.layer.2.attention"; the block itself where none is numbered."""
+    parts = block.split(".")
+    numbered = [index for index, part in enumerate(parts) if _NUMBERED.fullmatch(part)]
+    if not numbered:
+        return block
+    listed = (index for index in numbered if parts[index - 1 if index else 0].rstrip("_").lower() in _LISTS)
+    return ".".join(parts[: next(listed, numbered[0]) + 1])
+
+
+def is_layer(block: str) -> bool:
+    """Whether a block lies in a numbered layer (or is one)."""
+    return any(_NUMBERED.fullmatch(part) for part in block.split("."))
+
+
+def template(name: str) -> str:
+    """A name with its numbers removed: equal for the same place in two layers."""
+    return re.sub(r"\d+", "#", name)
+
+
+def span(names: Sequence[str]) -> str:
+    """The names of several equal blocks: "encoder.layer.0 … encoder.layer.11"."""
+    distinct = list(dict.fromkeys(names))
+    if len(distinct) == 1:
+        return distinct[0]
+    return f"{distinct[0]} … {distinct[-1]}" if len(distinct) > 2 else ", ".join(distinct)
+
+
+def outline(model: ModelProto) -> dict[str, int]:
+    """Layer -> number of its nodes, in the order of the main graph: a picture of the model in a few blocks.
+
+    Outside of numbered layers a block is cut one part below what all blocks share ("model.embeddings"). Constants do not count.
+    """
+    counts: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.op_type != "Constant":
+            block = block_of(node)
+            counts[block] = counts.get(block, 0) + 1
+    depth = len(shared(counts)) + 1
+    layers: dict[str, int] = {}
+    for block, count in counts.items():
+        layer = layer_of(block) if is_layer(block) else ".".join(block.split(".")[:depth])
+        layers[layer] = layers.get(layer, 0) + count
+    return layers
+
+
+def shared(blocks: Iterable[str]) -> tuple[str, ...]:
+    """The parts that all blocks (but "") begin with, without numbered ones: the name of the model as a whole."""
+    paths = [block.split(".") for block in blocks if block]
+    common: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1 or _NUMBERED.fullmatch(parts[0]):
+            break
+        common.append(parts[0])
+    while common and any(len(path) > len(common) and _NUMBERED.fullmatch(path[len(common)]) for path in paths):
+        common.pop()  # "layers" of "layers.0" belongs to the layer's name
+    return tuple(common)
+
+
+def _from_metadata(node: NodeProto) -> str | None:
+    for entry in node.metadata_props:
+        key = entry.key
+        if key == _SCOPES:
+            return _innermost(entry.value[:_MOST].strip("[]"), ",")
+        if key == _NAMESPACE:
+            return _innermost(entry.value[:_MOST], "/")
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _innermost(text: str, separator: str) -> str | None:
+    """The last module of a list of scopes, in which the operator comes last: "['', 'm', 'add']" or ": W/m: Model/add: aten"."""
+    scopes = [part.split(":")[0].strip(" '\"") for part in text.split(separator)]
+    if len(scopes) < 2:
+        return None
+    return next((scope for scope in reversed(scopes[:-1]) if scope and not scope.startswith(_NO_MODULE)), "")
+
+
+def _from_path(name: str) -> str | None:
+    """ "encoder.layer.0.attention" for "/encoder/layer.0/attention/MatMul"; None for a name that is no path."""
+    folder, slash, _ = name.rpartition("/")
+    return None if not slash or "::" in name else _dotted(folder[:_MOST])
+
+
+@lru_cache(maxsize=4096)
+def _dotted(folder: str) -> str:
+    return ".".join(part for part in folder.split("/") if part and not part.startswith(_NO_MODULE))
+
+
+# --- advice -----------------------------------------------------------------------------------------------------------
+
+_PROBABILITIES = (
+    "Export without the attention probabilities: output_attentions=False, or need_weights=False for "
+    "torch.nn.MultiheadAttention."
+)
+_CACHE = "Export without a key-value cache: use_cache=False."
+_SIZES = (
+    "Give dynamic axes of one size one name when exporting (one for the batch, one for the sequence), or export with "
+    "fixed sizes."
+)
+_ADVICE: tuple[tuple[str, str], ...] = (
+    (r"\b(past|present|cache)[\w.]*(key|value|kv)|\bkey_values\b|\bkv_cache", _CACHE),
+    (
+        r"(number of (\S+ )?heads|head size)\b.*must be known",
+        "Export with the number of heads and the head size as fixed numbers: reshape with Python integers, not with sizes "
+        "read from a tensor.",
+    ),
+    (r"^the mask .* has (an unknown shape|shape)|has shape unknown|elsewhere in the match it is", _SIZES),
+    (
+        r"\bDropout\b|\btraining",
+        "Export in evaluation mode: model.eval() before exporting, and no training=TrainingMode.TRAINING.",
+    ),
+    (
+        r"\bTanh\b",
+        "The scores are soft-capped and the operator has no soft cap: only a model configured without one fuses "
+        "(attn_logit_softcapping=None).",
+    ),
+    (
+        r"not a constant.*\((scale|mask_value|epsilon)\)",
+        "Make it a Python number in the model (such as 1 / math.sqrt(head_size)), so that the export holds a constant.",
+    ),
+    (r"\bopset \d+ is (outside|older)|has no CastLike", "Export again with opset_version=17 or newer."),
+    (
+        r"have different types",
+        "Export in one type: model.float() or model.half() for the whole model, and no autocast.",
+    ),
+    (r"^its type is |is DOUBLE", "Export in float32, float16 or bfloat16: model.float() before exporting."),
+    (r"of domain com\.microsoft", "Fuse the model as it was exported, before ONNX Runtime's optimizer rewrites it."),
+    (
+        r"\b(Dynamic)?(Quantize|Dequantize)Linear\b|\b(MatMul|Conv)Integer\b|\bQLinear",
+        "Fuse the float model first and quantise the result, or leave the attention out of the quantisation.",
+    ),
+    (r"not known before run time", "Inline the model's functions first: onnx.inliner.inline_local_functions(model)."),
+)
+_COMPILED = tuple((re.compile(pattern), advice) for pattern, advice in _ADVICE)
+_KEPT = re.compile(r"its output (\S+) (is a graph output|is also read by (\S+) )")
+
+
+def advise(reason: str, graph: Graph | None = None) -> str:
+    """What to change in the export so that a refusal goes away; "" where nothing is known to help.
+
+    Args:
+        reason: the sentence of a near miss, or of a warning.
+        graph: the graph it is about, to look up what makes the value that the sentence names.
+    """
+    kept = _KEPT.search(reason)
+    if kept is not None:
+        value = kept[1]
+        producer = graph.producers.get(value) if graph is not None else None
+        if producer is not None and producer.op_type == "Softmax":
+            return _PROBABILITIES
+        for pattern, advice in _COMPILED[:1]:
+            if pattern.search(value):
+                return advice
+        if kept[3] is None:
+            return f"Leave {value} out of what the model returns (hidden states: output_hidden_states=False)."
+        return ""
+    return next((advice for pattern, advice in _COMPILED if pattern.search(reason)), "")

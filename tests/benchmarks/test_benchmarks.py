@@ -1,0 +1,86 @@
+"""Both benchmarks at a tiny size: they run, the peers do the same work, and the result files hold what the docs quote.
+
+Nothing here looks at a clock: what is measured is for the benchmarks to say.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(script: str, *arguments: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def content(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    assert loaded["machine"]["cpu"] and loaded["machine"]["cores"] >= 1
+    assert {"onnx", "onnxruntime", "onnxscript"} <= set(loaded["versions"])
+    assert loaded["command"].startswith("python benchmarks/")
+    return loaded
+
+
+def test_scaling(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    arguments = ["--sizes", "32", "64", "--repeats", "1", "--large-blocks", "2", "--large-hidden", "64"]
+    run("scaling.py", *arguments, "--out", str(tmp_path))
+    found = content(tmp_path / "scaling.json")
+    tools = {"onnx-fuse", "onnxscript", "onnx-graphsurgeon", "onnx load+save"}
+    assert {(row["tool"], row["nodes"]) for row in found["results"]} == {
+        (tool, size) for tool in tools for size in (32, 64)
+    }
+    for row in found["results"]:
+        fused = 0 if row["tool"] == "onnx load+save" else row["nodes"] // 16
+        assert row["fused"] == {"FusedSwish": fused, "FusedSkipLayerNorm": fused}
+        assert row["cpu_seconds"] >= 0 and row["peak_mb"] >= row["above_mb"] >= 0
+        assert len(row["cpu_seconds_of_each"]) == 1
+    assert set(found["exponents"]) == tools
+    assert found["large"]["fuse"]["fused"] == {"FusedSwish": 2, "FusedSkipLayerNorm": 2}
+    assert found["large"]["verify"]["outcome"] == "passed"
+    assert {"times_faster_than_onnxscript", "memory_of_onnxscript", "exponent"} <= set(found["targets"])
+
+
+def test_scaling_draws_a_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run(
+        "scaling.py",
+        "--sizes",
+        "32",
+        "--repeats",
+        "1",
+        "--tools",
+        "onnx load+save",
+        "--large-blocks",
+        "0",
+        "--out",
+        str(tmp_path),
+    )
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_coverage(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    run("coverage.py", "--sample", "one", "--no-trained", "--out", str(tmp_path))
+    found = content(tmp_path / "coverage.json")
+    (row,) = found["results"]
+    assert row["layers"] == 4
+    assert set(row["tools"]) == {"onnx-fuse", "onnxruntime.transformers", "onnxscript ort_fusions"}
+    for result in row["tools"].values():
+        assert "error" not in result and "run_error" not in result
+        assert result["cpu_seconds"] >= 0 and result["above_mb"] >= 0
+        assert result["difference"] < 1e-3
+    ours = row["tools"]["onnx-fuse"]
+    assert ours["attention"] == row["layers"] and ours["nodes_after"] < ours["nodes_before"]
+    table = (tmp_path / "coverage.md").read_text()
+    assert "| bert | script | 1 | 4/4 |" in table
