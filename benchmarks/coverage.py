@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.remove(str(Path(__file__).resolve().parent))  # whose `coverage` would hide the package of that name
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    # The repository, and not this folder, whose `coverage` would hide the package of that name.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import onnx

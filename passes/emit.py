@@ -10,7 +10,7 @@ import onnx
 from onnx import FunctionProto, ModelProto, NodeProto
 
 from onnx_fuse.errors import ModelError, PatternError
-from onnx_fuse.patterns.body import CAST_LIKE_SINCE
+from onnx_fuse.patterns.body import CAST_LIKE_SINCE, attribute_kind
 from onnx_fuse.patterns.operator import OPSET, FusedOp
 
 Functions = Literal["keep", "inline", "none"]
@@ -43,8 +43,9 @@ class Bodies:
         """The overload name of the body for such a node; the body is made when it is first asked for."""
         # Without CastLike the element type is written into the body.
         kind = dtype if opsets.get("", 0) < CAST_LIKE_SINCE else 0
+        kinds = [attribute_kind(attributes[name]) for name in operator.attributes]
         key = json.dumps(
-            [operator.domain, operator.name, inputs, outputs, operator.variant(attributes), kind, opsets.get("")]
+            [operator.domain, operator.name, inputs, outputs, operator.variant(attributes), kinds, kind, opsets.get("")]
         )
         if key not in self._overloads:
             function = operator.make_function(inputs, outputs, attributes, opsets, dtype)

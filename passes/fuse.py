@@ -129,7 +129,7 @@ def _interesting(miss: NearMiss, fusion: Fusion, view: View) -> bool:
     if any(op_type == fusion.anchor for op_type, _ in miss.reached):
         return True
     # The outermost node may be the right operator with another attribute: then nothing before it was looked at.
-    return miss.matched == 0 and _is_before(fusion.anchor, miss.root, view)
+    return miss.matched == 0 and miss.failed_at == miss.root.name and _is_before(fusion.anchor, miss.root, view)
 
 
 def _is_before(op_type: str, node: Node, view: View, steps: int = 4) -> bool:

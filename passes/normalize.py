@@ -13,11 +13,13 @@ from onnx_fuse.passes import (
     normalize_attention,
     normalize_cast,
     normalize_contrib,
+    normalize_einsum,
     normalize_linear,
     normalize_move,
     normalize_norm,
     normalize_scale,
     normalize_scores,
+    normalize_tf,
 )
 from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.view import View
@@ -64,9 +66,13 @@ RULES: Rules = {
     ),
     "Add": (
         normalize_norm.layer_norm_shift,
+        normalize_tf.batch_form_norm,
+        normalize_einsum.flat_bias,
         normalize_scores.mask_before_merge,
         normalize_scores.merge_biases,
         normalize_linear.bias_before_move,
+        normalize_einsum.head_bias_before_move,
+        normalize_einsum.sum_before_move,
     ),
     "Where": (normalize_scores.mask_before_merge,),
     "Softmax": (normalize_scores.softmax_before_merge,),
@@ -76,14 +82,15 @@ RULES: Rules = {
     "Mul": (
         normalize_scale.merge_scales,
         normalize_norm.bare_norm,
+        normalize_tf.scaled_norm,
         normalize_norm.norm_scale,
         normalize_norm.swish_rule,
         normalize_norm.gelu,
     ),
 }
 
-READING: Rules = {**RULES, **normalize_contrib.RULES}
-"""All rules: also those on operators of other domains, which are taken apart to be matched and are never written so."""
+READING: Rules = {**RULES, **normalize_contrib.RULES, "Einsum": (normalize_einsum.einsum_as_matmul,)}
+"""All rules: also those that take an operator apart to be matched, a form that --simplify does not write."""
 
 _STEPS_PER_NODE = 64
 

@@ -66,7 +66,7 @@ def _beyond(view: View, node: Node) -> str | None:
     """What of the node no fused operator does; None for nothing."""
     if any(node.inputs[4:]):
         return "it has a key-value cache or padding lengths, which no fused operator has"
-    if any(name and name in view.graph.readers for name in node.outputs[1:]):
+    if any(map(view.is_read, node.outputs[1:])):
         return f"its further outputs are read, and {node.outputs[0]} alone can be made"
     if view.attribute(node, "softcap"):
         return "its scores are soft-capped, which no fused operator does"

@@ -2,7 +2,8 @@
 
 Each becomes the products, sums and norms an exporter would have written, so that one pattern serves both. What the kernels do
 with masks was read off ONNX Runtime itself: a masked key adds `mask_filter_value` (-10000 unless said otherwise) to its scores,
-so that a row without any key attends to all of them, and `unidirectional` hides what lies after the diagonal from the upper left.
+so that a row without any key attends to all of them. `unidirectional` hides what lies after the diagonal from the upper left, but
+never a key from the last query, which differs where there are more keys than queries.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from onnx_fuse.passes.view import View
 from onnx_fuse.patterns.dsl import VIEW_DOMAIN
 
 _MASK_FILTER = -10000.0
+# Next to a mask value beyond this, any score is lost: what else is added to it, and when, makes no difference.
+_ABSORBS = 1e30
 
 
 class _Maths:
@@ -60,7 +63,7 @@ def _number(node: Node, name: str, default: float) -> float:
 def _read(view: View, node: Node, outputs: Sequence[int]) -> bool:
     """Whether any of these outputs of the node is read."""
     names = [node.outputs[index] for index in outputs if index < len(node.outputs)]
-    return any(name and (name in view.graph.readers or name in view.graph.outputs) for name in names)
+    return any(map(view.is_read, names))
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
@@ -68,7 +71,9 @@ def _read(view: View, node: Node, outputs: Sequence[int]) -> bool:
 
 def packed_attention(view: View, node: Node) -> bool:
     """Attention(x, W [K, q+k+v], b, mask): attention of the three parts of x W + b."""
-    problem = _beyond(node, past=(4, 6)) or ("it rotates query and key" if node.attribute("do_rotary") else None)
+    problem = _beyond(view, node, (4, 6), _input(node, 3), _input(node, 5), node.inputs[0])
+    if problem is None and node.attribute("do_rotary"):
+        problem = "it rotates query and key"
     if problem is None and _read(view, node, (1,)):
         problem = "its present keys and values are read"
     shape, heads = view.shape(_input(node, 1)), node.attribute("num_heads")
@@ -92,7 +97,7 @@ def packed_attention(view: View, node: Node) -> bool:
 
 def multi_head_attention(view: View, node: Node) -> bool:
     """MultiHeadAttention(q, k, v, b, mask, attention_bias): attention of q, k and v, each plus its part of b."""
-    problem = _beyond(node, past=(6, 7, 8, 9))
+    problem = _beyond(view, node, (6, 7, 8, 9), _input(node, 4), _input(node, 5), _input(node, 1))
     if problem is None and _read(view, node, (1, 2, 3)):
         problem = "its further outputs are read, and its first alone can be made"
     operands = [_input(node, index) for index in range(3)]
@@ -116,10 +121,17 @@ def multi_head_attention(view: View, node: Node) -> bool:
     return True
 
 
-def _beyond(node: Node, past: Sequence[int]) -> str | None:
+def _beyond(view: View, node: Node, past: Sequence[int], mask: str, bias: str, keys: str) -> str | None:
     """What of the node no fused operator does; None for nothing."""
     if any(_input(node, index) for index in past):
         return "it has a key-value cache, which no fused operator has"
+    value = _number(node, "mask_filter_value", _MASK_FILTER)
+    if mask and bias and abs(value) < _ABSORBS:
+        # (score + bias) + mask and score + (bias + mask) differ by their rounding in rows where no key counts.
+        return f"it adds {value:g} for the mask {mask} and then the bias {bias}, a fused operator takes one of the two"
+    shape, whole = view.shape(node.inputs[0]), view.shape(keys)
+    if node.attribute("unidirectional") and (shape is None or whole is None or shape[1:2] != whole[1:2]):
+        return "it is causal, and its queries and keys are not equally many"
     return None
 
 

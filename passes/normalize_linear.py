@@ -56,11 +56,7 @@ def norm_before_move(view: View, node: Node) -> bool:
         return False
     rank = view.rank(node.inputs[0])
     axis = view.attribute(node, "axis")
-    if (
-        rank is None
-        or axis not in (-1, rank - 1)
-        or any(name and name in view.graph.readers for name in node.outputs[1:])
-    ):
+    if rank is None or axis not in (-1, rank - 1) or any(map(view.is_read, node.outputs[1:])):
         return False
     attributes = {"axis": -1, "epsilon": view.attribute(node, "epsilon")}
     return _before_move(view, node, node.inputs[0], list(node.inputs[1:]), attributes)

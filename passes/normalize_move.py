@@ -22,7 +22,7 @@ def drop_dropout(view: View, node: Node) -> bool:
     training = view.attribute(node, "training_mode")
     if isinstance(training, Reference) or training:
         return False
-    if len(node.outputs) > 1 and node.outputs[1] and node.outputs[1] in view.graph.readers:
+    if any(map(view.is_read, node.outputs[1:])):
         return False
     view.alias(node.outputs[0], node.inputs[0])
     return True

@@ -367,6 +367,20 @@ def _matmul(inference: Inference, node: Node) -> Info:
     return Info(a.dtype, (*named, a.shape[-2], b.shape[-1]))
 
 
+@_rule("Einsum")
+def _einsum(inference: Inference, node: Node) -> Info:
+    dtype = inference.info(node.inputs[0]).dtype
+    terms, arrow, out = str(inference.attribute(node, "equation") or "").replace(" ", "").partition("->")
+    sizes: dict[str, Dim] = {}
+    for value, term in zip(node.inputs, terms.split(","), strict=True):
+        shape = inference.shape(value)
+        if not arrow or shape is None or len(shape) != len(term) or not term.isalpha():
+            return Info(dtype)
+        for letter, size in zip(term, shape, strict=True):
+            sizes[letter] = sizes.get(letter, size)
+    return Info(dtype, tuple(sizes[letter] for letter in out))
+
+
 @_rule("Gemm")
 def _gemm(inference: Inference, node: Node) -> Info:
     a, b = (inference.info(item) for item in node.inputs[:2])

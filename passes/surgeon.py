@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 from onnx_fuse.passes.emit import inline_bodies
+
+_FUNCTION_IR = 8
 
 
 def is_surgeon_graph(item: object) -> bool:
@@ -33,6 +35,9 @@ def from_surgeon(graph: Any, like: ModelProto | None = None) -> ModelProto:
     import onnx_graphsurgeon as gs
 
     model: ModelProto = gs.export_onnx(graph)
+    if graph.ir_version is None:
+        # graphsurgeon writes the newest there is, which ONNX Runtime may not know yet.
+        model.ir_version = max(helper.find_min_ir_version_for(model.opset_import, True), _FUNCTION_IR)
     if like is not None:
         model.ir_version = max(model.ir_version, like.ir_version)
         if not model.metadata_props:

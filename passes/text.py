@@ -54,7 +54,7 @@ def _broken(item: Any) -> str | None:
 
 def broken_text(message: Message) -> str | None:
     """The field of a string that is not UTF-8, in words; None where all are."""
-    pending = [message]
+    pending: list[Any] = [message]
     while pending:
         one = pending.pop()
         for field, value in one.ListFields():

@@ -122,10 +122,9 @@ class View:
         """Whether the node makes at least one of its outputs in the view, for a reader that is still there."""
         if id(node) in self._superseded:
             return False
-        for output in node.outputs:
-            if output and output not in self._aliases and self._canonical.get(output, node) is node:
-                return True
-        return False
+        return any(
+            output and output not in self._aliases and self._canonical.get(output, node) is node for output in node.outputs
+        )
 
     def supersede(self, node: Node, by: Node) -> None:
         """Takes a recognised node off the lists where the one that grew out of it is all that reads it."""
@@ -155,6 +154,10 @@ class View:
             for reader in self.graph.readers.get(name, ())
             if reader.position < node.position
         ]
+
+    def is_read(self, value: str) -> bool:
+        """Whether anybody needs an original value: a node, a subgraph, or who calls the graph."""
+        return bool(value) and (value in self.graph.readers or value in self.graph.outputs)
 
     def covers(self, node: Node) -> frozenset[int]:
         """Positions of the original nodes that a canonical node stands for."""
@@ -432,7 +435,8 @@ class View:
         if value in self._arrays:
             return self._arrays[value]
         if value in self._folded:
-            return self._folded[value]
+            found = self._folded[value]
+            return found if found is None or found.size <= limit else None
         result = self._fold_uncached(value, limit, depth)
         if result is not None or limit >= CONSTANT_LIMIT:
             self._folded[value] = result

@@ -66,7 +66,7 @@ class Body:
         key = ("attribute", name)
         if key not in self._constants:
             output = self._fresh(name)
-            kind = _attribute_kind(value)
+            kind = attribute_kind(value)
             node = helper.make_node("Constant", [], [output])
             field = {"f": "value_float", "i": "value_int", "fs": "value_floats", "is": "value_ints"}[kind]
             node.attribute.append(AttributeProto(name=field, type=_KIND[kind], ref_attr_name=name))
@@ -121,7 +121,8 @@ class Body:
         return name
 
 
-def _attribute_kind(value: Any) -> str:
+def attribute_kind(value: Any) -> str:
+    """Which of onnx's kinds a numeric attribute is of: "i", "f", "is" or "fs"."""
     if isinstance(value, (list, tuple)):
         return "is" if all(isinstance(item, int) for item in value) else "fs"
     return "i" if isinstance(value, int) else "f"

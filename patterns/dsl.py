@@ -293,7 +293,7 @@ class Pattern:
         if not self.root_keys:
             raise PatternError(f"pattern {self.name} is a bare variable", "A pattern's result must be an operator.")
         self._operands = _root_operands(self.root)
-        self.size = _size(self.root) + sum(_size(term) for term in self.others)
+        self.size = _size(self.root, *self.others)
 
     def may_start_at(self, key: tuple[str, str], operands: Sequence[tuple[str, str] | None]) -> bool:
         """Whether a node of this key whose operands are made by nodes of those keys can be the root: a quick first look."""
@@ -347,8 +347,8 @@ def root_keys(term: Term) -> Iterator[tuple[str, str]]:
         yield ("", term.op_type)
 
 
-def _size(root: Term) -> int:
-    """Most nodes that a term can match; a shared node counts once, of alternatives the largest counts."""
+def _size(*roots: Term) -> int:
+    """Most nodes that terms can match together; a shared node counts once, of alternatives the largest counts."""
     weights: dict[int, int] = {}
 
     def weight(term: Term) -> int:
@@ -358,9 +358,8 @@ def _size(root: Term) -> int:
             )
         return weights[id(term)]
 
-    weight(root)
     seen: set[int] = set()
-    total, pending = 0, [root]
+    total, pending = 0, list(roots)
     while pending:
         term = pending.pop()
         if id(term) in seen:

@@ -14,13 +14,24 @@ from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 @pattern
 def skip_layer_norm(op, x, skip, bias, gamma: Optional, beta: Optional, epsilon: Attribute):  # type: ignore[no-untyped-def]
     biased = op.Add(x, op.shape(bias, "H"))
-    total = op.named("total", op.any_of(op.Add(biased, skip), op.Add(x, skip)))
+    return _normed(op, op.Add(biased, skip), gamma, beta, epsilon)
+
+
+@pattern
+def skip_layer_norm_alone(op, x, skip, gamma: Optional, beta: Optional, epsilon: Attribute):  # type: ignore[no-untyped-def]
+    """Where the sum with the bias is needed outside, or is another fusion's: the bias stays there."""
+    return _normed(op, op.Add(x, skip), gamma, beta, epsilon)
+
+
+def _normed(op: Any, sum_: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
+    total = op.named("total", sum_)
     return op.any_of(
         op.named("layer", op.LayerNormalization(total, gamma, beta, axis=-1, epsilon=epsilon)),
         op.named("rms", op.RMSNormalization(total, gamma, axis=-1, epsilon=epsilon)),
     )
 
 
+@skip_layer_norm_alone.require
 @skip_layer_norm.require
 def nothing_is_broadcast(match: Match, view: View) -> str | None:
     x, skip = view.shape(match["x"]), view.shape(match["skip"])
@@ -29,6 +40,7 @@ def nothing_is_broadcast(match: Match, view: View) -> str | None:
     return None if x == skip else f"{match['x']} and {match['skip']} differ in shape"
 
 
+@skip_layer_norm_alone.require
 @skip_layer_norm.require
 def bias_and_affine_span_the_last_axis(match: Match, view: View) -> str | None:
     if "bias" in match and match["H"] != (view.shape(match["x"]) or (None,))[-1]:
@@ -64,7 +76,7 @@ def build(match: Match, view: View) -> Fused:
 
 FUSION = Fusion(
     name="FusedSkipLayerNorm",
-    pattern=skip_layer_norm,
+    pattern=(skip_layer_norm, skip_layer_norm_alone),
     operator=FusedSkipLayerNorm,
     build=build,
     default=False,

@@ -130,7 +130,9 @@ class _Draw:
             getattr(self, kind)()
         self.scores()
         self.merge()
-        for kind in self.pick([(), ("linear",), ("turned", "residual"), ("linear", "residual", "norm"), ("residual", "norm")]):
+        for kind in self.pick(
+            [(), ("linear",), ("turned", "residual"), ("linear", "residual", "norm"), ("residual", "norm")]
+        ):
             getattr(self, kind)()
 
     def merge(self) -> None:

@@ -5,6 +5,7 @@ Nothing here looks at a clock: what is measured is for the benchmarks to say.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -32,15 +33,13 @@ def content(path: Path) -> dict[str, Any]:
 
 def test_scaling(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    arguments = ["--sizes", "32", "64", "--repeats", "1", "--large-blocks", "2", "--large-hidden", "64"]
-    run("scaling.py", *arguments, "--out", str(tmp_path))
+    sizes = ["--sizes", "32", "--large-blocks", "2", "--large-hidden", "64"]
+    run("scaling.py", *sizes, "--repeats", "1", "--out", str(tmp_path))
     found = content(tmp_path / "scaling.json")
     tools = {"onnx-fuse", "onnxscript", "onnx-graphsurgeon", "onnx load+save"}
-    assert {(row["tool"], row["nodes"]) for row in found["results"]} == {
-        (tool, size) for tool in tools for size in (32, 64)
-    }
+    assert {(row["tool"], row["nodes"]) for row in found["results"]} == {(tool, 32) for tool in tools}
     for row in found["results"]:
-        fused = 0 if row["tool"] == "onnx load+save" else row["nodes"] // 16
+        fused = 0 if row["tool"] == "onnx load+save" else 2
         assert row["fused"] == {"FusedSwish": fused, "FusedSkipLayerNorm": fused}
         assert row["cpu_seconds"] >= 0 and row["peak_mb"] >= row["above_mb"] >= 0
         assert len(row["cpu_seconds_of_each"]) == 1
@@ -48,24 +47,8 @@ def test_scaling(tmp_path: Path) -> None:
     assert found["large"]["fuse"]["fused"] == {"FusedSwish": 2, "FusedSkipLayerNorm": 2}
     assert found["large"]["verify"]["outcome"] == "passed"
     assert {"times_faster_than_onnxscript", "memory_of_onnxscript", "exponent"} <= set(found["targets"])
-
-
-def test_scaling_draws_a_plot(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    run(
-        "scaling.py",
-        "--sizes",
-        "32",
-        "--repeats",
-        "1",
-        "--tools",
-        "onnx load+save",
-        "--large-blocks",
-        "0",
-        "--out",
-        str(tmp_path),
-    )
-    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_coverage(tmp_path: Path) -> None:

@@ -675,11 +675,11 @@ class TestBounds:
         return pathological
 
     def test_a_pattern_with_more_choices_than_can_be_tried_is_refused_and_says_so(self) -> None:
-        started = time.perf_counter()
+        started = time.process_time()
         miss = attempt(self.rungs(30), self.ladder(32))
         assert isinstance(miss, NearMiss)
         assert miss.reason == f"more than {STEP_BUDGET} steps were needed"
-        assert time.perf_counter() - started < 5
+        assert time.process_time() - started < 5
 
     def test_several_results_are_not_looked_for_among_thousands(self) -> None:
 
@@ -695,10 +695,10 @@ class TestBounds:
         inputs.append(helper.make_tensor_value_info("hub", TensorProto.FLOAT, [2]))
         graph = helper.make_graph(nodes, "g", inputs, [])
         view = View(Graph(graph, helper.make_model(graph)))
-        started = time.perf_counter()
+        started = time.process_time()
         for node in view.nodes([("", "Sin")]):
             assert isinstance(match_at(pair, node, view), NearMiss)
-        assert time.perf_counter() - started < 5
+        assert time.process_time() - started < 5
 
 
 class TestWhere:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from onnx_fuse.patterns import Fused, Fusion, Optional, Scalar, fusions, pattern
 from tests.drawn import transformer
 from tests.helpers import (
     assert_same_results,
-    copied,
     fused,
     fusion_of,
     model,
@@ -675,10 +675,11 @@ def test_a_graph_of_many_nodes_takes_time_in_proportion() -> None:
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in (f"v{count}", "z")],
     )  # fmt: skip
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    after, report = fused(copied(made), SWISH)
+    started = time.process_time()
+    after, report = fused(made, SWISH)
+    assert time.process_time() - started < 30
     assert report.fused == {"FusedSwish": count // 2}
     assert len(after.graph.node) == count // 2 + count + 1
-    assert report.seconds < 30
 
 
 def test_optional_inputs_that_are_absent_take_no_place() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import onnx
 import pytest
@@ -85,6 +87,14 @@ class TestWhatStays:
         made = model("(float[2] x) => (float[2] y, bool[2] m, float[2] z) { y, m = Dropout(x) z = Abs(y) }")
         checked(made)
 
+    def test_the_mean_that_a_norm_gives_as_well(self) -> None:
+        made = model(
+            """(float[B,S,8] x) => (float[k,8] y, float[k,1] m) <float[8] g={1,2,3,4,5,6,7,8}> {
+                t = Constant<value=int64[2] {-1,8}>() r = Reshape(x, t) n, m = LayerNormalization(r, g) y = Abs(n)
+            }"""
+        )
+        checked(made)
+
     def test_bodies_of_fused_operators(self) -> None:
         made = model("(float[n,4] x) => (float[n,4] y) { s = Sigmoid(x) m = Mul(x, s) i = Identity(m) y = Relu(i) }")
         result = onnx_fuse.fuse(made, enable=["FusedSwish"], simplify=True)
@@ -116,7 +126,7 @@ class TestWhatGoes:
 
     def test_a_fixed_point_is_reached_at_once(self) -> None:
         made = model(
-            """(float[B,S,8] x) => (float[k] y) {
+            """(float[B,S,8] x) => (float[B,S,8] y) {
                 i = Identity(x) t = Transpose<perm=[1,0,2]>(i) k = Constant<value_float=2.0>() a = Mul(t, k) b = Div(a, k)
                 s = Shape(x) u = Transpose<perm=[1,0,2]>(b) r = Reshape(u, s) y = Abs(r)
             }"""
@@ -126,7 +136,7 @@ class TestWhatGoes:
 
     def test_names_of_nodes_stay_unique(self) -> None:
         made = model(
-            """(float[B,S,8] x) => (float[k] y) {
+            """(float[B,S,8] x) => (float[B,S,8] y) {
                 [a] t = Transpose<perm=[1,0,2]>(x) [b] k = Constant<value_float=2.0>() [c] m = Mul(t, k)
                 [d] p = MatMul(m, w) [e] q = Add(p, v) [f] y = Transpose<perm=[1,0,2]>(q)
             }""",
@@ -196,6 +206,8 @@ def test_a_graph_of_many_nodes_takes_time_in_proportion() -> None:
     made = helper.make_model(
         helper.make_graph(nodes, "g", inputs, outputs), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
     )
-    after, report = Pipeline([Simplify()]).run(made)
-    assert len(after.graph.node) == 2_000 and report.seconds < 20
+    started = time.process_time()
+    after, _ = Pipeline([Simplify()]).run(made)
+    assert time.process_time() - started < 20
+    assert len(after.graph.node) == 2_000
     onnx.checker.check_model(after)

@@ -122,6 +122,6 @@ def test_nodes_of_other_domains_come_through() -> None:
     made.graph.output[0].name = "z"
     made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     result = onnx_fuse.fuse(gs.import_onnx(made), enable=["FusedSwish"])
-    assert [(node.op, node.domain) for node in result.model.nodes] == [
-        ("Add", None), ("FusedSwish", "gr.ml.infra"), ("Gelu", "com.microsoft"),
+    assert [(node.op, node.domain or "") for node in result.model.nodes] == [
+        ("Add", ""), ("FusedSwish", "gr.ml.infra"), ("Gelu", "com.microsoft"),
     ]  # fmt: skip

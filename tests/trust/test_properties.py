@@ -152,6 +152,12 @@ class Perturbed:
             if name in self.types and self.types[name].elem_type == TensorProto.FLOAT and self.types[name].HasField("shape")
         ]  # fmt: skip
 
+    def float_value(self) -> str:
+        found = self.floats()
+        if not found:
+            reject()  # a changed constant has made nonsense of the shapes
+        return str(self.pick(found))
+
     def name(self, kind: str) -> str:
         taken = {item.name for item in (*self.model.graph.initializer, *self.model.graph.node)}
         taken |= {value for node in self.model.graph.node for value in node.output} | self.given
@@ -173,7 +179,7 @@ class Perturbed:
 
     def detour(self) -> None:
         """Something between a value and its readers that changes nothing."""
-        value = self.pick(self.floats())
+        value = self.float_value()
         rank = len(self.types[value].shape.dim)
         kind = self.pick(["Identity", "Cast", "Reshape", "Transpose", "Unsqueeze", "Dropout"])
         after = self.name("detour")
@@ -219,7 +225,7 @@ class Perturbed:
 
     def consumer(self) -> None:
         """Somebody else reads a value, and what comes of it is an output."""
-        value = self.pick(self.floats())
+        value = self.float_value()
         made = self.name("seen")
         self.insert(value, [helper.make_node(self.pick(["Neg", "Abs"]), [value], [made])], {})
         output = self.model.graph.output.add(name=made)
@@ -227,7 +233,7 @@ class Perturbed:
 
     def dead(self) -> None:
         """Somebody reads a value, and nothing comes of it."""
-        value = self.pick(self.floats())
+        value = self.float_value()
         self.insert(value, [helper.make_node("Neg", [value], [self.name("dead")])], {})
 
     def expose(self) -> None:
@@ -242,6 +248,8 @@ class Perturbed:
         """Another number in a constant, or another axis or permutation: another function, still to be computed."""
         places: list[tuple[str, int]] = [("constant", index) for index in range(len(self.model.graph.initializer))]
         places += [("node", i) for i, node in enumerate(self.model.graph.node) for item in node.attribute if item.name in ("axis", "perm", "axes")]  # fmt: skip
+        if not places:
+            return
         kind, index = self.pick(places)
         if kind == "constant":
             tensor = self.model.graph.initializer[index]

@@ -1,0 +1,140 @@
+"""Rules on forms that Keras, TensorFlow and einops write: Einsum, biases per head, and residuals on flattened tokens."""
+
+from __future__ import annotations
+
+from onnx_fuse.passes.dims import Dim
+from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.movement import Groups, Move, find_move, write_move
+from onnx_fuse.passes.view import View
+
+
+def einsum_as_matmul(view: View, node: Node) -> bool:
+    """Einsum of two operands is Transpose and Reshape of each, MatMul, Reshape and Transpose.
+
+    Letters in both operands and the result are batch axes, letters in both operands alone are summed over. Where there are no
+    batch axes, the second operand becomes a matrix and the first keeps its axes: "abc,cde->abde" is a linear layer.
+    """
+    terms = _letters(view, node)
+    if terms is None:
+        return False
+    (left, right, out), operands = terms, list(node.inputs)
+    rows = [letter for letter in out if letter not in right]
+    columns = [letter for letter in out if letter not in left]
+    batch = [letter for letter in out if letter in left and letter in right]
+    # MatMul gives its first operand's axes first; without batch axes the second one is the weight.
+    first, second = (out.index(part[0]) if part else len(out) for part in (rows, columns))
+    turned = view.is_constant(operands[0]) if not batch else second < first
+    if turned:
+        left, right, rows, columns = right, left, columns, rows
+        operands.reverse()
+    sizes = _sizes(view, operands, (left, right))
+    if sizes is None:
+        return False
+    summed = "".join(letter for letter in left if letter in right and letter not in out)
+    if any(letter not in out and letter not in summed for letter in left + right):
+        return False
+    kept = [(letter,) for letter in batch] + ([tuple(rows)] if batch else [(letter,) for letter in rows])
+    moves = [
+        _move(operands[0], left, sizes, [*kept, tuple(summed)]),
+        _move(operands[1], right, sizes, [*((letter,) for letter in batch), tuple(summed), tuple(columns)]),
+    ]
+    moved = [write_move(view, move, node) for move in moves]
+    if None in moved:
+        return False
+    product = view.add("MatMul", [str(item) for item in moved], like=node, covers=[node])
+    number = {letter: atom for atom, letter in enumerate(sizes)}
+    before = tuple(tuple(number[letter] for letter in group) for group in [*kept, tuple(columns)])
+    after = tuple((number[letter],) for letter in out)
+    sized = {number[letter]: sizes[letter] for letter in out}
+    return write_move(view, Move(product, sized, before, after), node, node.outputs[0], [node]) is not None
+
+
+def _letters(view: View, node: Node) -> tuple[str, str, str] | None:
+    equation = str(view.attribute(node, "equation") or "").replace(" ", "")
+    inputs, arrow, out = equation.partition("->")
+    terms = (*inputs.split(","), out)
+    if not arrow or len(node.inputs) != 2 or len(terms) != 3:
+        return None
+    # An ellipsis, a diagonal or a broadcast stays what it is.
+    if any(len(set(term)) != len(term) or not term.isalpha() for term in terms):
+        return None
+    return (terms[0], terms[1], terms[2])
+
+
+def _sizes(view: View, operands: list[str], terms: tuple[str, str]) -> dict[str, Dim] | None:
+    sizes: dict[str, Dim] = {}
+    for operand, term in zip(operands, terms, strict=True):
+        shape = view.shape(operand)
+        if shape is None or len(shape) != len(term) or 0 in shape:
+            return None
+        for letter, size in zip(term, shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                return None
+    return sizes
+
+
+def _move(base: str, term: str, sizes: dict[str, Dim], groups: list[tuple[str, ...]]) -> Move:
+    after: Groups = tuple(tuple(term.index(letter) for letter in group) for group in groups)
+    own = {axis: sizes[letter] for axis, letter in enumerate(term)}
+    return Move(base, own, tuple((axis,) for axis in own), after)
+
+
+def head_bias_before_move(view: View, node: Node) -> bool:
+    """split(x) + b with b [h, d], for the last axis of x split into h and d, is split(x + b [h*d])."""
+    for value, bias in (node.inputs, tuple(reversed(node.inputs))):
+        shape = view.shape(bias)
+        if shape is None or len(shape) < 2 or not view.is_constant(bias):
+            continue
+        move = find_move(view, value)
+        if move is None or move.base == view.resolve(value) or len(move.after) <= len(shape):
+            continue
+        inner = tuple(atom for group in move.after[-len(shape) :] for atom in group)
+        if inner != move.before[-1] or move.shape[-len(shape) :] != shape or len(move.before) < 2:
+            continue
+        axes = tuple((axis,) for axis in range(len(shape)))
+        flat = write_move(view, Move(bias, dict(enumerate(shape)), axes, (tuple(range(len(shape))),)), node)
+        if flat is None:
+            continue
+        result = view.add("Add", [move.base, flat], like=node, covers=[node])
+        moved = Move(result, move.sizes, move.before, move.after)
+        return write_move(view, moved, node, node.outputs[0], [node]) is not None
+    return False
+
+
+def flat_bias(view: View, node: Node) -> bool:
+    """A linear layer's bias written as [1, 1, H] is [H]."""
+    for value, bias in (node.inputs, tuple(reversed(node.inputs))):
+        shape, whole = view.shape(bias), view.shape(value)
+        if shape is None or whole is None or not 1 < len(shape) <= len(whole) or not view.is_constant(bias):
+            continue
+        if any(dim != 1 for dim in shape[:-1]) or shape[-1] != whole[-1]:
+            continue
+        producer = view.producer(value)
+        if producer is None or producer.key != ("", "MatMul") or view.rank(producer.inputs[1]) != 2:
+            continue
+        last = len(shape) - 1
+        flat = write_move(view, Move(bias, {last: shape[-1]}, (*((),) * last, (last,)), ((last,),)), node)
+        if flat is None:
+            continue
+        view.replace(node.outputs[0], "Add", [value, flat], like=node, covers=[node])
+        return True
+    return False
+
+
+def sum_before_move(view: View, node: Node) -> bool:
+    """move(a) + move(b), moved alike, is move(a + b): a residual on tokens that were flattened to [B*S, H]."""
+    moves = [find_move(view, value) for value in node.inputs]
+    left, right = moves[0], moves[1]
+    if (
+        left is None
+        or right is None
+        or any(move.base == view.resolve(value) for move, value in ((left, node.inputs[0]), (right, node.inputs[1])))
+    ):
+        return False
+    if left.base_shape != right.base_shape or not left.keeps_order or not right.keeps_order:
+        return False
+    if left.shape != right.shape or len(left.shape) >= len(left.base_shape):
+        return False
+    result = view.add("Add", [left.base, right.base], like=node, covers=[node])
+    moved = Move(result, left.sizes, left.before, left.after)
+    return write_move(view, moved, node, node.outputs[0], [node]) is not None
