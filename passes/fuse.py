@@ -10,6 +10,7 @@ import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto
 
 from onnx_fuse.passes import blocks, emit
+from onnx_fuse.passes.calls import CallTypes
 from onnx_fuse.passes.convert import OLDEST, opset_of
 from onnx_fuse.passes.graph import Graph, Node, graphs
 from onnx_fuse.passes.infer import disagreement
@@ -48,17 +49,18 @@ class FusePass:
             return model
         own = {(fusion.operator.domain, fusion.operator.name) for fusion in self.fusions}
         bodies = emit.Bodies(model)
+        calls = CallTypes(model, lambda: (inferred_types(Graph(model.graph, model)) or dict)())
         for graph in graphs(model):
             if isinstance(graph.proto, FunctionProto) and (graph.proto.domain, graph.proto.name) in own:
                 continue
-            self._fuse_graph(graph, bodies, log)
+            self._fuse_graph(graph, bodies, calls, log)
         if not self.dry_run:
             emit.add_bodies(model, bodies.new.values())
         log.rewrites += len(log.matches)
         return model
 
-    def _fuse_graph(self, graph: Graph, bodies: emit.Bodies, log: Log) -> None:
-        view = View(graph, inferred_types(graph))
+    def _fuse_graph(self, graph: Graph, bodies: emit.Bodies, calls: CallTypes, log: Log) -> None:
+        view = View(graph, inferred_types(graph) or calls.of(graph))
         normalize(view)
         log.errors.extend(view.errors)
         candidates: list[Candidate] = []

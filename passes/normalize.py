@@ -65,6 +65,7 @@ RULES: Rules = {
         normalize_linear.matmul_before_move,
     ),
     "Add": (
+        normalize_einsum.drop_zero,
         normalize_norm.layer_norm_shift,
         normalize_tf.batch_form_norm,
         normalize_einsum.flat_bias,

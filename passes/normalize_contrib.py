@@ -356,7 +356,7 @@ RULES: dict[str, tuple[Callable[[View, Node], bool], ...]] = {
     },
     **{
         f"com.microsoft.{name}": (_QUANTIZED,)
-        for name in ("QAttention", "QOrderedAttention", "QOrderedLongformerAttention")
+        for name in ("QAttention", "QLinearSoftmax", "QOrderedAttention", "QOrderedLongformerAttention")
     },
 }
 """By operator, its domain in front unless it is ONNX's."""

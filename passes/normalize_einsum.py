@@ -101,6 +101,16 @@ def head_bias_before_move(view: View, node: Node) -> bool:
     return False
 
 
+def drop_zero(view: View, node: Node) -> bool:
+    """x + 0 is x: the second half of Paddle's `scale`."""
+    for value, zero in (node.inputs, tuple(reversed(node.inputs))):
+        rank, other = view.rank(value), view.rank(zero)
+        if rank is not None and other is not None and other <= rank and view.scalar(zero) == 0.0:
+            view.alias(node.outputs[0], value)
+            return True
+    return False
+
+
 def flat_bias(view: View, node: Node) -> bool:
     """A linear layer's bias written as [1, 1, H] is [H]."""
     for value, bias in (node.inputs, tuple(reversed(node.inputs))):

@@ -123,7 +123,8 @@ class View:
         if id(node) in self._superseded:
             return False
         return any(
-            output and output not in self._aliases and self._canonical.get(output, node) is node for output in node.outputs
+            output and output not in self._aliases and self._canonical.get(output, node) is node
+            for output in node.outputs
         )
 
     def supersede(self, node: Node, by: Node) -> None:

@@ -425,4 +425,6 @@ def _root_operands(root: Term) -> dict[tuple[str, str], list[tuple[tuple[Keys | 
 
 def _fits(wanted: Sequence[Keys | None], operands: Sequence[tuple[str, str] | None]) -> bool:
     constrained = [key in keys for keys, key in zip(wanted, operands, strict=False) if keys is not None]
-    return not constrained or any(constrained)  # one that fits is enough to be worth saying what is wrong with the other
+    return not constrained or any(
+        constrained
+    )  # one that fits is enough to be worth saying what is wrong with the other

@@ -11,6 +11,14 @@ from onnx_fuse.patterns.norm import affine_problem, norm_of
 from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
 
+def _normed(op: Any, sum_: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
+    total = op.named("total", sum_)
+    return op.any_of(
+        op.named("layer", op.LayerNormalization(total, gamma, beta, axis=-1, epsilon=epsilon)),
+        op.named("rms", op.RMSNormalization(total, gamma, axis=-1, epsilon=epsilon)),
+    )
+
+
 @pattern
 def skip_layer_norm(op, x, skip, bias, gamma: Optional, beta: Optional, epsilon: Attribute):  # type: ignore[no-untyped-def]
     biased = op.Add(x, op.shape(bias, "H"))
@@ -21,14 +29,6 @@ def skip_layer_norm(op, x, skip, bias, gamma: Optional, beta: Optional, epsilon:
 def skip_layer_norm_alone(op, x, skip, gamma: Optional, beta: Optional, epsilon: Attribute):  # type: ignore[no-untyped-def]
     """Where the sum with the bias is needed outside, or is another fusion's: the bias stays there."""
     return _normed(op, op.Add(x, skip), gamma, beta, epsilon)
-
-
-def _normed(op: Any, sum_: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
-    total = op.named("total", sum_)
-    return op.any_of(
-        op.named("layer", op.LayerNormalization(total, gamma, beta, axis=-1, epsilon=epsilon)),
-        op.named("rms", op.RMSNormalization(total, gamma, axis=-1, epsilon=epsilon)),
-    )
 
 
 @skip_layer_norm_alone.require

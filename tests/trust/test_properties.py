@@ -348,7 +348,7 @@ def what_fused(outcome: graphs.Outcome) -> list[str]:
     return sorted(found)
 
 
-@settings(PROFILE, max_examples=120)
+@settings(PROFILE, max_examples=100)
 @given(model=perturbed())
 def test_what_is_fused_computes_the_same(model: ModelProto) -> None:
     feeds = given_to(model)
@@ -376,7 +376,7 @@ def test_order_and_names_do_not_decide_what_fuses(model: ModelProto, random: Any
     assert what_fused(graphs.fused(renamed(model, random), EVERY)) == want
 
 
-@settings(PROFILE, max_examples=50)
+@settings(PROFILE, max_examples=40)
 @given(model=perturbed())
 def test_fusing_twice_changes_nothing(model: ModelProto) -> None:
     given_to(model)
