@@ -11,23 +11,30 @@ from onnx import ModelProto, TensorProto, helper
 from tests.helpers import Builder
 
 
-def transformer(data: st.DataObject, opset: int = 17) -> ModelProto:
-    """A model of x [B, S, 8] and mask [B, 1, 1, S], as an exporter (of opset 17 or before) may write it."""
-    draw = _Draw(data)
+def transformer(data: st.DataObject, opset: int = 17, *, half: bool = False) -> ModelProto:
+    """A model of x [B, S, 8] and mask [B, 1, 1, S], as an exporter (of opset 17 or before) may write it.
+
+    Args:
+        half: in float16, with norms and Softmax in float32 between casts.
+    """
+    draw = _Draw(data, half)
     for _ in range(data.draw(st.integers(2, 9))):
         draw.step()
     outputs: dict[str, list[int | str]] = {name: ["B", heads, "S", 8 // heads] for name, heads in draw.heads[-1:]}
     outputs[draw.flat[-1] if draw.flat[-1] != "x" else draw.node("Abs", "x")] = ["B", "S", 8]
     made = draw.builder.model(*outputs, opset=opset)
     for value, dims in zip(made.graph.output, outputs.values(), strict=True):
-        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, dims))
+        value.CopyFrom(helper.make_tensor_value_info(value.name, draw.dtype, dims))
     return made
 
 
 class _Draw:
-    def __init__(self, data: st.DataObject) -> None:
+    def __init__(self, data: st.DataObject, half: bool) -> None:
         self.data = data
-        self.builder = Builder(x=["B", "S", 8], mask=["B", 1, 1, "S"])
+        self.half = half
+        self.dtype = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+        self.kind = helper.tensor_dtype_to_np_dtype(self.dtype)
+        self.builder = Builder(self.dtype, x=["B", "S", 8], mask=["B", 1, 1, "S"])
         self.random = np.random.default_rng(0)
         # Values of [B, S, 8], and of [B, h, S, d] with their h.
         self.flat = ["x"]
@@ -37,7 +44,7 @@ class _Draw:
         return self.data.draw(st.sampled_from(list(options)))
 
     def weight(self, *shape: int) -> str:
-        return self.builder.array(self.random.uniform(0.5, 1.5, shape).astype(np.float32))
+        return self.builder.array(self.random.uniform(-0.5, 0.5, shape).astype(self.kind))
 
     def node(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         return str(self.builder.node(op_type, *inputs, **attributes))
@@ -48,7 +55,7 @@ class _Draw:
         getattr(self, self.pick(kinds))()
 
     def scalar(self) -> str:
-        return self.builder.array(np.array(self.pick([0.5, 2.0, 4.0]), np.float32))
+        return self.builder.array(np.array(self.pick([0.5, 2.0, 0.25]), self.kind))
 
     def linear(self) -> None:
         product = self.node("MatMul", self.pick(self.flat[-2:]), self.weight(8, 8))
@@ -68,19 +75,30 @@ class _Draw:
         self.flat.append(self.node("Transpose", product, perm=[1, 0, 2]))
 
     def norm(self) -> None:
-        value = self.pick(self.flat[-2:])
+        value = self.wide(self.pick(self.flat[-2:]))
         centred = self.node("Sub", value, self.node("ReduceMean", value, axes=[-1]))
         variance = self.node("ReduceMean", self.node("Mul", centred, centred), axes=[-1])
-        root = self.node("Sqrt", self.node("Add", variance, self.builder.array(np.array(0.01, np.float32))))
+        root = self.node("Sqrt", self.node("Add", variance, self.builder.array(np.array(0.1, np.float32))))
         normed = self.node("Div", centred, root)
-        self.flat.append(self.node("Add", self.node("Mul", normed, self.weight(8)), self.weight(8)))
+        if self.half and self.pick([True, False]):
+            normed = self.narrow(normed)
+            self.flat.append(self.node("Add", self.node("Mul", normed, self.weight(8)), self.weight(8)))
+            return
+        scale, shift = (self.builder.array(self.random.uniform(0.5, 1.5, 8).astype(np.float32)) for _ in range(2))
+        self.flat.append(self.narrow(self.node("Add", self.node("Mul", normed, scale), shift)))
+
+    def wide(self, value: str) -> str:
+        return self.node("Cast", value, to=TensorProto.FLOAT) if self.half else value
+
+    def narrow(self, value: str) -> str:
+        return self.node("Cast", value, to=TensorProto.FLOAT16) if self.half else value
 
     def scale(self) -> None:
         self.flat.append(self.node(self.pick(["Mul", "Div"]), self.pick(self.flat[-2:]), self.scalar()))
 
     def cast(self) -> None:
         wide = self.node("Cast", self.pick(self.flat[-2:]), to=TensorProto.DOUBLE)
-        self.flat.append(self.node("Cast", wide, to=TensorProto.FLOAT))
+        self.flat.append(self.node("Cast", wide, to=self.dtype))
 
     def activation(self) -> None:
         value = self.pick(self.flat[-2:])
@@ -120,7 +138,10 @@ class _Draw:
         scores = self.node("MatMul", query, self.pick([key, self.node("Div", key, self.scalar())]))
         if self.pick([True, False]):
             scores = self.node("Add", scores, "mask")
-        probabilities = self.node("Softmax", scores, axis=-1)
+        if self.pick([True, False]):
+            probabilities = self.narrow(self.node("Softmax", self.wide(scores), axis=-1))
+        else:
+            probabilities = self.node("Softmax", scores, axis=-1)
         self.heads.append((self.node("MatMul", probabilities, value), heads))
 
     def attention(self) -> None:

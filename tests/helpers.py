@@ -190,8 +190,8 @@ def bfloat16(*values: float) -> Array:
 class Builder:
     """Collects the nodes of a model that a test draws at random."""
 
-    def __init__(self, **inputs: Sequence[int | str]) -> None:
-        self.inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()]
+    def __init__(self, dtype: int = TensorProto.FLOAT, **inputs: Sequence[int | str]) -> None:
+        self.inputs = [helper.make_tensor_value_info(name, dtype, dims) for name, dims in inputs.items()]
         self.nodes: list[NodeProto] = []
         self.weights: list[TensorProto] = []
 

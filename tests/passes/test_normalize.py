@@ -490,11 +490,11 @@ def test_rules_that_never_come_to_rest_are_stopped() -> None:
     assert normalize(View(Graph(made.graph, made)), {"Abs": (again,)}) < 100
 
 
-@pytest.mark.parametrize("opset", [14, 17])
-@settings(derandomize=True, deadline=None, max_examples=40, database=None)
+@pytest.mark.parametrize(("opset", "half"), [(14, False), (17, False), (17, True)])
+@settings(derandomize=True, deadline=None, max_examples=25, database=None)
 @given(data=st.data())
-def test_whatever_the_graph_its_canonical_form_computes_the_same(opset: int, data: st.DataObject) -> None:
-    made = transformer(data, opset)
+def test_whatever_the_graph_its_canonical_form_computes_the_same(opset: int, half: bool, data: st.DataObject) -> None:
+    made = transformer(data, opset, half=half)
     after = simplified(made)
     for sizes in ({"B": 2, "S": 3}, {"B": 1, "S": 4}):
-        assert_same_results(made, after, tolerance=2e-4, **sizes)
+        assert_same_results(made, after, tolerance=2e-2 if half else 2e-4, **sizes)

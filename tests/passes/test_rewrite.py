@@ -643,17 +643,17 @@ def test_the_same_bytes_whatever_the_order_of_sets(tmp_path: Path) -> None:
     assert len(hashes) == 1 and len(hashes.pop()) == 65
 
 
-@pytest.mark.parametrize("opset", [14, 17])
-@settings(derandomize=True, deadline=None, max_examples=30, database=None)
+@pytest.mark.parametrize(("opset", "half"), [(14, False), (17, False), (17, True)])
+@settings(derandomize=True, deadline=None, max_examples=20, database=None)
 @given(data=st.data())
-def test_whatever_the_graph_the_fused_one_computes_the_same(opset: int, data: st.DataObject) -> None:
-    before = transformer(data, opset)
+def test_whatever_the_graph_the_fused_one_computes_the_same(opset: int, half: bool, data: st.DataObject) -> None:
+    before = transformer(data, opset, half=half)
     after, report = fused(before, *fusions())
     assert not report.warnings
     assert all(graph.unsound() is None for graph in graphs(after))
     check(after, full=True)
     for sizes in ({"B": 2, "S": 3}, {"B": 1, "S": 4}):
-        assert_same_results(before, after, tolerance=2e-4, **sizes)
+        assert_same_results(before, after, tolerance=2e-2 if half else 2e-4, **sizes)
     kept = {node.SerializeToString() for node in before.graph.node}
     assert [n.SerializeToString() for n in after.graph.node if n.SerializeToString() in kept] == [
         n.SerializeToString() for n in before.graph.node if n.SerializeToString() in {m.SerializeToString() for m in after.graph.node}

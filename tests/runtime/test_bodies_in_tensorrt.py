@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from onnx import ModelProto, helper
 import onnx_fuse
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime import tensorrt
-from onnx_fuse.runtime.parse import ParsedNetwork, parse, parse_network
+from onnx_fuse.runtime.parse import ParsedNetwork, parse_network
 from tests import helpers
 from tests.helpers import Array
 
