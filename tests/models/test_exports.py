@@ -17,7 +17,9 @@ import pytest
 from onnx import NodeProto, helper
 
 import onnx_fuse
+from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.report import MatchRecord
+from onnx_fuse.runtime.parse import parse
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -126,6 +128,15 @@ def test_the_fused_model_is_valid_and_fuses_no_further(run: Run, tmp_path: Path)
     assert again.report.fused == {}
     assert not again.changed
     assert again.model.SerializeToString() == path.read_bytes()
+
+
+def test_tensorrt_takes_the_fused_model(run: Run) -> None:
+    try:
+        parsed = parse(run.result.model, base_dir=run.path.parent)
+    except UsageError as missing:
+        pytest.skip(str(missing))
+    assert parsed.accepted, parsed.errors
+    assert {name.split("::")[1]: count for name, count in parsed.inlined.items()} == run.result.report.fused
 
 
 def test_the_sample_has_every_pair_of_settings() -> None:

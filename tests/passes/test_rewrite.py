@@ -430,7 +430,8 @@ class TestTypes:
     def test_an_unknown_type_is_refused_where_the_opset_needs_it_written_down(self) -> None:
         functions = """<domain: "my", opset_import: ["" : {0}]>
             Block (x) => (y) {{ s = Sigmoid(x) y = Mul(x, s) }}"""
-        text = "(float16[2] x) => (float16[2] y) { y = my.Block(x) }"
+        # Calls that disagree on the type leave it open.
+        text = "(float16[2] x, float[2] z) => (float16[2] y, float[2] w) { y = my.Block(x) w = my.Block(z) }"
         before = model(text, opset=14, functions=functions.format(14))
         after, report = fused(before, SWISH)
         assert [node.op_type for node in after.functions[0].node] == ["Sigmoid", "Mul"]
@@ -654,10 +655,8 @@ def test_whatever_the_graph_the_fused_one_computes_the_same(opset: int, half: bo
     check(after, full=True)
     for sizes in ({"B": 2, "S": 3}, {"B": 1, "S": 4}):
         assert_same_results(before, after, tolerance=2e-2 if half else 2e-4, **sizes)
-    kept = {node.SerializeToString() for node in before.graph.node}
-    assert [n.SerializeToString() for n in after.graph.node if n.SerializeToString() in kept] == [
-        n.SerializeToString() for n in before.graph.node if n.SerializeToString() in {m.SerializeToString() for m in after.graph.node}
-    ]  # fmt: skip
+    old, new = node_bytes(before), node_bytes(after)
+    assert [node for node in new if node in old] == [node for node in old if node in new]
 
 
 def test_a_graph_of_many_nodes_takes_time_in_proportion() -> None:

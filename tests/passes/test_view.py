@@ -174,6 +174,7 @@ class TestConstants:
         assert view.constant(large) is None
         assert view.constant(small, 15) is None
         assert view.constant(small, 16) is not None
+        assert view.constant(small, 15) is None
 
     def test_a_long_chain_of_constants_needs_no_deep_stack(self) -> None:
         made = Builder(x=[2])
