@@ -45,34 +45,38 @@ class Node:
         position: index in the graph's node list; a node that exists only in a canonical view has that of the node it stands for.
         domain: operator domain, "" for ONNX's own.
         op_type: operator type.
+        key: (domain, operator type), what matching is indexed by.
+        qualified: operator type, with the domain in front unless it is ONNX's: com.microsoft.Gelu.
         inputs, outputs: value names; "" where an optional one is absent.
     """
 
-    __slots__ = ("domain", "inputs", "op_type", "outputs", "position", "proto")
+    __slots__ = ("domain", "inputs", "key", "op_type", "outputs", "position", "proto", "qualified")
 
     def __init__(self, proto: NodeProto, position: int) -> None:
         self.proto = proto
         self.position = position
-        self.op_type: str = proto.op_type
-        domain = proto.domain
-        self.domain: str = "" if domain == "ai.onnx" else domain
+        self.key, self.qualified = _operator(proto.domain, proto.op_type)
+        self.domain, self.op_type = self.key
         self.inputs: tuple[str, ...] = tuple(proto.input)
         self.outputs: tuple[str, ...] = tuple(proto.output)
 
     @property
+    def label(self) -> str:
+        """The name that the node carries, if any."""
+        return str(self.proto.name)
+
+    @property
     def name(self) -> str:
         """The node's name, or the first of its outputs where it has none."""
-        return self.proto.name or next((output for output in self.outputs if output), f"#{self.position}")
+        return self.label or next((output for output in self.outputs if output), f"#{self.position}")
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """(domain, operator type): what matching is indexed by."""
-        return (self.domain, self.op_type)
-
-    @property
-    def qualified(self) -> str:
-        """Operator type, with the domain in front unless it is ONNX's: com.microsoft.Gelu."""
-        return f"{self.domain}.{self.op_type}" if self.domain else self.op_type
+    def moved(self, position: int) -> Node:
+        """The node at another position."""
+        node = Node.__new__(Node)
+        node.proto, node.position = self.proto, position
+        node.key, node.qualified, node.domain, node.op_type = self.key, self.qualified, self.domain, self.op_type
+        node.inputs, node.outputs = self.inputs, self.outputs
+        return node
 
     def attribute(self, name: str) -> Any:
         """The attribute as a Python value (bytes become str), a `Reference`, or None where the node does not carry it."""
@@ -83,6 +87,59 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<{self.op_type} {self.name}>"
+
+
+class MadeNode(Node):
+    """A node that exists only in a canonical view. Its NodeProto, which takes kilobytes, is made when somebody asks for it."""
+
+    __slots__ = ("_attributes", "_label")
+
+    def __init__(
+        self,
+        op_type: str,
+        inputs: Iterable[str],
+        output: str,
+        attributes: Mapping[str, Any],
+        label: str,
+        domain: str,
+        position: int,
+    ) -> None:
+        self.position = position
+        self.key, self.qualified = _operator(domain, op_type)
+        self.domain, self.op_type = self.key
+        self.inputs = tuple(inputs)
+        self.outputs = (output,)
+        self._attributes = {name: _as_stored(value) for name, value in attributes.items()}
+        self._label = label
+
+    @property
+    def label(self) -> str:
+        return self._label
+
+    @property
+    def proto(self) -> NodeProto:  # type: ignore[override]
+        """The node as protobuf; a new one each time."""
+        return onnx.helper.make_node(
+            self.op_type, self.inputs, self.outputs, name=self._label, domain=self.domain, **self._attributes
+        )
+
+    def attribute(self, name: str) -> Any:
+        found = self._attributes.get(name)
+        return list(found) if isinstance(found, list) else found
+
+
+def _as_stored(value: Any) -> Any:
+    """An attribute's value as it reads once it is in a NodeProto: floats have 32 bits."""
+    if isinstance(value, float):
+        return float(np.float32(value))
+    return [_as_stored(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@lru_cache(maxsize=4096)
+def _operator(domain: str, op_type: str) -> tuple[tuple[str, str], str]:
+    """The key and the qualified name of an operator: the same objects for all of its nodes."""
+    domain = "" if domain == "ai.onnx" else domain
+    return (domain, op_type), f"{domain}.{op_type}" if domain else op_type
 
 
 def attribute_value(attribute: AttributeProto) -> Any:
@@ -119,9 +176,10 @@ def attribute_default(op_type: str, domain: str, opset: int, name: str) -> Any:
 def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
     """The graphs that a node (If, Loop, Scan, ...) carries, with the names of their attributes."""
     for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
+        kind = attribute.type
+        if kind == AttributeProto.GRAPH:
             yield attribute.name, attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
+        elif kind == AttributeProto.GRAPHS:
             for index, graph in enumerate(attribute.graphs):
                 yield f"{attribute.name}[{index}]", graph
 
@@ -155,21 +213,27 @@ class Graph:
         model: the model it belongs to.
         path: "" for the main graph, else where it is, for example "loop_1/body" or "function my.domain::Block".
         outer: the graph whose values a subgraph may capture.
+        nodes: the index of its nodes, where that is at hand.
     """
 
     def __init__(
-        self, proto: GraphProto | FunctionProto, model: ModelProto, path: str = "", outer: Graph | None = None
+        self,
+        proto: GraphProto | FunctionProto,
+        model: ModelProto,
+        path: str = "",
+        outer: Graph | None = None,
+        nodes: Iterable[Node] | None = None,
     ) -> None:
         self.proto = proto
         self.model = model
         self.path = path
         self.outer = outer
         self.plain_view: Any = None
-        self.nodes: list[Node] = []
+        if nodes is None:
+            nodes = (Node(node_proto, position) for position, node_proto in enumerate(proto.node))
+        self.nodes: list[Node] = list(nodes)
         self.producers: dict[str, Node] = {}
-        for position, node_proto in enumerate(proto.node):
-            node = Node(node_proto, position)
-            self.nodes.append(node)
+        for node in self.nodes:
             for output in node.outputs:
                 if output:
                     self.producers[output] = node
@@ -318,8 +382,8 @@ class Graph:
         add: Sequence[tuple[int, NodeProto]] = (),
         remove: frozenset[int] | set[int] = frozenset(),
         initializers: Sequence[TensorProto] = (),
-    ) -> None:
-        """Changes the node list in one go; the index is stale afterwards and must not be used again.
+    ) -> Graph:
+        """Changes the node list in one go; this index is stale afterwards, and the one that is returned takes its place.
 
         Args:
             add: (position, node): each is put just before the node that stands at that position, in the order given.
@@ -327,30 +391,32 @@ class Graph:
             initializers: to be appended (in a function they become Constant nodes at its head).
         """
         field = self.proto.node
-        order: dict[int, tuple[int, int, int]] = {id(node.proto): (node.position, 1, 0) for node in self.nodes}
-        end = len(self.nodes)
-        for position in remove:
-            order[id(self.nodes[position].proto)] = (end + 1, 1, position)
+        # Odd places for what is there, even ones for what comes before it; what goes is sorted to the end.
+        end = 2 * len(self.nodes) + 2
+        order = {id(node.proto): end if node.position in remove else 2 * node.position + 1 for node in self.nodes}
         additions = list(add)
         if isinstance(self.proto, FunctionProto):
             constants = [onnx.helper.make_node("Constant", [], [item.name], value=item) for item in initializers]
             additions = [(0, node) for node in constants] + additions
         else:
             self.proto.initializer.extend(initializers)
-        keep = []
-        taken = {node.proto.name for node in self.nodes if node.position not in remove}
-        for number, (position, proto) in enumerate(additions):
+        nodes = [node for node in self.nodes if node.position not in remove]
+        taken = {node.label for node in nodes}
+        for position, proto in additions:
             added = field.add()
             added.CopyFrom(proto)
             while added.name and added.name in taken:
                 added.name += "_"
             taken.add(added.name)
-            keep.append(added)
-            order[id(added)] = (position, 0, number)
+            nodes.append(Node(added, position))
+            order[id(added)] = 2 * position
         # Sorting in place moves pointers; rebuilding the list would copy every node.
         field.sort(key=lambda proto: order[id(proto)])
         if remove:
             del field[len(field) - len(remove) :]
+        nodes.sort(key=lambda node: order[id(node.proto)])
+        moved = (node.moved(position) for position, node in enumerate(nodes))
+        return Graph(self.proto, self.model, self.path, self.outer, moved)
 
     def drop_unread_initializers(self, candidates: set[str]) -> None:
         """Removes those of `candidates` that nothing reads any more (and that are no graph input or output)."""

@@ -367,7 +367,7 @@ class Rewriter:
         cut = [value for item in planned for value in sorted(item.made)]
         kept = set().union(*(item.leaves for item in planned))
         dead = self._dead(cut, kept)
-        names = {node.proto.name for node in self.graph.nodes}
+        names = {node.label for node in self.graph.nodes}
         for item in planned:
             for value in item.candidate.fused.inputs.values():
                 if value:
@@ -386,13 +386,12 @@ class Rewriter:
         gone = {name for position in dead for name in self.graph.nodes[position].outputs} - set(cut)
         commit.removed, commit.added = len(dead), len(additions)
         domains = {item.candidate.fusion.operator.domain for item in planned}
-        model, proto, path, outer = self.graph.model, self.graph.proto, self.graph.path, self.graph.outer
-        self.graph.edit(add=additions, remove=dead, initializers=initializers)
+        model = self.graph.model
+        edited = self.graph.edit(add=additions, remove=dead, initializers=initializers)
         for domain in sorted(domains):
             emit.import_domain(model.opset_import, domain)
             if isinstance(self.graph.outermost.proto, FunctionProto):
                 emit.import_domain(self.graph.outermost.proto.opset_import, domain)
-        edited = Graph(proto, model, path, outer)
         problem = edited.unsound()
         if problem is not None:
             raise RewriteError(f"After fusing, {problem}.", "This is a fault of a fusion: please report it.")

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from onnx_fuse.passes.dims import Dim, Shape, broadcast
-from onnx_fuse.passes.graph import CONSTANT_LIMIT, Graph, Node, Reference, attribute_default, decode
+from onnx_fuse.passes.graph import CONSTANT_LIMIT, Graph, MadeNode, Node, Reference, attribute_default, decode
 from onnx_fuse.passes.shapes import UNKNOWN, Inference, Info, array_info, type_info
 
 # What later opsets take as an input and earlier ones as an attribute; rules and patterns always see an attribute.
@@ -259,10 +259,7 @@ class View:
         covers: Iterable[Node],
         domain: str,
     ) -> Node:
-        proto = onnx.helper.make_node(
-            op_type, list(inputs), [output], name=like.proto.name, domain=domain, **(attributes or {})
-        )
-        node = Node(proto, like.position)
+        node = MadeNode(op_type, inputs, output, attributes or {}, like.label, domain, like.position)
         covered: frozenset[int] = frozenset().union(*(self.covers(item) for item in covers)) if covers else frozenset()
         self._covers[id(node)] = covered or self.covers(like)
         self._canonical[output] = node
