@@ -118,7 +118,7 @@ class View:
         """All canonical nodes, in graph order."""
         return self.nodes(list(self._by_key))
 
-    def keys(self) -> list[tuple[str, str]]:
+    def operators(self) -> list[tuple[str, str]]:
         """(domain, operator type) of what was ever in the view, in order of first appearance."""
         return list(self._by_key)
 
@@ -126,10 +126,10 @@ class View:
         """Whether the node makes at least one of its outputs in the view, for a reader that is still there."""
         if id(node) in self._superseded:
             return False
-        for output in node.outputs:
-            if output and output not in self._aliases and self._canonical.get(output, node) is node:
-                return True
-        return False
+        aliases, canonical = self._aliases, self._canonical
+        return any(
+            output and output not in aliases and canonical.get(output, node) is node for output in node.outputs
+        )
 
     def supersede(self, node: Node, by: Node) -> None:
         """Takes a recognised node off the lists where the one that grew out of it is all that reads it."""
