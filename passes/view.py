@@ -127,9 +127,7 @@ class View:
         if id(node) in self._superseded:
             return False
         aliases, canonical = self._aliases, self._canonical
-        return any(
-            output and output not in aliases and canonical.get(output, node) is node for output in node.outputs
-        )
+        return any(output and output not in aliases and canonical.get(output, node) is node for output in node.outputs)
 
     def supersede(self, node: Node, by: Node) -> None:
         """Takes a recognised node off the lists where the one that grew out of it is all that reads it."""
