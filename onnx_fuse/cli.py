@@ -229,7 +229,10 @@ def inspect(
 @app.command()
 def parse(
     model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
-    plugins: list[Path] = typer.Option([], metavar="LIB", help="A plugin library to load first; may be repeated."),
+    plugins: list[Path] = typer.Option(
+        [], metavar="LIB", help="A plugin library to load instead of the one that is found; may be repeated."
+    ),
+    no_plugins: bool = typer.Option(False, "--no-plugins", help="Load no plugin library."),
 ) -> None:
     """Ask NVIDIA's parser (on the CPU) if it takes the model."""
     _load(model)
@@ -237,13 +240,56 @@ def parse(
     from onnx_fuse.runtime import parse as parsing
 
     with _progress(False, f"parsing {model.name}"):
-        result = parsing.parse(model, plugins=plugins)
+        result = parsing.parse(model, plugins=[] if no_plugins else plugins or None)
     render.parse_result(_console(), result)
     if not result.accepted:
         raise VerificationError(
             f"{result.module} does not accept {model}.",
             "See the errors by node; `onnx-fuse inspect` shows its operators.",
         )
+
+
+plugins_app = typer.Typer(help="Build and find the TensorRT plugin library.", no_args_is_help=True)
+app.add_typer(plugins_app, name="plugins")
+
+
+@plugins_app.command("build")
+def build_plugins(
+    output: Path | None = typer.Option(
+        None, "-o", "--output", metavar="LIB", help="Where to put the library; in the user's cache if not given."
+    ),
+    architectures: list[int] = typer.Option(
+        [], "--arch", metavar="SM", help="A GPU architecture, such as 90 for sm_90; may be repeated. All if not given."
+    ),
+    jobs: int | None = typer.Option(
+        None, "-j", "--jobs", min=1, help="Processes at a time; one for each core if not given."
+    ),
+) -> None:
+    """Compile the kernels and the plugin library; no GPU is needed."""
+    from onnx_fuse.runtime import aot, plugins
+
+    with _progress(False, "compiling the kernels") as say:
+        built = plugins.build(output, architectures=architectures or aot.ARCHITECTURES, jobs=jobs, progress=say)
+    chips = ", ".join(f"sm_{item}" for item in built.architectures)
+    typer.echo(f"{built.path}: {built.variants} kernels for {chips}, {built.size / 1e6:.1f} MB, {built.seconds:.0f} s")
+
+
+@plugins_app.command("show")
+def show_plugins() -> None:
+    """Show the plugin libraries that would be loaded."""
+    from onnx_fuse.runtime import plugins
+
+    found = plugins.find()
+    if not found:
+        typer.echo("No plugin library is found: bodies are inlined. Build one with: onnx-fuse plugins build")
+    for path in found:
+        library = plugins.described(path)
+        facts = (
+            f"{library.variants} kernels, version {library.version}, sha256 {library.sha256}"
+            if library
+            else "no record"
+        )
+        typer.echo(f"{path}: {facts}")
 
 
 @app.command("list")
