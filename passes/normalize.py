@@ -14,6 +14,7 @@ from onnx_fuse.passes import (
     normalize_cast,
     normalize_contrib,
     normalize_einsum,
+    normalize_group,
     normalize_linear,
     normalize_move,
     normalize_norm,
@@ -90,7 +91,13 @@ RULES: Rules = {
     ),
 }
 
-READING: Rules = {**RULES, **normalize_contrib.RULES, "Einsum": (normalize_einsum.einsum_as_matmul,)}
+READING: Rules = {
+    **RULES,
+    **normalize_contrib.RULES,
+    "Einsum": (normalize_einsum.einsum_as_matmul,),
+    "InstanceNormalization": (normalize_group.group_norm_of_rows,),
+    "GroupNormalization": (normalize_group.group_norm_of_rows,),
+}
 """All rules: also those that take an operator apart to be matched, a form that --simplify does not write."""
 
 _STEPS_PER_NODE = 64

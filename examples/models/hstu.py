@@ -95,11 +95,12 @@ def valid_mask(length: int, lengths: Tensor, candidates: Tensor | None = None, w
         candidates: [B], how many of the last events are candidates: they see the history and themselves, not each other.
         window: how far back a position sees; 0 for all the way.
     """
-    ids = torch.arange(length).view(1, length)
+    positions = torch.arange(length)
+    ids = positions.view(1, length)
     if candidates is not None:
         ids = torch.minimum(ids, (lengths - candidates).view(-1, 1))
     distance = ids[:, :, None] - ids[:, None, :]
-    valid = (distance > 0) | torch.eye(length, dtype=torch.bool)[None]
+    valid = (distance > 0) | (positions[:, None] == positions[None, :])
     return valid & (distance <= window) if window else valid
 
 
