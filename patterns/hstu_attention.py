@@ -42,6 +42,38 @@ def _masked(op: Any, value: Any, mask: Any, keep: Any, drop: Any) -> Any:
     return op.any_of(op.Where(keep, value, 0.0), op.Where(drop, 0.0, value), value, op.Mul(value, mask))
 
 
+def _weights(op: Any, product: Any, scores: Any, scales: Any, masks: Any) -> Any:
+    """The masked and divided SiLU of the scores, from q k^T."""
+    alpha, bias, keep, drop, fill = scores
+    product = op.any_of(op.Cast(product, to=wide), product)
+    inside = op.named("inside", op.Mul(op.Add(product, bias), alpha))
+    scaled = op.any_of(op.Mul(product, alpha), product)
+    value = op.any_of(inside, op.Add(scaled, bias), scaled)
+    value = op.any_of(op.Where(keep, value, fill), op.Where(drop, fill, value), value)
+    value = _scaled(op, op.Swish(value, alpha=1.0), *scales[0])
+    for mask in masks:
+        value = _masked(op, value, *mask)
+    value = _scaled(op, value, *scales[1])
+    return op.any_of(op.Cast(value, to=narrow), value)
+
+
+def _affine_of_heads(op: Any, turned: Any, gamma: Any, beta: Any) -> Any:
+    """A scale and a shift after a norm of each head: one number a head, one vector for all heads, or all of it."""
+
+    def spans(vector: Any) -> Any:
+        return op.any_of(op.shape(vector, "h 1"), op.shape(vector, "dv"), op.shape(vector, "h dv"))
+
+    def affine(value: Any, scale: Any, shift: Any) -> Any:
+        return op.Add(op.Mul(value, scale), shift)
+
+    flat = op.Reshape(turned)
+    in_heads = op.any_of(op.shape(flat, "_ h dv"), op.shape(turned, "B N h dv"))
+    in_rows = op.any_of(op.shape(flat, "_ E"), op.shape(flat, "B N E"))
+    return op.any_of(
+        affine(in_heads, spans(gamma), spans(beta)), affine(in_rows, op.shape(gamma, "E"), op.shape(beta, "E"))
+    )
+
+
 @pattern
 def hstu_attention(  # type: ignore[no-untyped-def]
     op,
@@ -77,36 +109,77 @@ def hstu_attention(  # type: ignore[no-untyped-def]
     gate,
 ):
     product = op.MatMul(op.shape(query, "B h N d"), op.shape(key_t, "B h d M"))
-    product = op.any_of(op.Cast(product, to=wide), product)
-    inside = op.named("inside", op.Mul(op.Add(product, bias), alpha))
-    scaled = op.any_of(op.Mul(product, alpha), product)
-    scores = op.any_of(inside, op.Add(scaled, bias), scaled)
-    scores = op.any_of(op.Where(keep_score, scores, score_fill), op.Where(drop_score, score_fill, scores), scores)
-    weights = _scaled(op, op.Swish(scores, alpha=1.0), factor_1, divisor_1)
-    weights = _masked(op, _masked(op, weights, mask_1, keep_1, drop_1), mask_2, keep_2, drop_2)
-    weights = _scaled(op, weights, factor_2, divisor_2)
-    weights = op.any_of(op.Cast(weights, to=narrow), weights)
-    context = op.MatMul(weights, op.shape(value, "B h M dv"))
-    context = _scaled(op, context, factor_3, divisor_3)
+    weights = _weights(
+        op,
+        product,
+        (alpha, bias, keep_score, drop_score, score_fill),
+        ((factor_1, divisor_1), (factor_2, divisor_2)),
+        ((mask_1, keep_1, drop_1), (mask_2, keep_2, drop_2)),
+    )
+    context = _scaled(op, op.MatMul(weights, op.shape(value, "B h M dv")), factor_3, divisor_3)
     # A norm for each head comes before the heads are merged, wherever the model has it; its scale and shift need not.
     per_head = op.named("group", op.LayerNormalization(context, head_gamma, head_beta, axis=-1, epsilon=epsilon))
-    turned = op.Transpose(op.any_of(per_head, context), perm=[0, 2, 1, 3])
-    rows = op.any_of(op.Reshape(turned), turned)
-    affine = op.Add(op.Mul(rows, op.shape(group_gamma, "h 1")), op.shape(group_beta, "h 1"))
-    merged = op.shape(op.Reshape(op.any_of(affine, turned)), "B N E")
+    context = op.any_of(per_head, context)
+    turned = op.any_of(op.Transpose(context, perm=[0, 2, 1, 3]), op.shape(context, "B 1 N dv"))
+    affine = _affine_of_heads(op, turned, group_gamma, group_beta)
+    merged = op.shape(op.any_of(op.Reshape(op.any_of(affine, turned)), affine), "B N E")
     merged = op.named("merged", _scaled(op, merged, factor_4, divisor_4))
     normed = op.any_of(op.named("layer", op.LayerNormalization(merged, gamma, beta, axis=-1, epsilon=epsilon)), merged)
     return op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
 
 
+@pattern
+def hstu_attention_of_one_head(  # type: ignore[no-untyped-def]
+    op,
+    query,
+    key_t,
+    value,
+    alpha: Scalar,
+    bias,
+    keep_score,
+    drop_score,
+    score_fill: Scalar,
+    factor_1: Scalar,
+    divisor_1,
+    mask_1,
+    keep_1,
+    drop_1,
+    mask_2,
+    keep_2,
+    drop_2,
+    factor_2: Scalar,
+    divisor_2,
+    factor_3: Scalar,
+    divisor_3,
+    gamma: Optional,
+    beta: Optional,
+    epsilon: Attribute,
+    gate,
+):
+    """A model with one head may have no axis for it."""
+    weights = _weights(
+        op,
+        op.MatMul(op.shape(query, "B N d"), op.shape(key_t, "B d M")),
+        (alpha, bias, keep_score, drop_score, score_fill),
+        ((factor_1, divisor_1), (factor_2, divisor_2)),
+        ((mask_1, keep_1, drop_1), (mask_2, keep_2, drop_2)),
+    )
+    merged = _scaled(op, op.MatMul(weights, op.shape(value, "B M dv")), factor_3, divisor_3)
+    merged = op.named("merged", op.shape(merged, "B N E"))
+    normed = op.any_of(op.named("layer", op.LayerNormalization(merged, gamma, beta, axis=-1, epsilon=epsilon)), merged)
+    return op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
+
+
+@hstu_attention_of_one_head.require
 @hstu_attention.require
 def sizes_are_static(match: Match, view: View) -> str | None:
     for name, what in (("h", "the number of heads"), ("d", "the head size"), ("dv", "the head size of the value")):
-        if not isinstance(match[name], int):
+        if not isinstance(match.get(name, 1), int):
             return f"{what} is {match[name]}, it must be known"
     return None
 
 
+@hstu_attention_of_one_head.require
 @hstu_attention.require
 def queries_and_keys_are_the_same_positions(match: Match, view: View) -> str | None:
     if match["N"] != match["M"]:
@@ -114,12 +187,14 @@ def queries_and_keys_are_the_same_positions(match: Match, view: View) -> str | N
     return None
 
 
+@hstu_attention_of_one_head.require
 @hstu_attention.require
 def operands_have_one_type(match: Match, view: View) -> str | None:
     types = {view.dtype(match[name]) for name in ("query", "key_t", "value")}
     return "query, key and value have different types" if len(types) > 1 else None
 
 
+@hstu_attention_of_one_head.require
 @hstu_attention.require
 def masks_fit_the_scores(match: Match, view: View) -> str | None:
     scores = _scores(match)
@@ -130,6 +205,7 @@ def masks_fit_the_scores(match: Match, view: View) -> str | None:
     return None
 
 
+@hstu_attention_of_one_head.require
 @hstu_attention.require
 def masked_scores_weigh_nothing(match: Match, view: View) -> str | None:
     fill = view.scalar(match["score_fill"]) if "score_fill" in match else None
@@ -140,8 +216,11 @@ def masked_scores_weigh_nothing(match: Match, view: View) -> str | None:
 
 @hstu_attention.require
 def one_norm_alone(match: Match, view: View) -> str | None:
-    if "group" not in match and "group_gamma" in match:
-        return "heads are scaled and shifted without a norm"
+    if "group_gamma" in match and ("group" not in match or "head_gamma" in match):
+        return "the heads are scaled and shifted other than after their norm"
+    for name in ("head_gamma", "head_beta"):
+        if name in match and view.shape(match[name]) != (match["dv"],):
+            return f"the norm of each head has the scale or shift {match[name]}, which is no vector of {match['dv']}"
     if "group" in match and "layer" in match:
         return "each head is normed, and all of them together once more"
     if "group" in match and ("factor_4" in match or "divisor_4" in match):
@@ -149,6 +228,7 @@ def one_norm_alone(match: Match, view: View) -> str | None:
     return None
 
 
+@hstu_attention_of_one_head.require
 @hstu_attention.require
 def affine_spans_the_last_axis(match: Match, view: View) -> str | None:
     return affine_problem(match, view, match["merged"])
@@ -158,7 +238,7 @@ _MASKS = ("mask_1", "keep_1", "drop_1", "mask_2", "keep_2", "drop_2")
 
 
 def _scores(match: Match) -> tuple[Any, ...]:
-    return tuple(match[name] for name in ("B", "h", "N", "M"))
+    return tuple(match[name] for name in ("B", "h", "N", "M") if name in match)
 
 
 def hstu_body(  # type: ignore[no-untyped-def]
@@ -276,15 +356,15 @@ def build(match: Match, view: View) -> Fused | str:
         "q": _rows(view, match, "query", match["d"]),
         "k": _rows(view, match, "key_t", match["d"]),
         "v": _rows(view, match, "value", match["dv"]),
-        "bias": four_axes(view, unexpanded(view, match["bias"], _scores(match)), like) if "bias" in match else None,
-        "mask": conjunction(view, masks, like),
-        "scale": scale,
+        "bias": _four_axes(view, match, unexpanded(view, match["bias"], _scores(match))) if "bias" in match else None,
+        "mask": conjunction(view, [_four_axes(view, match, mask) for mask in masks], like),
+        "scale": None if scale is None else _four_axes(view, match, scale),
         "u": gate,
         "gamma": _affine(match, view, "gamma", neutral=1.0),
         "beta": _affine(match, view, "beta", neutral=0.0),
     }
     attributes = {
-        "num_heads": match["h"],
+        "num_heads": match.get("h", 1),
         "alpha": float(view.scalar(match["alpha"]) or 0.0) if "alpha" in match else 1.0,
         "bias_order": "inside_alpha" if "inside" in match else "outside_alpha",
         "norm_length": length,
@@ -322,19 +402,28 @@ def _length(match: Match, view: View, masks: list[str]) -> tuple[float | None, s
     divisors = [place for place in range(1, 5) if f"divisor_{place}" in match]
     if factor <= 0 or len(divisors) > 1 or (divisors and factor != 1.0):
         return None, None
+    rows = (match["B"], 1, match["N"], 1) if "h" in match else (match["B"], match["N"], 1)
     if divisors:
         divisor = match[f"divisor_{divisors[0]}"]
         if view.dimension(divisor) == match["N"]:
             return 0.0, None
-        if divisors[0] == 4 or not view.broadcasts_to(divisor, (match["B"], 1, match["N"], 1)):
+        if divisors[0] == 4 or not view.broadcasts_to(divisor, rows):
             return None, None
-        return 1.0, four_axes(view, view.add("Reciprocal", [divisor], like=match.root), match.root)
-    for mask in masks if factor == 1.0 else ():
-        if view.dtype(mask) in FLOATS and view.broadcasts_to(mask, (match["B"], 1, match["N"], 1)):
-            masks.remove(mask)
-            return 1.0, four_axes(view, mask, match.root)
+        return 1.0, view.add("Reciprocal", [divisor], like=match.root)
+    scale = next((mask for mask in masks if view.dtype(mask) in FLOATS and view.broadcasts_to(mask, rows)), None)
+    if scale is not None and factor == 1.0:
+        masks.remove(scale)
+        return 1.0, scale
     # The reciprocal of a whole number, as far as the type it is written in can hold it.
-    return float(round(1 / factor)) if abs(factor * round(1 / factor) - 1) < 1e-3 else 1 / factor, None
+    whole = round(1 / factor)
+    return float(whole) if abs(factor * whole - 1) < 1e-3 else 1 / factor, None
+
+
+def _four_axes(view: View, match: Match, value: str) -> str:
+    """The value as it broadcasts to [B, h, N, N], also where the scores have no axis for their one head."""
+    if "h" not in match and view.rank(value) == 3:
+        return view.add("Unsqueeze", [value, view.array(np.array([1], dtype=np.int64), value)], like=match.root)
+    return four_axes(view, value, match.root)
 
 
 def _gate(match: Match, view: View) -> tuple[str, str | None]:
@@ -356,32 +445,45 @@ def _affine(match: Match, view: View, name: str, neutral: float) -> str | None:
     array = None if value is None else view.constant(value)
     if value is None or (array is not None and bool(np.all(np.asarray(array, dtype=np.float32) == neutral))):
         return None
-    if f"head_{name}" in match:
+    shape = view.shape(value) or ()
+    if "group" in match and shape == (match["dv"],) and match["h"] > 1:
         return view.add("Tile", [value, view.array(np.array([match["h"]], dtype=np.int64), value)], like=match.root)
-    if f"group_{name}" in match:
+    if len(shape) > 1:
         return view.add("Reshape", [value, view.array(np.array([-1], dtype=np.int64), value)], like=match.root)
     return value
 
 
 def _rows(view: View, match: Match, name: str, size: int) -> str:
     """Query, key or value as [B, N, h*d]: what was split into heads, or what the heads are when merged again."""
-    value, heads, key = match[name], match["h"], name == "key_t"
+    value, key = match[name], name == "key_t"
+    if "h" not in match:
+        return _turned(view, value, [0, 2, 1], match.root) if key else value
+    heads = match["h"]
     whole = before_split(view, value, heads, key=key)
     if whole is not None:
         return whole
-    perm = [0, 2, 3, 1] if key else [0, 2, 1, 3]
-    turned = producer(view, value, "Transpose")
-    if turned is not None and list(view.attribute(turned, "perm") or []) == perm:
-        four = view.resolve(turned.inputs[0])
-    else:
-        four = view.add("Transpose", [value], {"perm": [0, 3, 1, 2] if key else perm}, like=match.root)
+    reshape = producer(view, value, "Reshape")
+    if reshape is not None and heads == 1 and view.rank(reshape.inputs[0]) == 3:
+        whole = view.resolve(reshape.inputs[0])
+        return _turned(view, whole, [0, 2, 1], match.root) if key else whole
+    four = _turned(view, value, [0, 3, 1, 2] if key else [0, 2, 1, 3], match.root)
     target = view.array(np.array([0, 0, heads * size], dtype=np.int64), value)
     return view.add("Reshape", [four, target], like=match.root)
 
 
+def _turned(view: View, value: str, perm: list[int], like: Any) -> str:
+    """The value transposed, or what it was before the opposite transpose."""
+    transpose = producer(view, value, "Transpose")
+    if transpose is not None and list(view.attribute(transpose, "perm") or []) == [
+        perm.index(axis) for axis in range(len(perm))
+    ]:
+        return view.resolve(transpose.inputs[0])
+    return view.add("Transpose", [value], {"perm": perm}, like=like)
+
+
 FUSION = Fusion(
     name="HSTUHierarchicalAttention",
-    pattern=hstu_attention,
+    pattern=(hstu_attention, hstu_attention_of_one_head),
     operator=HSTUHierarchicalAttention,
     build=build,
     summary="HSTU attention: SiLU of the scores, divided by a length, with its norm and its gate",
