@@ -16,7 +16,7 @@ from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import Attribute, Optional, Scalar, pattern
 from onnx_fuse.patterns.heads import before_split, four_axes, misfit, producer, unexpanded
 from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.masks import conjunction, split_causal
+from onnx_fuse.patterns.masks import conjunction, negated, split_causal
 from onnx_fuse.patterns.norm import affine_problem
 from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
@@ -164,7 +164,8 @@ def hstu_attention_of_one_head(  # type: ignore[no-untyped-def]
         ((factor_1, divisor_1), (factor_2, divisor_2)),
         ((mask_1, keep_1, drop_1), (mask_2, keep_2, drop_2)),
     )
-    merged = _scaled(op, op.MatMul(weights, op.shape(value, "B M dv")), factor_3, divisor_3)
+    context = op.MatMul(op.shape(weights, "B N N"), op.shape(value, "B M dv"))
+    merged = _scaled(op, context, factor_3, divisor_3)
     merged = op.named("merged", op.shape(merged, "B N E"))
     normed = op.any_of(op.named("layer", op.LayerNormalization(merged, gamma, beta, axis=-1, epsilon=epsilon)), merged)
     return op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
@@ -390,7 +391,7 @@ def _masks(match: Match, view: View) -> list[str]:
         cast = producer(view, mask, "Cast")
         if cast is not None and view.dtype(cast.inputs[0]) == TensorProto.BOOL:
             mask = unexpanded(view, view.resolve(cast.inputs[0]), _scores(match))
-        found.append(view.add("Not", [mask], like=match.root) if name.startswith("drop") else mask)
+        found.append(negated(view, mask, match.root) if name.startswith("drop") else mask)
     return found
 
 

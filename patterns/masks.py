@@ -31,6 +31,14 @@ def split_causal(view: View, masks: Sequence[str], like: Any) -> tuple[list[str]
     return rest, causal
 
 
+def negated(view: View, mask: str, like: Any) -> str:
+    """The bool mask that keeps what this one drops."""
+    node = view.producer(mask)
+    if node is not None and node.domain == "" and node.op_type == "Not":
+        return view.resolve(node.inputs[0])
+    return view.add("Not", [mask], like=like)
+
+
 def conjunction(view: View, masks: Sequence[str], like: Any) -> str | None:
     """One mask of four axes that keeps what all of them keep; None for none."""
     kinds: dict[bool, str] = {}
@@ -83,6 +91,9 @@ def _conjuncts(view: View, mask: str, like: Any) -> list[str]:
         return [mask]
     if node.op_type == "And":
         return [part for item in node.inputs for part in _conjuncts(view, item, like)]
+    either = view.producer(node.inputs[0]) if node.op_type == "Not" else None
+    if either is not None and either.domain == "" and either.op_type == "Or":
+        return [part for item in either.inputs for part in _conjuncts(view, negated(view, item, like), like)]
     if node.op_type in ("Reshape", "Unsqueeze"):
         stripped = after[next((axis for axis, dim in enumerate(after) if dim != 1), len(after)) :]
         if before[len(before) - len(stripped) :] == stripped:
