@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import ModelProto, NodeProto, helper
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 import onnx_fuse
 from examples.models import hstu
+from onnx_fuse.patterns import hstu_attention
 from onnx_fuse.patterns.hstu_attention import HSTUHierarchicalAttention
 from tests import helpers
 from tests.helpers import Array
@@ -189,7 +191,7 @@ class Forms(nn.Module):
         return tuple(form(x, mask, lengths) for form in self.forms)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def forms(names: tuple[str, ...]) -> Source:
     torch.manual_seed(0)
     inputs = {
@@ -442,3 +444,204 @@ def test_float16_is_divided_after_the_sum() -> None:
     wanted = helpers.run(operator_model(inputs, ATTRIBUTES), inputs)[0]
     assert found.dtype == np.float16
     np.testing.assert_allclose(found.astype(np.float32), wanted, rtol=5e-3, atol=5e-3 * np.abs(wanted).max())
+
+
+# -- near relatives ---------------------------------------------------------------------------------------------------------
+
+STEPS = {
+    "query": "q4 = Reshape(q, heads)\nqh = Transpose <perm = [0, 2, 1, 3]> (q4)",
+    "key": "k4 = Reshape(k, heads)\nkt = Transpose <perm = [0, 2, 3, 1]> (k4)",
+    "value": "v4 = Reshape(v, heads)\nvh = Transpose <perm = [0, 2, 1, 3]> (v4)",
+    "product": "product = MatMul(qh, kt)",
+    "scale": "scaled = Mul({}, half)",
+    "score_mask": "",
+    "activation": "gate = Sigmoid({})\nactive = Mul({}, gate)",
+    "length": "divided = Mul({}, eighth)",
+    "mask": "masked = Mul({}, mask)",
+    "context": "context = MatMul({}, vh)",
+    "merge": "moved = Transpose <perm = [0, 2, 1, 3]> ({})\nmerged = Reshape(moved, flat)",
+    "norm": "normed = LayerNormalization <axis = -1> ({}, gamma, beta)",
+    "gate": "out = Mul({}, u)",
+}
+INPUTS = {
+    **dict.fromkeys("qkvu", "float[B,N,8]"),
+    "mask": "float[B,1,N,N]",
+    "keep": "bool[B,1,1,N]",
+    "row": "float[B,N,1]",
+    "head": "float[1,2,1,1]",
+    "one": "float[B,1,1,1]",
+    "other": "float[B,N,8]",
+    "mask_3": "float[3,1,1,1]",
+}
+CONSTANTS = (
+    "<int64[4] heads = {0, 0, 2, 4}, int64[3] flat = {0, 0, 8}, float half = {0.5}, float eighth = {0.125}, float zero = {0}, "
+    "float minus = {-0.125}, float two = {2}, float small = {-1}, float low = {-10000}, "
+    "float[8] gamma = {1, 2, 3, 4, 5, 6, 7, 8}, float[8] beta = {8, 7, 6, 5, 4, 3, 2, 1}, "
+    "float[4] gamma_4 = {1, 2, 3, 4}, float[4] beta_4 = {4, 3, 2, 1}, int64[3] outer = {2, 8, -1}>"
+)
+
+
+def attention(outputs: str = "", inputs: dict[str, str] | None = None, **steps: str) -> ModelProto:
+    """HSTU attention as text, with other steps; {} is the result of the step before."""
+    assert steps.keys() <= STEPS.keys()
+    lines: list[str] = []
+    value = ""
+    for text in (STEPS | steps).values():
+        if text:
+            lines.append(text.replace("{}", value))
+            value = text.splitlines()[-1].split("=")[0].strip()
+    declared = ", ".join(f"{kind} {name}" for name, kind in {**INPUTS, **(inputs or {})}.items())
+    body = "\n".join(lines)
+    return helpers.model(f"({declared}) => (float[B,N,8] {value}{outputs}) {CONSTANTS} {{ {body} }}")
+
+
+def fused_node(made: ModelProto) -> NodeProto | None:
+    return next((node for node in made.graph.node if node.op_type == NAME), None)
+
+
+def test_the_text_form_fuses() -> None:
+    original = attention()
+    result = onnx_fuse.fuse(original)
+    node = fused_node(result.model)
+    assert node is not None and len(result.model.graph.node) == 1
+    assert attributes_of(node)["norm_length"] == 8.0 and attributes_of(node)["inputs"] == "q,k,v,mask,u,gamma,beta"
+    helpers.assert_same_results(original, result.model, B=2, N=5)
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "softmax": ("found Softmax", {"activation": "active = Softmax <axis = -1> ({})"}),
+    "relu": ("found Relu", {"activation": "active = Relu({})"}),
+    "sigmoid alone": ("found Sigmoid", {"activation": "active = Sigmoid({})"}),
+    "gelu": ("found Gelu", {"activation": "active = Gelu({})"}),
+    "a steeper sigmoid": (
+        "attribute alpha is 2, pattern wants 1",
+        {"scale": "", "activation": "steep = Mul({}, two)\ngate = Sigmoid(steep)\nactive = Mul({}, gate)"},
+    ),
+    "scores masked with -1": (
+        "masked scores become -1, of which SiLU is not zero",
+        {"score_mask": "kept = Where(keep, {}, small)"},
+    ),
+    "more keys than queries": (
+        "there are N queries and M keys",
+        {"inputs": {**dict.fromkeys("kv", "float[B,M,8]"), "mask": "float[B,1,N,M]"}},
+    ),
+    "a divisor for each head": ("divided by something else", {"length": "divided = Div({}, head)"}),
+    "two divisors": ("found Div, pattern wants Swish", {"length": "once = Div({}, one)\ndivided = Div(once, one)"}),
+    "a negative length": ("divided by something else", {"length": "divided = Mul({}, minus)"}),
+    "a mask with a batch of its own": (
+        "dimension B of qh is B, elsewhere in the match it is 3",
+        {"mask": "masked = Mul({}, mask_3)"},
+    ),
+    "heads merged in another order": (
+        "attribute perm is [0, 2, 3, 1]",
+        {"merge": "moved = Transpose <perm = [0, 2, 3, 1]> ({})\nmerged = Reshape(moved, flat)"},
+    ),
+}
+
+
+@pytest.mark.parametrize("relative", REFUSED)
+def test_relatives_are_refused(relative: str) -> None:
+    says, steps = REFUSED[relative]
+    opset = 20 if relative == "gelu" else 17
+    original = attention(norm="", gate="", **steps)
+    original.opset_import[0].version = opset
+    result = onnx_fuse.fuse(original, verify=False)
+    assert fused_node(result.model) is None
+    attempt = helpers.attempt(hstu_attention.hstu_attention, original, original.graph.output[0].name)
+    told = [miss.reason for miss in result.report.near_misses if miss.fusion == NAME]
+    assert any(says in reason for reason in [getattr(attempt, "reason", ""), *told])
+
+
+LEFT_OUT: dict[str, tuple[str, dict[str, str]]] = {
+    "RMSNorm": (
+        "none",
+        {
+            "norm": "square = Mul({}, {})\nmean = ReduceMean <axes = [-1]> (square)\nmore = Add(mean, half)\n"
+            "root = Sqrt(more)\nnormed = Div({}, root)"
+        },
+    ),
+    "a norm over positions": (
+        "none",
+        {
+            "norm": "mean = ReduceMean <axes = [1]> ({})\ncentred = Sub({}, mean)\nsquare = Mul(centred, centred)\n"
+            "variance = ReduceMean <axes = [1]> (square)\nmore = Add(variance, half)\nroot = Sqrt(more)\n"
+            "normed = Div(centred, root)"
+        },
+    ),
+    "a gate of one number a row": ("layer", {"gate": "out = Mul({}, row)"}),
+    "a gate made of the norm": ("layer", {"gate": "steep = Mul({}, two)\nopen = Tanh(steep)\nout = Mul({}, open)"}),
+    "a sum for a gate": ("layer", {"gate": "out = Add({}, u)"}),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_what_is_no_part_stays_outside(what: str) -> None:
+    norm, steps = LEFT_OUT[what]
+    original = attention(**steps)
+    result = onnx_fuse.fuse(original)
+    node = fused_node(result.model)
+    assert (
+        node is not None and attributes_of(node)["norm"] == norm and "u" not in attributes_of(node)["inputs"].split(",")
+    )
+    assert [match.left_out for match in result.report.matches if match.operator == NAME] != [()]
+    helpers.assert_same_results(original, result.model, B=2, N=5)
+
+
+def test_weights_that_are_read_elsewhere_stay() -> None:
+    original = attention(outputs=", float[B,2,N,N] masked")
+    result = onnx_fuse.fuse(original)
+    assert fused_node(result.model) is None
+    assert any("masked is a graph output" in miss.reason for miss in result.report.near_misses)
+
+
+@pytest.mark.parametrize(
+    ("array", "causal"),
+    [
+        (np.tril(np.ones((5, 5))), 1),
+        (np.tril(np.ones((1, 1, 5, 5))), 1),
+        (np.tril(np.ones((5, 5)), -1), 0),
+        (np.tril(np.ones((5, 5)), 1), 0),
+        (np.triu(np.ones((5, 5))), 0),
+        (np.ones((5, 5)), 0),
+        (2 * np.tril(np.ones((5, 5))), 0),
+    ],
+)
+def test_a_causal_mask_is_proven(array: Array, causal: int) -> None:
+    original = attention(
+        inputs={**dict.fromkeys("qkvu", "float[B,5,8]"), "row": "float[B,5,1]"}, mask="masked = Mul({}, lower)"
+    )
+    original.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), "lower"))
+    del original.graph.input[4]
+    result = onnx_fuse.fuse(original)
+    node = fused_node(result.model)
+    assert node is not None and attributes_of(node)["causal"] == causal
+    assert ("mask" in attributes_of(node)["inputs"]) != bool(causal)
+    helpers.assert_same_results(original, result.model, B=2)
+
+
+@pytest.mark.parametrize("diagonal", [-1, 0, 1])
+@pytest.mark.parametrize("kind", ["Trilu", "GreaterOrEqual", "Greater", "LessOrEqual", "Less"])
+def test_a_causal_mask_is_proven_at_run_time(kind: str, diagonal: int) -> None:
+    """Triangles made from the run-time N: only the one with the diagonal is causal."""
+    size = "shape = Shape(q)\nsecond = Gather(shape, first)\n"
+    if kind == "Trilu":
+        made = (
+            size
+            + "square = Concat <axis = 0> (second_1, second_1)\nones = ConstantOfShape <value = float[1] {1}> (square)\nlower = Trilu <upper = 0> (ones, diagonal)"
+        )
+        made = made.replace("square =", "second_1 = Unsqueeze(second, axis_0)\nsquare =")
+    else:
+        made = size + (
+            f"column = Range(start, second, step)\nshifted = Add(column, diagonal)\nrow_ids = Unsqueeze(shifted, axis_1)\n"
+            f"allowed = {kind}(row_ids, column)\nlower = Cast <to = 1> (allowed)"
+        )
+    original = attention(mask=made + "\nmasked = Mul({}, lower)")
+    numbers = {"first": 1, "start": 0, "step": 1, "diagonal": diagonal}
+    arrays = {name: np.array(number) for name, number in numbers.items()}
+    arrays |= {"axis_0": np.array([0]), "axis_1": np.array([1])}
+    original.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    result = onnx_fuse.fuse(original)
+    node = fused_node(result.model)
+    causal = kind in ("Trilu", "GreaterOrEqual") and diagonal == 0
+    assert node is not None and attributes_of(node)["causal"] == int(causal)
+    helpers.assert_same_results(original, result.model, B=2, N=5)
