@@ -260,4 +260,5 @@ FUSION = Fusion(
     build=build,
     summary="each position mixed with the embeddings of its levels through a gate, and with the means of windows around it",
     anchor="Softmax",
+    rim=("windows",),
 )

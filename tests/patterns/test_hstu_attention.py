@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,14 +20,13 @@ from onnx_fuse.patterns import hstu_attention
 from onnx_fuse.patterns.hstu_attention import HSTUHierarchicalAttention
 from tests import helpers
 from tests.helpers import Array
-from tests.models.torch_export import EXPORTERS, Source
+from tests.models.torch_export import EVERY_EXPORT, EXPORTERS, Source, sampled
 
 NAME = "HSTUHierarchicalAttention"
 RANDOM = np.random.default_rng(3)
 HIDDEN, HEADS, SIZE, VALUE, LONGEST = 16, 2, 4, 8, 40
 WIDTH = HEADS * VALUE
 SLOW_SAMPLE = ("heads_side_by_side", "divided_at_the_end", "masked_before_silu")
-EVERY_EXPORT = bool(os.environ.get("ONNX_FUSE_ALL_MODELS"))
 
 # -- exported forms ---------------------------------------------------------------------------------------------------------
 
@@ -201,11 +199,6 @@ def forms(names: tuple[str, ...]) -> Source:
     }
     axes = {"x": {0: "B", 1: "N"}, "mask": {0: "B", 1: "N", 2: "N"}, "lengths": {0: "B"}}
     return Source(Forms(names).eval(), inputs, axes, [f"out_{name}" for name in names], LONGEST - 1)
-
-
-def sampled(*cells: Any, usual: set[Any]) -> list[Any]:
-    """All cells where all exports are asked for, else the usual ones: exporting takes most of the time."""
-    return [cell for cell in cells if EVERY_EXPORT or cell in usual]
 
 
 @pytest.mark.parametrize(
