@@ -14,12 +14,14 @@ from onnx_fuse.passes import (
     normalize_cast,
     normalize_contrib,
     normalize_einsum,
+    normalize_group,
     normalize_linear,
     normalize_move,
     normalize_norm,
     normalize_scale,
     normalize_scores,
     normalize_tf,
+    normalize_weights,
 )
 from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.view import View
@@ -75,11 +77,16 @@ RULES: Rules = {
         normalize_einsum.head_bias_before_move,
         normalize_einsum.sum_before_move,
     ),
-    "Where": (normalize_scores.mask_before_merge,),
+    "Where": (normalize_scores.mask_before_merge, normalize_weights.weights_before_merge),
+    "Swish": (normalize_weights.swish_before_merge,),
     "Softmax": (normalize_scores.softmax_before_merge,),
     "LayerNormalization": (normalize_linear.norm_before_move,),
     "RMSNormalization": (normalize_linear.norm_before_move,),
-    "Div": (normalize_norm.bare_norm, normalize_scale.multiply_by_reciprocal),
+    "Div": (
+        normalize_norm.bare_norm,
+        normalize_scale.multiply_by_reciprocal,
+        normalize_weights.weights_before_merge,
+    ),
     "Mul": (
         normalize_scale.merge_scales,
         normalize_norm.bare_norm,
@@ -87,10 +94,17 @@ RULES: Rules = {
         normalize_norm.norm_scale,
         normalize_norm.swish_rule,
         normalize_norm.gelu,
+        normalize_weights.weights_before_merge,
     ),
 }
 
-READING: Rules = {**RULES, **normalize_contrib.RULES, "Einsum": (normalize_einsum.einsum_as_matmul,)}
+READING: Rules = {
+    **RULES,
+    **normalize_contrib.RULES,
+    "Einsum": (normalize_einsum.einsum_as_matmul,),
+    "InstanceNormalization": (normalize_group.group_norm_of_rows,),
+    "GroupNormalization": (normalize_group.group_norm_of_rows,),
+}
 """All rules: also those that take an operator apart to be matched, a form that --simplify does not write."""
 
 _STEPS_PER_NODE = 64

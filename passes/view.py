@@ -321,6 +321,15 @@ class View:
         shape = self.shape(value)
         return None if shape is None else len(shape)
 
+    def dimension(self, value: str) -> Dim | None:
+        """The size of an axis that a tensor of one element holds, if need be as a float; None where it is not known to."""
+        node = self.producer(value)
+        while node is not None and node.key == ("", "Cast"):
+            value = self.resolve(node.inputs[0])
+            node = self.producer(value)
+        content = self.info(value).content
+        return content[0] if content is not None and len(content) == 1 else None
+
     def broadcasts_to(self, value: str, target: Sequence[Dim]) -> bool:
         """Whether a value broadcasts to a shape without enlarging it, in every run that does not fail."""
         shape = self.shape(value)

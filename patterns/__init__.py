@@ -22,6 +22,20 @@ __all__ = [
 
 def fusions() -> tuple[Fusion, ...]:
     """The fusions that come with onnx-fuse, in the order in which ties between them are settled."""
-    from onnx_fuse.patterns import attention_layer_norm, embed_layer_norm, skip_layer_norm, swish
+    from onnx_fuse.patterns import (
+        attention_layer_norm,
+        embed_layer_norm,
+        hierarchical_sequence_fusion,
+        hstu_attention,
+        skip_layer_norm,
+        swish,
+    )
 
-    return (attention_layer_norm.FUSION, embed_layer_norm.FUSION, skip_layer_norm.FUSION, swish.FUSION)
+    return (
+        attention_layer_norm.FUSION,
+        embed_layer_norm.FUSION,
+        hstu_attention.FUSION,
+        hierarchical_sequence_fusion.FUSION,
+        skip_layer_norm.FUSION,
+        swish.FUSION,
+    )
