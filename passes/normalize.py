@@ -19,6 +19,7 @@ from onnx_fuse.passes import (
     normalize_norm,
     normalize_scale,
     normalize_scores,
+    normalize_select,
     normalize_tf,
 )
 from onnx_fuse.passes.graph import Node
@@ -90,7 +91,14 @@ RULES: Rules = {
     ),
 }
 
-READING: Rules = {**RULES, **normalize_contrib.RULES, "Einsum": (normalize_einsum.einsum_as_matmul,)}
+READING: Rules = {
+    **RULES,
+    **normalize_contrib.RULES,
+    **dict.fromkeys(normalize_select.PICKS, (normalize_select.selection,)),
+    "Concat": (*RULES["Concat"], normalize_select.selection),
+    "Reshape": (normalize_select.masked_selection, *_MOVE_RULES),
+    "Einsum": (normalize_einsum.einsum_as_matmul,),
+}
 """All rules: also those that take an operator apart to be matched, a form that --simplify does not write."""
 
 _STEPS_PER_NODE = 64

@@ -18,6 +18,7 @@ from onnx import TensorProto
 from onnx_fuse.passes.dims import Dim, Shape, broadcast
 from onnx_fuse.passes.graph import CONSTANT_LIMIT, Graph, MadeNode, Node, Reference, attribute_default, decode
 from onnx_fuse.passes.shapes import UNKNOWN, Inference, Info, array_info, type_info
+from onnx_fuse.patterns.dsl import VIEW_DOMAIN
 
 # What later opsets take as an input and earlier ones as an attribute; rules and patterns always see an attribute.
 ATTRIBUTE_INPUTS: dict[str, dict[str, int]] = {
@@ -275,6 +276,8 @@ class View:
         return node
 
     def _is_valid(self, node: Node) -> bool:
+        if node.domain == VIEW_DOMAIN:
+            return False
         if node.domain != "" or node.op_type not in _RECOGNISED:
             return True
         if node.op_type in ("LayerNormalization", "RMSNormalization") and len(node.inputs) < 2:

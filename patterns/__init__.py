@@ -22,6 +22,18 @@ __all__ = [
 
 def fusions() -> tuple[Fusion, ...]:
     """The fusions that come with onnx-fuse, in the order in which ties between them are settled."""
-    from onnx_fuse.patterns import attention_layer_norm, embed_layer_norm, skip_layer_norm, swish
+    from onnx_fuse.patterns import (
+        attention_layer_norm,
+        dot_interaction,
+        embed_layer_norm,
+        skip_layer_norm,
+        swish,
+    )
 
-    return (attention_layer_norm.FUSION, embed_layer_norm.FUSION, skip_layer_norm.FUSION, swish.FUSION)
+    return (
+        attention_layer_norm.FUSION,
+        dot_interaction.FUSION,
+        embed_layer_norm.FUSION,
+        skip_layer_norm.FUSION,
+        swish.FUSION,
+    )
