@@ -94,7 +94,9 @@ RULES: Rules = {
 READING: Rules = {
     **RULES,
     **normalize_contrib.RULES,
-    **dict.fromkeys(normalize_select.PICKS, (normalize_select.selection,)),
+    **dict.fromkeys((*normalize_select.PICKS, "Split"), (normalize_select.selection,)),
+    "Gather": (normalize_select.selection, normalize_select.gather_before_transpose),
+    "GatherND": (normalize_select.selection, normalize_select.gather_columns),
     "Concat": (*RULES["Concat"], normalize_select.selection),
     "Reshape": (normalize_select.masked_selection, *_MOVE_RULES),
     "Einsum": (normalize_einsum.einsum_as_matmul,),

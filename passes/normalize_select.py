@@ -1,4 +1,4 @@
-"""Rules on what picks entries of a batch of square products: one `Select` with constant indices, however it was written.
+"""Rules on what picks entries: of a batch of square products one `Select` with constant indices, however it was written.
 
 Z[:, i, j] of Z [B, F, F] comes as Gather on the flattened Z, as GatherND or GatherElements between Transposes, as rows that are
 sliced and concatenated, as Compress. Each entry of such a value is one entry of Z of the same batch element, at a place that
@@ -61,8 +61,33 @@ def selection(view: View, node: Node) -> bool:
     found = selected(view, node.inputs[0])
     if found is None:
         return False
+    if node.op_type == "Split":
+        return _split(view, node, found)
     picked = PICKS[node.op_type](view, node, found)
-    return picked is not None and _declare(view, node, picked)
+    return picked is not None and _declare(view, node, node.outputs[0], picked)
+
+
+def gather_columns(view: View, node: Node) -> bool:
+    """GatherND with constant indices [P, 1] is Gather along the first axis."""
+    indices = view.constant(node.inputs[1])
+    if view.attribute(node, "batch_dims") or indices is None or indices.ndim != 2 or indices.shape[1] != 1:
+        return False
+    column = view.array(indices[:, 0], node.outputs[0])
+    view.replace(node.outputs[0], "Gather", [node.inputs[0], column], {"axis": 0}, like=node, covers=[node])
+    return True
+
+
+def gather_before_transpose(view: View, node: Node) -> bool:
+    """Gather with a list of indices, after a Transpose, is the Transpose of a Gather along the axis as it was before."""
+    turn, axis = view.producer(node.inputs[0]), view.attribute(node, "axis")
+    if turn is None or turn.key != ("", "Transpose") or view.rank(node.inputs[1]) != 1 or not isinstance(axis, int):
+        return False
+    perm = view.attribute(turn, "perm")
+    if not isinstance(perm, list):
+        return False
+    picked = view.add("Gather", [turn.inputs[0], node.inputs[1]], {"axis": perm[axis]}, like=node, covers=[node])
+    view.replace(node.outputs[0], "Transpose", [picked], {"perm": perm}, like=node, covers=[turn])
+    return True
 
 
 def masked_selection(view: View, node: Node) -> bool:
@@ -83,7 +108,7 @@ def masked_selection(view: View, node: Node) -> bool:
     if target.tolist() != [-1, len(picked.places)]:
         return False
     view.declare(node.outputs[0], Info(view.dtype(found.source), picked.shape))
-    return _declare(view, node, picked, [gather])
+    return _declare(view, node, node.outputs[0], picked, [gather])
 
 
 def selected(view: View, value: str) -> Selection | None:
@@ -136,16 +161,18 @@ def _moved(found: Selection, move: Move) -> Selection | None:
     return replace(found, places=places.reshape(shape), batch=axis)
 
 
-def _declare(view: View, node: Node, picked: Selection, covers: Sequence[Node] = (), *, reshaped: bool = False) -> bool:
-    """Lets a Select, moved as needed, make what the node makes."""
+def _declare(
+    view: View, node: Node, value: str, picked: Selection, covers: Sequence[Node] = (), *, reshaped: bool = False
+) -> bool:
+    """Lets a Select, moved as needed, make a value that the node makes."""
     # What the graph says of the shape must agree: indices that are broadcast are something else.
-    if picked.places.size == 0 or view.shape(node.outputs[0]) != picked.shape:
+    if picked.places.size == 0 or view.shape(value) != picked.shape:
         return False
     made = _add(view, node, picked, covers)
     whole = identity(made, replace(picked, batch=0).shape)
     after = list(whole.after[1:])
     after.insert(picked.batch, whole.after[0])
-    if write_move(view, replace(whole, after=tuple(after)), node, node.outputs[0], [node]) is None:
+    if write_move(view, replace(whole, after=tuple(after)), node, value, [node]) is None:
         return False
     _supersede(view, node)
     return True
@@ -243,6 +270,22 @@ def _compress(view: View, node: Node, found: Selection) -> Selection | None:
     return replace(found, places=np.compress(keep.astype(bool), found.places, axis=axis))
 
 
+def _split(view: View, node: Node, found: Selection) -> bool:
+    """Each output of a Split by itself."""
+    given = view.attribute(node, "axis")
+    axis = found.inner(given) if isinstance(given, int) else None
+    shapes = [view.shape(output) for output in node.outputs]
+    sizes = [0 if shape is None or axis is None else shape[given] for shape in shapes]
+    if axis is None or not all(isinstance(size, int) for size in sizes) or sum(sizes) != found.places.shape[axis]:
+        return False
+    parts = np.split(found.places, np.cumsum(sizes)[:-1], axis=axis)
+    made = [
+        _declare(view, node, output, replace(found, places=places))
+        for output, places in zip(node.outputs, parts, strict=True)
+    ]
+    return any(made)
+
+
 PICKS: dict[str, Callable[[View, Node, Selection], Selection | None]] = {
     "Gather": _gather,
     "GatherND": _gather_nd,
@@ -298,7 +341,7 @@ def _join(view: View, node: Node) -> bool:
         whole = replace(found[0], places=np.concatenate([part.places for part in found], axis=found[0].inner(axis)))
         makers = [maker for value, _ in run if (maker := view.producer(value)) is not None]
         if len(runs) == 1:
-            return _declare(view, node, whole, makers)
+            return _declare(view, node, node.outputs[0], whole, makers)
         if whole.batch == 0:
             joined.append(_add(view, node, whole, makers))
         else:

@@ -28,6 +28,21 @@ def dot_interaction(op, left, right, places: Constant, dense):  # type: ignore[n
     )
 
 
+@pattern
+def inner_products(op, features, rows: Constant, columns: Constant, dense):  # type: ignore[no-untyped-def]
+    """Pairs that are gathered first and multiplied then, as PNN (arXiv 1611.00144) is written."""
+    e = op.shape(features, "B F D")
+    products = op.Mul(op.Gather(e, op.shape(rows, "P"), axis=1), op.Gather(e, op.shape(columns, "P"), axis=1))
+    summed = op.ReduceSum(products, axes=[-1], keepdims=0)
+    column = op.ReduceSum(products, axes=[-1], keepdims=1)
+    pairs = op.shape(op.any_of(summed, op.Reshape(column)), "B P")
+    return op.any_of(
+        op.named("first", op.Concat(dense, pairs, axis=1)),
+        op.named("last", op.Concat(pairs, dense, axis=1)),
+        pairs,
+    )
+
+
 @dot_interaction.require
 def one_operand_is_the_other_transposed(match: Match, view: View) -> str | None:
     if _features(match, view) is None:
@@ -35,6 +50,7 @@ def one_operand_is_the_other_transposed(match: Match, view: View) -> str | None:
     return None
 
 
+@inner_products.require
 @dot_interaction.require
 def sizes_are_static(match: Match, view: View) -> str | None:
     for name, what in (("F", "the number of features"), ("D", "the width of a feature")):
@@ -43,12 +59,14 @@ def sizes_are_static(match: Match, view: View) -> str | None:
     return None
 
 
+@inner_products.require
 @dot_interaction.require
 def a_triangle_is_selected(match: Match, view: View) -> str | None:
     found = _triangle(match, view)
     return found if isinstance(found, str) else None
 
 
+@inner_products.require
 @dot_interaction.require
 def dense_is_the_first_feature(match: Match, view: View) -> str | None:
     features = _features(match, view)
@@ -59,6 +77,8 @@ def dense_is_the_first_feature(match: Match, view: View) -> str | None:
 
 def _features(match: Match, view: View) -> str | None:
     """E, where the product is E times E transposed; None where it is not."""
+    if "features" in match:
+        return str(match["features"])
     left, right = match["left"], match["right"]
     for value, turned in ((left, right), (right, left)):
         node = view.producer(turned)
@@ -71,10 +91,10 @@ def _features(match: Match, view: View) -> str | None:
 
 def _triangle(match: Match, view: View) -> tuple[str, int] | str:
     """(triangle, self_interaction), or why the selected pairs are none. Z is symmetric: (i, j) is as good as (j, i)."""
-    features, places = match["F"], view.constant(match["places"])
-    if places is None:
+    features, selected = match["F"], _pairs(match, view)
+    if selected is None:
         return "the indices are too many to be read"
-    found = [(max(pair), min(pair)) for pair in (divmod(int(place), features) for place in places.reshape(-1))]
+    found = [(max(pair), min(pair)) for pair in selected]
     diagonal = int(any(i == j for i, j in found))
     lower = [(i, j) for i in range(features) for j in range(i + diagonal)]
     if features < 2:
@@ -92,6 +112,18 @@ def _triangle(match: Match, view: View) -> tuple[str, int] | str:
         f"the products are in the order of neither triangle: number {place} is of features {found[place]}, "
         f"lower has {lower[place]} there, upper {upper[place][::-1]}"
     )
+
+
+def _pairs(match: Match, view: View) -> list[tuple[int, int]] | None:
+    """The features of each selected product."""
+    features = match["F"]
+    if "places" in match:
+        places = view.constant(match["places"])
+        return None if places is None else [divmod(int(place), features) for place in places.reshape(-1)]
+    rows, columns = view.constant(match["rows"]), view.constant(match["columns"])
+    if rows is None or columns is None:
+        return None
+    return [(int(i) % features, int(j) % features) for i, j in zip(rows, columns, strict=True)]
 
 
 def interaction_body(  # type: ignore[no-untyped-def]
@@ -160,7 +192,7 @@ def _inputs(view: View, features: str) -> dict[str, str | None]:
 
 FUSION = Fusion(
     name="InteractionTritonFast",
-    pattern=dot_interaction,
+    pattern=(dot_interaction, inner_products),
     operator=InteractionTritonFast,
     build=build,
     summary="products of all pairs of features (DLRM): E times its transpose, a triangle of it, the dense feature beside it",
