@@ -26,6 +26,7 @@ def fusions() -> tuple[Fusion, ...]:
         attention_layer_norm,
         dot_interaction,
         embed_layer_norm,
+        sequence_interaction,
         skip_layer_norm,
         swish,
     )
@@ -34,6 +35,7 @@ def fusions() -> tuple[Fusion, ...]:
         attention_layer_norm.FUSION,
         dot_interaction.FUSION,
         embed_layer_norm.FUSION,
+        sequence_interaction.FUSION,
         skip_layer_norm.FUSION,
         swish.FUSION,
     )
