@@ -26,6 +26,8 @@ def fusions() -> tuple[Fusion, ...]:
         attention_layer_norm,
         dot_interaction,
         embed_layer_norm,
+        fm_interaction,
+        linear_layer_norm,
         sequence_interaction,
         skip_layer_norm,
         swish,
@@ -36,6 +38,8 @@ def fusions() -> tuple[Fusion, ...]:
         dot_interaction.FUSION,
         embed_layer_norm.FUSION,
         sequence_interaction.FUSION,
+        fm_interaction.FUSION,
+        linear_layer_norm.FUSION,
         skip_layer_norm.FUSION,
         swish.FUSION,
     )

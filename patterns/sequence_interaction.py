@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.dsl import Constant, Pattern, Scalar
+from onnx_fuse.patterns.dsl import Attribute, Constant, Pattern, Scalar
 from onnx_fuse.patterns.interface import Match, View
 from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
@@ -26,6 +26,10 @@ _BACKWARDS = {"starts": [-1], "axes": [1], "steps": [-1]}
 
 def _to_the_start(ends: Any) -> bool | str:
     return (isinstance(ends, list) and len(ends) == 1 and ends[0] < -(1 << 31) + 1) or "past the first element"
+
+
+def _absent(maximum: Any) -> bool | str:
+    return maximum is None or "no upper limit"
 
 
 def _pattern(wanted: tuple[str, ...]) -> Pattern:
@@ -51,6 +55,10 @@ def _pattern(wanted: tuple[str, ...]) -> Pattern:
         slope: Scalar,
         decay: Scalar,
         pairs: Constant,
+        short_floor: Scalar,
+        long_floor: Scalar,
+        short_least: Attribute,
+        long_least: Attribute,
     ):
         x = op.shape(items, "B S D")
         flag = op.shape(keep, "B S")
@@ -86,14 +94,19 @@ def _pattern(wanted: tuple[str, ...]) -> Pattern:
             mask, weights = op.shape(scores_keep, "B S"), op.shape(scores_weights, "B S")
             return op.any_of(weighted(dot, weights, mask), op.Mul(dot, weights))
 
-        def pooled(weights: Any) -> Any:
-            """Sum over s of weights[b, s] items[b, s, :]."""
+        def pooled(weights: Any, floor: Any, least: Any, name: str) -> Any:
+            """Sum over s of weights[b, s] items[b, s, :], or their average by weight."""
             row = op.shape(op.Reshape(weights), "B 1 S")
             column = op.shape(op.Reshape(weights), "B S 1")
-            return op.any_of(
+            summed = op.any_of(
                 op.ReduceSum(op.Mul(x, column), axes=[1], keepdims=0),
                 op.shape(op.Reshape(op.MatMul(row, x)), "B D"),
             )
+            weight = op.ReduceSum(weights, axes=[1], keepdims=1)
+            clipped = op.any_of(op.Max(weight, floor), op.Clip(weight, min=least, max=_absent))
+            guarded = op.Where(op.Equal(weight, 0.0), 0.0, op.Div(summed, weight))
+            averaged = op.any_of(op.named(f"{name}_clipped", op.Div(summed, clipped)), guarded)
+            return op.any_of(op.named(f"{name}_averaged", averaged), summed)
 
         def short_term() -> Any:
             ones = op.Cast(flag)
@@ -110,7 +123,12 @@ def _pattern(wanted: tuple[str, ...]) -> Pattern:
             recent = op.named("recent", op.And(flag, within))
             count = op.ReduceSum(op.Cast(recent), axes=[1], keepdims=1)
             rank = cast(op.Sub(cast(count), later))
-            return pooled(weighted(op.Add(op.Mul(rank, number(0.1)), 1.0), op.shape(short_weights, "B S"), recent))
+            return pooled(
+                weighted(op.Add(op.Mul(rank, number(0.1)), 1.0), op.shape(short_weights, "B S"), recent),
+                short_floor,
+                short_least,
+                "short",
+            )
 
         def long_term() -> Any:
             where = op.any_of(op.Where(flag, positions, nowhere), op.Where(op.Not(flag), nowhere, positions))
@@ -120,7 +138,7 @@ def _pattern(wanted: tuple[str, ...]) -> Pattern:
                 op.any_of(op.Mul(age, number(-0.1)), op.Mul(lag, number(0.1)), op.Neg(op.Mul(age, number(0.1))))
             )
             factor = op.any_of(op.Add(op.Mul(fading, 0.5), 0.5), op.Mul(op.Add(fading, 1.0), 0.5))
-            return pooled(weighted(factor, op.shape(long_weights, "B S"), flag))
+            return pooled(weighted(factor, op.shape(long_weights, "B S"), flag), long_floor, long_least, "long")
 
         def cooccurrence() -> Any:
             gram = op.MatMul(x, op.Transpose(x, perm=[0, 2, 1]))
@@ -151,7 +169,14 @@ def _pattern(wanted: tuple[str, ...]) -> Pattern:
         return tuple(made[name]() for name in wanted)
 
     made = Pattern(sequence_interaction)
-    for requirement in (mask_is_bool, weights_are_shared, positions_count_up, distances_fade, window_is_known):
+    for requirement in (
+        mask_is_bool,
+        weights_are_shared,
+        averages_are_exact,
+        positions_count_up,
+        distances_fade,
+        window_is_known,
+    ):
         made.require(requirement)
     return made
 
@@ -169,6 +194,20 @@ def mask_is_bool(match: Match, view: View) -> str | None:
 def weights_are_shared(match: Match, view: View) -> str | None:
     weights = {match.get(_WEIGHTS[name]) for name in _wanted(match) if name in _WEIGHTS}
     return None if len(weights) < 2 else "the outputs have different time weights"
+
+
+def averages_are_exact(match: Match, view: View) -> str | None:
+    pooled = [name.partition("_")[0] for name in _wanted(match) if name.endswith("_term")]
+    if len({f"{name}_averaged" in match for name in pooled}) > 1:
+        return "one of the interests is divided by its weights, the other is not"
+    for name in pooled:
+        if f"{name}_clipped" not in match:
+            continue
+        least = match.get(f"{name}_least")
+        least = view.scalar(match[f"{name}_floor"]) if least is None else least
+        if f"{name}_weights" in match or least is None or not 0 < least <= 0.5:
+            return "the sum of the weights is clipped at a value that it may be below"
+    return None
 
 
 def positions_count_up(match: Match, view: View) -> str | None:
@@ -313,7 +352,7 @@ def build(match: Match, view: View) -> Fused:
     attributes = {
         "short_window": _window(match, view) if "short_term" in wanted else 0,
         "decay": (_decay(match, view) or 0.0) if "cooccurrence" in wanted else 0.0,
-        "normalize": 0,
+        "normalize": int("short_averaged" in match or "long_averaged" in match),
     }
     mask = match.get("keep", match.get("scores_keep"))
     inputs = {"items": match["items"], "user": match.get("user"), "time_weights": weights, "mask": mask}
