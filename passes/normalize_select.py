@@ -64,6 +64,8 @@ def selection(view: View, node: Node) -> bool:
     if node.op_type == "Split":
         return _split(view, node, found)
     picked = PICKS[node.op_type](view, node, found)
+    if picked is not None and node.op_type == "Compress":  # how many it keeps is not in its inferred shape
+        view.declare(node.outputs[0], Info(view.dtype(found.source), picked.shape))
     return picked is not None and _declare(view, node, node.outputs[0], picked)
 
 

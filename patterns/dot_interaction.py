@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import VIEW_DOMAIN, Constant, pattern
-from onnx_fuse.patterns.features import blocks_of, is_first_row
+from onnx_fuse.patterns.features import Block, blocks_of, is_first_row
 from onnx_fuse.patterns.interface import Match, View
 from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
@@ -177,17 +178,25 @@ def build(match: Match, view: View) -> Fused | str:
     side = next((name for name in ("first", "last") if name in match), "none")
     attributes = {"triangle": triangle[0], "self_interaction": triangle[1], "concat_dense": side}
     parts = ("dense",) if "dense" in match else ()
-    return Fused(_inputs(view, features), {"output": match.root.outputs[0]}, attributes, parts=parts)
+    return Fused(_inputs(match, view, features), {"output": match.root.outputs[0]}, attributes, parts=parts)
 
 
-def _inputs(view: View, features: str) -> dict[str, str | None]:
+def _inputs(match: Match, view: View, features: str) -> dict[str, str | None]:
     """E as separate features, as a dense and a block of sparse ones, or as it is."""
     blocks = blocks_of(view, features)
-    if all(block.single for block in blocks):
-        return {f"feature_{number}": block.value for number, block in enumerate(blocks, 1)}
-    if len(blocks) == 2 and blocks[0].single and view.rank(blocks[1].value) == 3:
-        return {"dense": blocks[0].value, "sparse": blocks[1].value}
+    if all(block.rows == 1 for block in blocks):
+        return {f"feature_{number}": _flat(match, view, block) for number, block in enumerate(blocks, 1)}
+    if len(blocks) == 2 and blocks[0].rows == 1 and view.rank(blocks[1].value) == 3:
+        return {"dense": _flat(match, view, blocks[0]), "sparse": blocks[1].value}
     return {"E": features}
+
+
+def _flat(match: Match, view: View, block: Block) -> str:
+    """One feature as [B, D]."""
+    if block.single:
+        return block.value
+    target = view.array(np.array([0, match["D"]], dtype=np.int64), block.value)
+    return view.add("Reshape", [block.value, target], like=match.root)
 
 
 FUSION = Fusion(

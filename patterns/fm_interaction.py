@@ -85,5 +85,4 @@ FUSION = Fusion(
     build=build,
     default=False,
     summary="sum of all pairwise products of features (FM, DeepFM, NFM)",
-    anchor="Sub",
 )

@@ -297,11 +297,9 @@ def sequence_body(  # type: ignore[no-untyped-def]
     whole = op.ConstantOfShape(op.Slice(shape, op.ints(0), op.ints(2), op.ints(0)), value=true)
     keep = whole if mask is None else op.Cast(mask, to=TensorProto.BOOL)
 
-    def weights(kept: str, factor: str | None = None) -> Any:
-        made = factor if time_weights is None else op.float32(time_weights)
-        if factor is not None and time_weights is not None:
-            made = op.Mul(made, factor)
-        return op.Where(kept, op.number(1.0) if made is None else made, 0.0)
+    def weights(kept: str, factor: str) -> Any:
+        by = factor if time_weights is None else op.Mul(factor, op.float32(time_weights))
+        return op.Where(kept, by, 0.0)
 
     def pooled(by: str) -> Any:
         total = op.Squeeze(op.MatMul(op.Unsqueeze(by, op.ints(1)), x), op.ints(1))
@@ -314,7 +312,9 @@ def sequence_body(  # type: ignore[no-untyped-def]
     scores = None
     if user is not None:
         dot = op.Squeeze(op.MatMul(x, op.Unsqueeze(op.float32(user), op.ints(2))), op.ints(2))
-        scores = op.like(op.Mul(dot, weights(keep)), items)
+        if time_weights is not None:
+            dot = op.Mul(dot, op.float32(time_weights))
+        scores = op.like(op.Where(keep, dot, 0.0), items)
 
     later = op.CumSum(op.float32(keep), op.Squeeze(op.ints(1)), reverse=1)
     recent = op.And(keep, op.LessOrEqual(later, op.float32(short_window)))
@@ -365,4 +365,5 @@ FUSION = Fusion(
     operator=SequenceRecommendationInteraction,
     build=build,
     summary="a user against a sequence of items: masked scores, short-term and long-term interest, co-occurrence",
+    anchor="ReduceSum",
 )
