@@ -123,11 +123,12 @@ def fuse(
 
     domains = {domain for domain, _ in operators}
     own = [as_pass(item) for item in passes]
+    folder = None if source is None else source.parent
 
     def pipeline(suspects: Sequence[str] | None = None) -> Pipeline:
         """All steps, or just what is among the suspects: passes, fused nodes by their roots, rules of normalisation."""
         steps = [item for item in own if suspects is None or item.name in suspects]
-        steps += [Convert(), FusePass(chosen, only=suspects)]
+        steps += [Convert(), FusePass(chosen, only=suspects, folder=folder)]
         if simplify:
             steps.append(Simplify(domains, suspects))
         if functions == "keep":
@@ -200,7 +201,8 @@ def explain(
     check(original, source or "")
     report = Report(model=str(source or ""), versions=_versions())
     _, report = Pipeline(
-        [Convert(), FusePass(chosen, dry_run=True)], bodies={item.operator.domain for item in chosen}
+        [Convert(), FusePass(chosen, dry_run=True, folder=None if source is None else source.parent)],
+        bodies={item.operator.domain for item in chosen},
     ).run(original, report)
     whole = blocks.outline(original)
     report.layers = _layers(whole, whole)

@@ -1,15 +1,20 @@
-"""Tensors that lie in files beside the model: where they are, whether they can be trusted. Their bytes are never read here."""
+"""Tensors that lie in files beside the model: where they are, whether they can be trusted. Only small ones are ever read."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+import numpy as np
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnx_fuse.errors import ModelError
+
+READ_LIMIT = 1 << 20
+"""Tensors in external data with more bytes than this are weights, and not read."""
 
 _KNOWN_TYPES = frozenset(TensorProto.DataType.keys())
 
@@ -107,6 +112,22 @@ def external_files(model: ModelProto) -> list[ExternalFile]:
         count, size = found.get(location, (0, 0))
         found[location] = (count + 1, size + byte_size(tensor))
     return [ExternalFile(location, count, size) for location, (count, size) in found.items()]
+
+
+def read_small(tensor: TensorProto, folder: Path, limit: int) -> np.ndarray | None:
+    """A tensor of a validated model as an array; None where it has more than `limit` elements or `READ_LIMIT` bytes.
+
+    Exporters put index lists and masks of a few kilobytes into external data, too.
+    """
+    count = math.prod(tensor.dims)
+    if count > limit or not 0 < byte_size(tensor) <= READ_LIMIT:
+        return None
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    try:
+        return numpy_helper.to_array(copy, str(folder))
+    except (OSError, KeyError, TypeError, ValueError):  # what cannot be read is a weight like any other
+        return None
 
 
 def validate(model: ModelProto, path: str | os.PathLike[str]) -> None:

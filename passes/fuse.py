@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -33,15 +34,24 @@ class FusePass:
         fusions: the fusions to try; ties between overlapping matches are settled by graph order, then by this order.
         dry_run: find and plan, but leave the model alone.
         only: names of fused nodes to commit, for bisecting; None for all.
+        folder: where the model's external data lies; None where it is not known.
     """
 
     name = "fuse"
     atomic = True
 
-    def __init__(self, fusions: Sequence[Fusion], *, dry_run: bool = False, only: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        fusions: Sequence[Fusion],
+        *,
+        dry_run: bool = False,
+        only: Iterable[str] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.fusions = tuple(fusions)
         self.dry_run = dry_run
         self.only = None if only is None else frozenset(only)
+        self.folder = folder
 
     def run(self, model: ModelProto, log: Log) -> ModelProto:
         """Fuses every graph of the model in place."""
@@ -60,7 +70,7 @@ class FusePass:
         return model
 
     def _fuse_graph(self, graph: Graph, bodies: emit.Bodies, calls: CallTypes, log: Log) -> None:
-        view = View(graph, inferred_types(graph) or calls.of(graph))
+        view = View(graph, inferred_types(graph) or calls.of(graph), self.folder)
         normalize(view)
         log.errors.extend(view.errors)
         candidates: list[Candidate] = []
@@ -201,6 +211,8 @@ def _furthest(attempts: Iterable[tuple[Fusion, NearMiss]]) -> list[tuple[Fusion,
 def _ran_into_another(miss: NearMiss, fusion: Fusion, planned: Sequence[Planned]) -> bool:
     """Whether all that made an attempt look like the fusion has been fused by it elsewhere."""
     anchors = {position for op_type, position in miss.reached if op_type == fusion.anchor}
+    if fusion.anchor is None:
+        anchors = {miss.root.position}
     fused = {position for item in planned if item.candidate.fusion is fusion for position in item.candidate.covers}
     return bool(anchors) and anchors <= fused
 

@@ -17,6 +17,7 @@ from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.dims import Dim, Shape
 from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.view import View
+from onnx_fuse.patterns.dsl import VIEW_DOMAIN
 
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
@@ -271,7 +272,9 @@ def _take_over(view: View, base: str, output: str | None) -> str:
     if output is None:
         return base
     made = view.producer(base)
-    if made is not None and not view.exists_in_original(base) and len(made.outputs) == 1:
+    # What stands for several nodes goes by the last of their names: those before it are then nobody's.
+    renamed = made is not None and (made.domain == VIEW_DOMAIN or not view.exists_in_original(base))
+    if made is not None and renamed and len(made.outputs) == 1:
         view.adopt(output, made)
     else:
         view.alias(output, base)

@@ -20,6 +20,7 @@ from onnx_fuse.passes import (
     normalize_norm,
     normalize_scale,
     normalize_scores,
+    normalize_select,
     normalize_tf,
     normalize_weights,
 )
@@ -101,6 +102,11 @@ RULES: Rules = {
 READING: Rules = {
     **RULES,
     **normalize_contrib.RULES,
+    **dict.fromkeys((*normalize_select.PICKS, "Split"), (normalize_select.selection,)),
+    "Gather": (normalize_select.selection, normalize_select.gather_before_transpose),
+    "GatherND": (normalize_select.selection, normalize_select.gather_columns),
+    "Concat": (*RULES["Concat"], normalize_select.selection),
+    "Reshape": (normalize_select.masked_selection, *_MOVE_RULES),
     "Einsum": (normalize_einsum.einsum_as_matmul,),
     "InstanceNormalization": (normalize_group.group_norm_of_rows,),
     "GroupNormalization": (normalize_group.group_norm_of_rows,),

@@ -26,6 +26,8 @@ CHEAP = frozenset(
 )
 """Operators that may stay for an outside reader although a fusion covers them: they move or describe data."""
 
+_CARRIERS = MOVES | {"Concat"}
+
 _MISPLACED = "it and another fused node would each have to stand before the other"
 
 
@@ -50,7 +52,7 @@ class Planned:
 
     Attributes:
         outputs: operator's output name -> value, the optional ones that are needed included.
-        carriers: view-only nodes to write after the fused node, which make original values of its outputs.
+        carriers: view-only nodes to write after the fused node, which make original values of its outputs: moves, and Concat.
         made: original values that come from the fused node and its carriers from now on.
         dead: positions of the nodes that go because of it alone.
         position: place of the fused node.
@@ -115,8 +117,8 @@ class Rewriter:
                 refusals.append(result)
             else:
                 possible.append(result)
-        # Of two that end in the same moves the longer one may cover fewer nodes, but it always replaces more.
-        possible.sort(key=lambda item: (-len(item.dead), item.candidate.match.root.position))
+        # Of two that end in the same moves the longer one may cover fewer nodes, but it always replaces more, or leaves less.
+        possible.sort(key=lambda item: (-len(item.dead), len(item.carriers), item.candidate.match.root.position))
         owner: dict[int, Planned] = {}
         accepted: list[Planned] = []
         for item in possible:
@@ -191,6 +193,12 @@ class Rewriter:
                 carriers += after
                 made |= values
                 dead = self._dead(made, leaves)
+        beside = self._leaves(self._beside(carriers, outputs.values()))
+        if beside is None:
+            return Refusal(candidate, where, "a value beside its output cannot be written into the graph")
+        if not beside <= leaves:
+            leaves |= beside
+            dead = self._dead(made, leaves)
         makers = sorted({self.graph.producers[value].position for value in made} - dead)
         if makers:
             # A node of several outputs, of which the fused node makes one: it cannot stay without making it too.
@@ -210,8 +218,14 @@ class Rewriter:
             return Refusal(candidate, where, place)
         return Planned(candidate, outputs, tuple(carriers), frozenset(made), frozenset(dead), place, frozenset(leaves))
 
+    def _beside(self, carriers: Sequence[Node], outputs: Iterable[str]) -> list[str]:
+        """What carriers read besides the fused node's outputs and each other."""
+        own = {*outputs, *(node.outputs[0] for node in carriers)}
+        read = [name for node in carriers if node.op_type == "Concat" for name in self.view.inputs(node)]
+        return [name for name in read if name not in own]
+
     def _carried(self, value: str) -> tuple[list[Node], set[str]]:
-        """The view-only moves through which a value reaches the original graph, and the original values they make.
+        """The view-only nodes through which a value reaches the original graph, and the original values they make.
 
         An original value reaches it by itself; without any, the graph has no use for the value.
         """
@@ -225,7 +239,7 @@ class Rewriter:
                 output = node.outputs[0]
                 if self.view.exists_in_original(output) and self.graph.producers[output] is node:
                     continue
-                if node.domain == "" and node.op_type in MOVES and node not in nodes:
+                if node.domain == "" and node.op_type in _CARRIERS and node not in nodes:
                     nodes.append(node)
                     if output in self.graph.producers:
                         values.add(output)

@@ -550,6 +550,8 @@ def _slice_length(size: Dim, start: Dim | None, end: Dim | None, step: Dim | Non
         return None
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         return len(range(*slice(start, end, step).indices(size)))
+    if (start, step) == (-1, -1) and isinstance(end, int) and end <= -HUGE:
+        return size  # the axis reversed
     if step != 1 or not isinstance(start, int):
         return None
     if isinstance(end, int) and end >= HUGE:

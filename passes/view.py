@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ import onnx
 from onnx import TensorProto
 
 from onnx_fuse.passes.dims import Dim, Shape, broadcast
+from onnx_fuse.passes.external_data import read_small
 from onnx_fuse.passes.graph import CONSTANT_LIMIT, Graph, MadeNode, Node, Reference, attribute_default, decode
 from onnx_fuse.passes.shapes import UNKNOWN, Inference, Info, array_info, type_info
+from onnx_fuse.patterns.dsl import VIEW_DOMAIN
 
 # What later opsets take as an input and earlier ones as an attribute; rules and patterns always see an attribute.
 ATTRIBUTE_INPUTS: dict[str, dict[str, int]] = {
@@ -57,10 +60,17 @@ class View:
     Args:
         graph: the index of the original graph.
         fallback_types: a function that runs ONNX's shape inference on the model and gives name -> type for this graph.
+        folder: where the model's external data lies, from which small constants are read; None: they stay unknown.
     """
 
-    def __init__(self, graph: Graph, fallback_types: Callable[[], dict[str, onnx.TypeProto]] | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        fallback_types: Callable[[], dict[str, onnx.TypeProto]] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.graph = graph
+        self._folder = folder
         self._aliases: dict[str, str] = {}
         self._canonical: dict[str, Node] = {}
         self._arrays: dict[str, np.ndarray] = {}
@@ -277,6 +287,8 @@ class View:
         return node
 
     def _is_valid(self, node: Node) -> bool:
+        if node.domain == VIEW_DOMAIN:
+            return False
         if node.domain != "" or node.op_type not in _RECOGNISED:
             return True
         if node.op_type in ("LayerNormalization", "RMSNormalization") and len(node.inputs) < 2:
@@ -355,7 +367,7 @@ class View:
     def constant(self, value: str, limit: int = CONSTANT_LIMIT) -> np.ndarray | None:
         """The value as an array if it is a constant, or is computed from constants and known sizes alone.
 
-        None where it is not, is larger than `limit` elements, or lies in external data.
+        None where it is not, is larger than `limit` elements, or lies in external data and is not small.
         """
         return self._fold(self.resolve(value), limit, 0)
 
@@ -398,7 +410,7 @@ class View:
         if value in self._arrays:
             return self._arrays[value]
         tensor = self.graph.tensor(value)
-        return None if tensor is None else decode(tensor)
+        return None if tensor is None else self._decoded(tensor)
 
     def _leaf(self, value: str) -> Info:
         if value in self._arrays:
@@ -411,7 +423,7 @@ class View:
                 TensorProto.INT32,
                 TensorProto.BOOL,
             )
-            array_or_none = decode(tensor, 64) if small else None
+            array_or_none = self._decoded(tensor, 64) if small else None
             if array_or_none is not None:
                 return array_info(array_or_none, tensor.data_type)
             return Info(tensor.data_type, tuple(tensor.dims))
@@ -429,6 +441,11 @@ class View:
         if inferred is not None:
             return type_info(inferred, value)
         return type_info(declared, value) if declared is not None else UNKNOWN
+
+    def _decoded(self, tensor: TensorProto, limit: int = CONSTANT_LIMIT) -> np.ndarray | None:
+        if self._folder is not None and tensor.data_location == TensorProto.EXTERNAL:
+            return read_small(tensor, self._folder, limit)
+        return decode(tensor, limit)
 
     def _maybe_constant(self, value: str) -> bool:
         if self._constness is None:
@@ -454,7 +471,7 @@ class View:
     def _fold_uncached(self, value: str, limit: int, depth: int) -> np.ndarray | None:
         tensor = self.graph.tensor(value)
         if tensor is not None:
-            return decode(tensor, limit)
+            return self._decoded(tensor, limit)
         node = self._canonical.get(value) or self.graph.producers.get(value)
         if node is None or node.key == ("", "Constant"):
             return None

@@ -24,9 +24,13 @@ def fusions() -> tuple[Fusion, ...]:
     """The fusions that come with onnx-fuse, in the order in which ties between them are settled."""
     from onnx_fuse.patterns import (
         attention_layer_norm,
+        dot_interaction,
         embed_layer_norm,
+        fm_interaction,
         hierarchical_sequence_fusion,
         hstu_attention,
+        linear_layer_norm,
+        sequence_interaction,
         skip_layer_norm,
         swish,
     )
@@ -36,6 +40,10 @@ def fusions() -> tuple[Fusion, ...]:
         embed_layer_norm.FUSION,
         hstu_attention.FUSION,
         hierarchical_sequence_fusion.FUSION,
+        dot_interaction.FUSION,
+        sequence_interaction.FUSION,
+        fm_interaction.FUSION,
+        linear_layer_norm.FUSION,
         skip_layer_norm.FUSION,
         swish.FUSION,
     )

@@ -86,9 +86,16 @@ class Body:
 
     def reduce_mean(self, value: str, axis: int = -1) -> str:
         """Mean over one axis, which is kept."""
+        return self._reduce("ReduceMean", value, axis)
+
+    def reduce_max(self, value: str, axis: int = -1) -> str:
+        """Maximum over one axis, which is kept."""
+        return self._reduce("ReduceMax", value, axis)
+
+    def _reduce(self, op_type: str, value: str, axis: int) -> str:
         if self.opset >= 18:
-            return str(self.node("ReduceMean", value, self.ints(axis), keepdims=1))
-        return str(self.node("ReduceMean", value, axes=[axis], keepdims=1))
+            return str(self.node(op_type, value, self.ints(axis), keepdims=1))
+        return str(self.node(op_type, value, axes=[axis], keepdims=1))
 
     def normalise(self, value: str, norm: str, gamma: str | None, beta: str | None, epsilon: str) -> str:
         """LayerNorm ("layer"), RMSNorm ("rms") or nothing ("none") over the last axis, in float32."""

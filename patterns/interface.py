@@ -79,6 +79,11 @@ class Match(Protocol):
     @property
     def nodes(self) -> Sequence[Any]: ...
 
+    @property
+    def values(self) -> Sequence[str]:
+        """The value of each result of the pattern."""
+        ...
+
     def __contains__(self, name: str) -> bool: ...
 
     def __getitem__(self, name: str) -> Any:
