@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
-from onnx_fuse.errors import UsageError
+from onnx_fuse.errors import LearnError
 from onnx_fuse.passes.dims import Dim, Product
 from onnx_fuse.passes.fuse import inferred_types
 from onnx_fuse.passes.graph import Graph, Node
@@ -26,6 +26,7 @@ from onnx_fuse.passes.normalize import normalize
 from onnx_fuse.passes.view import ATTRIBUTE_INPUTS, View
 from onnx_fuse.patterns.learned import SHAPED, Form, Reference, Step, Tensor, part_bounds
 
+_LARGEST = 1 << 26
 _NORMS = ("LayerNormalization", "RMSNormalization")
 _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _RANDOM = re.compile(r"Random|Multinomial|Bernoulli|Dropout")
@@ -37,28 +38,14 @@ _NOT_LEARNED = {
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """A constant that the form fixes: its name in the form, its value, and who reads it."""
-
-    name: str
-    array: np.ndarray
-    reader: str
-
-    def __str__(self) -> str:
-        shape = f"{self.array.dtype}{list(self.array.shape)}"
-        value = f"{self.array.reshape(-1)[0]:g}" if self.array.size == 1 else shape
-        return f"{self.name} = {value}, read by {self.reader}"
-
-
-@dataclass(frozen=True)
 class Example:
     """What was read off one export.
 
     Attributes:
         inputs: operator input -> type and shape: what the example takes, then what follows from its parameters.
         scalars: the inputs that are one number.
-        origins: input that stands for parameters -> their names.
-        fixed: constants that are part of the maths.
+        weights: input -> the constant of the example that it stands for.
+        fixed: constant of the form -> what it is: these are part of the maths.
         attributes: attribute -> value, for the epsilon of norms.
         unused: inputs of the example that its outputs do not depend on.
     """
@@ -67,8 +54,8 @@ class Example:
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     scalars: frozenset[str]
-    origins: Mapping[str, tuple[str, ...]]
-    fixed: tuple[Fixed, ...]
+    weights: Mapping[str, Leaf]
+    fixed: Mapping[str, Leaf]
     attributes: Mapping[str, float]
     unused: tuple[str, ...]
 
@@ -81,17 +68,18 @@ def read(model: ModelProto, parameters: Collection[str]) -> Example:
         parameters: names of initializers that other models will hold other values of.
 
     Raises:
-        UsageError: something in it cannot be learned; the sentence names the node.
+        LearnError: something in it cannot be learned; the sentence names the node.
     """
     first = _Reading(_weighted(model, parameters, 1), parameters)
     second = _Reading(_weighted(model, parameters, 2), parameters)
     first.read()
     second.read()
     if first.steps != second.steps:
-        raise UsageError(
-            "The example has another form with other parameters.", "A parameter decides what is computed: make it fixed."
+        raise LearnError(
+            "The example has another form with other parameters.",
+            "A parameter decides what is computed: make it fixed.",
         )
-    return first.example({name for name, leaf in first.leaves.items() if leaf.differs_from(second.leaves[name])})
+    return first.example({name for name, leaf in first.leaves.items() if not leaf.equals(second.leaves[name])})
 
 
 def identifier(name: str) -> str:
@@ -114,18 +102,29 @@ def _weighted(model: ModelProto, parameters: Collection[str], seed: int) -> Mode
 
 
 @dataclass(frozen=True)
-class _Leaf:
-    """A constant that steps read: the parameters it was computed from, and its value unless it is one of them itself."""
+class Leaf:
+    """A constant that steps read.
+
+    Attributes:
+        parameters: the parameters it was computed from, as far as that can be told from the graph.
+        array: its value, for one set of random parameters.
+        reader: the node that reads it.
+        direct: it is a parameter itself.
+    """
 
     tensor: Tensor
     parameters: tuple[str, ...]
-    array: np.ndarray | None
+    array: np.ndarray
     reader: str
+    direct: bool
 
-    def differs_from(self, other: _Leaf) -> bool:
-        if self.array is None or other.array is None:
-            return True
-        return not np.array_equal(self.array, other.array, equal_nan=self.array.dtype.kind == "f")
+    def equals(self, other: Leaf, tolerance: float = 0.0) -> bool:
+        """Whether both hold the same numbers."""
+        if self.array.shape != other.array.shape or self.array.dtype != other.array.dtype:
+            return False
+        if self.array.dtype.kind != "f":
+            return np.array_equal(self.array, other.array)
+        return np.allclose(self.array, other.array, rtol=tolerance, atol=0.0, equal_nan=True)
 
 
 class _Reading:
@@ -140,7 +139,7 @@ class _Reading:
         self.inputs: dict[str, Tensor] = {}
         self.steps: list[Step] = []
         self.tensors: dict[str, Tensor] = {}
-        self.leaves: dict[str, _Leaf] = {}
+        self.leaves: dict[str, Leaf] = {}
         self.sizes: dict[str, Any] = {}
         self.epsilons: dict[float, str] = {}
         self.results: list[str] = []
@@ -152,36 +151,45 @@ class _Reading:
         for name in names:
             tensor = self._tensor(name, name)
             if identifier(name) in self.inputs:
-                raise UsageError(f"Two inputs are called {identifier(name)}.", "Give the inputs different names.")
+                raise LearnError(f"Two inputs are called {identifier(name)}.", "Give the inputs different names.")
             self.inputs[identifier(name)] = tensor
             self.names[name] = identifier(name)
         self.dims = {dim for tensor in self.inputs.values() for dim in tensor.dims if isinstance(dim, str)}
         if clash := self.dims & set(self.inputs):
-            raise UsageError(f"{min(clash)} is both an input and a dimension.", "Rename one of the two.")
+            raise LearnError(f"{min(clash)} is both an input and a dimension.", "Rename one of the two.")
         for output in self.graph.outputs:
             self.results.append(self._value(output, "the result"))
             if self.view.shape(output) is None:
-                raise UsageError(f"The shape of the result {output} is not known.", "Export with shapes.")
+                raise LearnError(f"The shape of the result {output} is not known.", "Export with shapes.")
         made = {name for step in self.steps for name in step.outputs}
         for output, value in zip(self.graph.outputs, self.results, strict=True):
             if value not in made or self.results.count(value) > 1:
-                raise UsageError(
+                raise LearnError(
                     f"The result {output} is an input, a constant, or another result as well.",
                     "Return only what the example computes, each once.",
                 )
 
     def example(self, varying: set[str]) -> Example:
         """The example, with those of the leaves that follow from the parameters as inputs."""
-        inputs, renames, origins, fixed = dict(self.inputs), {}, {}, []
+        inputs, renames = dict(self.inputs), {}
+        weights: dict[str, Leaf] = {}
+        fixed: dict[str, Leaf] = {}
         taken = {*inputs, *self.dims}
-        for name, leaf in self.leaves.items():
+        order = {name: number for number, name in enumerate(self.graph.initializers)}
+        last = len(order)
+
+        def place(item: tuple[str, Leaf]) -> tuple[list[int], bool]:
+            return [order.get(origin, last) for origin in item[1].parameters], not item[1].direct
+
+        for name, leaf in sorted(self.leaves.items(), key=place):
             if name in varying:
                 wanted = identifier(leaf.parameters[0]) if len(leaf.parameters) == 1 else "weight"
                 renames[name] = _unique(wanted, taken)
-                inputs[renames[name]], origins[renames[name]] = leaf.tensor, leaf.parameters
-            elif leaf.array is not None:
+                weights[renames[name]] = leaf
+            else:
                 renames[name] = _unique(f"constant_{len(fixed) + 1}", taken)
-                fixed.append(Fixed(renames[name], leaf.array, leaf.reader))
+                fixed[renames[name]] = leaf
+        inputs.update((name, leaf.tensor) for name, leaf in weights.items())
         steps = tuple(
             replace(step, inputs=tuple(renames.get(name, name) for name in step.inputs)) for step in self.steps
         )
@@ -191,16 +199,15 @@ class _Reading:
         outputs = {}
         for index, value in enumerate(self.results):
             outputs["output" if len(self.results) == 1 else f"output_{index + 1}"] = self.tensors[value]
-        form = Form(
-            steps, tuple(self.results), self.tensors, {item.name: item.array for item in fixed}, {}, self.sizes
-        )
+        constants = {name: leaf.array for name, leaf in fixed.items()}
+        form = Form(steps, tuple(self.results), self.tensors, constants, {}, self.sizes)
         return Example(
             form=form,
             inputs={name: tensor for name, tensor in inputs.items() if name not in unused},
             outputs=outputs,
-            scalars=frozenset(name for name in origins if all(dim == 1 for dim in inputs[name].dims)),
-            origins=origins,
-            fixed=tuple(fixed),
+            scalars=frozenset(name for name, leaf in weights.items() if leaf.array.size == 1),
+            weights=weights,
+            fixed=fixed,
             attributes={name: value for value, name in self.epsilons.items()},
             unused=unused,
         )
@@ -222,7 +229,7 @@ class _Reading:
         else:
             node = self.view.producer(value)
             if node is None:
-                raise UsageError(f"{value} is made outside of the example.", "Make it an input of the example.")
+                raise LearnError(f"{value} is made outside of the example.", "Make it an input of the example.")
             self._step(node, value)
             return self.names[value]
         self.names[value] = name
@@ -249,15 +256,24 @@ class _Reading:
             return None
         return frozenset().union(*(origin for origin in origins if origin is not None))
 
-    def _leaf(self, value: str, origin: frozenset[str], reader: str) -> _Leaf:
+    def _leaf(self, value: str, origin: frozenset[str], reader: str) -> Leaf:
         tensor = self._tensor(value, reader)
         order = [name for name in self.graph.initializers if name in origin]
-        array = None if origin else self.view.constant(value)
-        if array is None and not origin:
-            raise UsageError(f"The constant {value} is too large to be fixed.", "Make it an input of the example.")
-        if array is not None and array.dtype.kind == "O":
-            raise UsageError(f"{value} holds strings.", "Leave them out of the example.")
-        return _Leaf(tensor, tuple(order), array, reader)
+        array = self._array(value)
+        if array is None or array.dtype.kind == "O":
+            raise LearnError(f"The constant {value} (for {reader}) cannot be read.", "Make it an input of the example.")
+        return Leaf(tensor, tuple(order), array, reader, value in self.parameters)
+
+    def _array(self, value: str) -> np.ndarray | None:
+        """The value of a constant, also of one that only the view computes from others."""
+        value = self.view.resolve(value)
+        array = self.view.constant(value, _LARGEST)
+        node = self.view.producer(value)
+        if array is not None or node is None:
+            return array
+        feeds = {name: self._array(name) for name in node.inputs if name}
+        known = {name: item for name, item in feeds.items() if item is not None}
+        return self.view.evaluate(node, known).get(value) if len(known) == len(feeds) else None
 
     def _known_size(self, value: str) -> Any:
         """The elements of an integer tensor that is known from the shapes of the inputs."""
@@ -272,12 +288,12 @@ class _Reading:
     def _tensor(self, value: str, reader: str) -> Tensor:
         info = self.view.info(value)
         if info.shape is None or not info.dtype:
-            raise UsageError(
+            raise LearnError(
                 f"Type or shape of {value} (for {reader}) is not known.", "Export the example with typed inputs."
             )
         if info.dtype in _NARROW:
             kind = TensorProto.DataType.Name(info.dtype)
-            raise UsageError(
+            raise LearnError(
                 f"{value} is {kind}: a form is learned in float32.",
                 "Give the module and its inputs in float32; what is learned also fires in float16 models.",
             )
@@ -322,33 +338,33 @@ class _Reading:
         shape = self.view.shape(node.inputs[0])
         part = None if shape is None else part_bounds(node, value, self.view, shape)
         if part is None and node.op_type == "Split":
-            raise UsageError(f"{node.name} splits an axis of unknown size.", "Split an axis of fixed size.")
+            raise LearnError(f"{node.name} splits an axis of unknown size.", "Split an axis of fixed size.")
         return part
 
     def _require_learnable(self, node: Node) -> None:
         what = f"{node.op_type} {node.name}"
         if node.domain:
-            raise UsageError(
+            raise LearnError(
                 f"{what} is an operator of domain {node.domain}.", "Learn from an example of ONNX operators."
             )
         if _RANDOM.match(node.op_type):
-            raise UsageError(f"{what} is random.", "Call module.eval(), or leave it out of the example.")
+            raise LearnError(f"{what} is random.", "Call module.eval(), or leave it out of the example.")
         if any(item.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for item in node.proto.attribute):
-            raise UsageError(f"{what} holds subgraphs.", "Control flow cannot be learned: take an example without it.")
+            raise LearnError(f"{what} holds subgraphs.", "Control flow cannot be learned: take an example without it.")
         if node.op_type in ("Shape", "Size"):
-            raise UsageError(
+            raise LearnError(
                 f"{what} computes a size that is none of the inputs' dimensions.",
                 "Name the dimensions of the inputs that vary, and compute with those.",
             )
         if node.op_type in _NOT_LEARNED or "Sequence" in node.op_type:
             reason = _NOT_LEARNED.get(node.op_type, "sequences of tensors")
-            raise UsageError(f"{what} cannot be learned: patterns do not see {reason}.", "Write the pattern by hand.")
+            raise LearnError(f"{what} cannot be learned: patterns do not see {reason}.", "Write the pattern by hand.")
 
     def _require_determined(self, node: Node, tensor: Tensor) -> None:
         """A Reshape leads where the dimensions of the inputs say, but for one that follows from the rest."""
         unknown = [dim for dim in tensor.dims if isinstance(dim, str) and dim not in self.dims]
         if len(unknown) > (node.op_type == "Reshape"):
-            raise UsageError(
+            raise LearnError(
                 f"{node.op_type} {node.name} makes the sizes {', '.join(unknown)}, which are no dimensions of the inputs.",
                 "Take an example whose shapes follow from those of its inputs.",
             )
@@ -378,18 +394,19 @@ class _Reading:
             found["steps"] = found["steps"] or [1] * len(found["starts"])
         if node.op_type in _NORMS:
             if found["axis"] != (rank or 0) - 1:
-                raise UsageError(f"{node.name} normalises axis {found['axis']}.", "Only a last axis can be learned.")
+                raise LearnError(f"{node.name} normalises axis {found['axis']}.", "Only a last axis can be learned.")
             found["epsilon"] = Reference(self._epsilon(float(found["epsilon"])))
         return found
 
     def _checked(self, node: Node, name: str, value: Any) -> Any:
         items = value if isinstance(value, list) else [value]
         if isinstance(value, Unknown) or any(isinstance(item, Product) for item in items):
-            raise UsageError(
-                f"{name} of {node.op_type} {node.name} is computed while the model runs.", "Take an example that fixes it."
+            raise LearnError(
+                f"{name} of {node.op_type} {node.name} is computed while the model runs.",
+                "Take an example that fixes it.",
             )
         if any(item is not None and not isinstance(item, (int, float, str)) for item in items):
-            raise UsageError(f"{name} of {node.op_type} {node.name} is no number.", "Write the pattern by hand.")
+            raise LearnError(f"{name} of {node.op_type} {node.name} is no number.", "Write the pattern by hand.")
         return value
 
     def _epsilon(self, value: float) -> str:

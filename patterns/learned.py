@@ -27,6 +27,13 @@ Dims = tuple[Dim, ...]
 SHAPED = frozenset({"Reshape", "Expand"})
 """Operators whose second input is where they lead: patterns and bodies know it by the shape of the result."""
 
+_TENSORRT = frozenset(
+    {"DistCollective", "GroupQueryAttention", "ImageScaler", "MatMulNBits", "MultiHeadAttention", "ParametricSoftplus"}
+    | {"QMoE", "RotaryEmbedding", "ScaledTanh", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
+    | {"Swish"}
+)
+"""Names that TensorRT's parser knows beside those of ONNX (and those of TRT_...), or that only later releases of onnx have."""
+
 _MOST_PARTS = 8
 _TOLERANCE = 1e-5
 _REDUCE_AXES_INPUT = 18
@@ -159,6 +166,20 @@ class Definition:
         return Fused(inputs, dict(zip(self.outputs, values, strict=True)), attributes)
 
 
+def name_problem(name: str, domain: str) -> str | None:
+    """Why an operator cannot be called so; None where it can.
+
+    TensorRT takes a node of a name it knows for its own, whatever the node's domain and body.
+    """
+    if not name.isidentifier() or not name.isascii():
+        return "it is no identifier"
+    if onnx.defs.has(name) or name in _TENSORRT or name.startswith("TRT_"):
+        return "TensorRT would take it for an operator of its own"
+    if domain in ("", "ai.onnx") or domain.startswith("ai.onnx."):
+        return f"the domain {domain!r} is ONNX's own"
+    return None
+
+
 # --- the pattern ------------------------------------------------------------------------------------------------------
 
 
@@ -248,7 +269,9 @@ class _PatternOf:
             found = _part_at(node, match[step.outputs[0]], view, axis)
             if found == (axis, start, end):
                 return None
-            return f"{node.name} takes {found or 'another part'}, pattern wants elements {start} to {end} of axis {axis}"
+            return (
+                f"{node.name} takes {found or 'another part'}, pattern wants elements {start} to {end} of axis {axis}"
+            )
 
         self.requirements.append(fits)
         split = Op(("Split",), (whole,))

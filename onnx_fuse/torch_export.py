@@ -1,0 +1,203 @@
+"""What there is to do with torch: exporting a module, quietly, by either exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import ModelProto, numpy_helper
+
+from onnx_fuse.errors import LearnError, UsageError
+
+DYNAMO_OPSET = 18
+SCRIPT_OPSET = 17
+_ATTENTION_OPSET = 23
+
+Axes = dict[str, dict[int, str]]
+Export = tuple[str, ModelProto, Collection[str]]
+"""What an export is called, the model, and the names of its weights."""
+
+
+def require_torch() -> Any:
+    """The module torch.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import onnxscript  # noqa: F401  # torch's exporter needs it, and says so late
+        import torch
+    except ImportError as error:
+        raise UsageError(
+            f"{error.name or 'torch'} is not installed.", "Install it with: pip install 'onnx-fuse[torch]'"
+        ) from error
+    return torch
+
+
+def examples(
+    module: Any,
+    inputs: Sequence[Any],
+    dynamic_shapes: Any,
+    input_names: Sequence[str] | None,
+    exporters: Sequence[str],
+    fixed: Collection[str],
+) -> tuple[list[Export], list[tuple[str, str]]]:
+    """A module's exports with their weights as initializers that no exporter has folded, and why some failed.
+
+    Returns:
+        The exports, and (exporter, reason) of those that failed.
+
+    Raises:
+        LearnError: no exporter takes the module.
+        UsageError: an argument does not fit.
+    """
+    torch = require_torch()
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"{module!r} is no torch.nn.Module.", "Give an instance of the module to learn from.")
+    inputs = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    module = copy.deepcopy(module).eval()
+    names = list(input_names or _parameter_names(module, len(inputs)))
+    if len(names) != len(inputs):
+        raise UsageError(f"{len(names)} names for {len(inputs)} inputs.", "Name each of the inputs.")
+    axes = dynamic_axes(names, dynamic_shapes)
+    weights = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
+    weights = {name: value for name, value in weights.items() if value.is_floating_point() and name not in fixed}
+    found, failed = [], []
+    for exporter in exporters:
+        if exporter not in ("dynamo", "script"):
+            raise UsageError(f"There is no exporter {exporter!r}.", "They are dynamo and script.")
+        try:
+            if exporter == "script":
+                found.append(_scripted(torch, module, inputs, names, axes, weights))
+            else:
+                found.extend(_captured(torch, module, inputs, names, axes, weights))
+        except Exception as error:  # exporters raise whatever their parts raise
+            failed.append((exporter, _sentence(error)))
+    if not found:
+        told = "; ".join(f"{name}: {reason}" for name, reason in failed)
+        raise LearnError(f"{type(module).__name__} cannot be exported ({told})", "Try torch.onnx.export on it first.")
+    return found, failed
+
+
+def dynamic_axes(names: Sequence[str], dynamic_shapes: Any) -> Axes:
+    """Input -> {axis: dimension}, from a mapping by name or a sequence by position; torch.export.Dim counts as its name.
+
+    Raises:
+        UsageError: it does not fit the inputs.
+    """
+    if dynamic_shapes is None:
+        return {}
+    if not isinstance(dynamic_shapes, Mapping):
+        if len(dynamic_shapes) != len(names):
+            raise UsageError(f"dynamic_shapes has {len(dynamic_shapes)} entries for {len(names)} inputs.", "")
+        dynamic_shapes = dict(zip(names, dynamic_shapes, strict=True))
+    unknown = [name for name in dynamic_shapes if name not in names]
+    if unknown:
+        raise UsageError(f"dynamic_shapes names {unknown[0]!r}, which is no input.", f"They are {', '.join(names)}.")
+    axes: Axes = {}
+    for name, entry in dynamic_shapes.items():
+        items = entry.items() if isinstance(entry, Mapping) else enumerate(entry or ())
+        axes[name] = {axis: str(getattr(dim, "__name__", dim)) for axis, dim in items if dim is not None}
+    return axes
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what the exporters print and log away from the user."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def dimensions(torch: Any, axes: Axes) -> dict[str, Any]:
+    """Name -> torch.export.Dim, for every dynamic dimension."""
+    return {label: torch.export.Dim(label, min=1) for of in axes.values() for label in of.values()}
+
+
+def _opened(torch: Any, module: Any, weights: Sequence[str]) -> Any:
+    """A module that takes the weights as inputs too, so that no exporter folds them into other constants."""
+
+    class Opened(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.holder = (module,)  # in a tuple its parameters are not this module's
+
+        def forward(self, inputs: Any, values: Any) -> Any:
+            return torch.func.functional_call(self.holder[0], dict(zip(weights, values, strict=True)), inputs)
+
+    return Opened().eval()
+
+
+def _scripted(torch: Any, module: Any, inputs: Any, names: list[str], axes: Axes, weights: Mapping[str, Any]) -> Export:
+    options = {"dynamo": False, "dynamic_axes": axes, "do_constant_folding": False}
+    model = _to_onnx(torch, module, inputs, names, SCRIPT_OPSET, options)
+    return f"script, opset {SCRIPT_OPSET}", model, tuple(weights)
+
+
+def _captured(
+    torch: Any, module: Any, inputs: Any, names: list[str], axes: Axes, weights: Mapping[str, Any]
+) -> Iterator[Export]:
+    dims = dimensions(torch, axes)
+    of_inputs = tuple({axis: dims[label] for axis, label in axes.get(name, {}).items()} for name in names)
+    shapes = (of_inputs, tuple({} for _ in weights))
+    # The names of weights must not be those of inputs.
+    labels = [f"{name}.weight" if name in names else name for name in weights]
+    arguments = (inputs, tuple(weights.values()))
+    with quiet():
+        opened = _opened(torch, module, list(weights))
+        program = torch.export.export(opened, arguments, dynamic_shapes=shapes, strict=False)
+    attention = any("scaled_dot_product" in str(node.target) for node in program.graph.nodes)
+    options = {"dynamo": True, "dynamic_shapes": shapes, "verbose": False}
+    for opset in (DYNAMO_OPSET, *((_ATTENTION_OPSET,) if attention else ())):
+        model = _to_onnx(torch, program, arguments, [*names, *labels], opset, options)
+        closed = _closed(model, dict(zip(labels, weights.values(), strict=True)))
+        yield f"dynamo, opset {opset}", closed, tuple(labels)
+
+
+def _to_onnx(
+    torch: Any, module: Any, arguments: Any, names: list[str], opset: int, options: Mapping[str, Any]
+) -> ModelProto:
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        path = Path(folder) / "example.onnx"
+        torch.onnx.export(module, arguments, str(path), input_names=names, opset_version=opset, **options)
+        return onnx.load(path)
+
+
+def _closed(model: ModelProto, weights: Mapping[str, Any]) -> ModelProto:
+    """The model with its weights as initializers in place of inputs."""
+    kept = [value for value in model.graph.input if value.name not in weights]
+    used = {name for node in model.graph.node for name in node.input}
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    for name, tensor in weights.items():
+        if name in used:
+            model.graph.initializer.append(numpy_helper.from_array(tensor.cpu().numpy(), name))
+    return model
+
+
+def _parameter_names(module: Any, count: int) -> list[str]:
+    names = [
+        name
+        for name, parameter in inspect.signature(module.forward).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return names[:count] if len(names) >= count else [f"input_{number + 1}" for number in range(count)]
+
+
+def _sentence(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(": .")
