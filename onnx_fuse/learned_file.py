@@ -32,12 +32,12 @@ def to_model(definition: Definition, summary: str, notes: Notes) -> ModelProto:
     operator = definition.operator(widen=False)
     inputs, outputs = list(definition.inputs), list(definition.outputs)
     opsets = {"": _OPSET, definition.domain: 1}
-    function = operator.make_function(inputs, outputs, definition.attributes, opsets, onnx.TensorProto.FLOAT)
+    function = operator.make_function(inputs, outputs, definition.example_attributes, opsets, onnx.TensorProto.FLOAT)
     function.doc_string = summary
     node = operator.make_node(
         dict(zip(inputs, inputs, strict=True)),
         dict(zip(outputs, outputs, strict=True)),
-        definition.attributes,
+        definition.example_attributes,
         definition.name,
     )
     graph = helper.make_graph(

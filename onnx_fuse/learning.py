@@ -182,10 +182,35 @@ def from_onnx(
         for tensor in model.graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) > 1 and tensor.name not in fixed
     ]
-    choice = _Choice(dict(attributes or {}), dict(inputs or {}), tuple(defaults))
+    choice = _Choice(dict(attributes or {}), dict(inputs or {}), defaults)
     base = Definition(name, {}, {}, (), domain=domain, plugin_version=plugin_version, plugin_namespace=plugin_namespace)
     exports = [("the example", model, (*weights, *defaults))]
     return _learn(base, exports, choice, [], f"learned from the ONNX graph {model.graph.name}")
+
+
+def from_example(
+    example: str, op: str | None = None, *, types: str | None = None, domain: str | None = None, **options: Any
+) -> LearnedFusion:
+    """Learns from what a command line can name: `module.py:Class`, or an ONNX file.
+
+    Args:
+        example: a Python file and a module class, factory or instance in it; or a file for `from_onnx`.
+        types: inputs of the module in ONNX's text form; None for `example_inputs` (and `dynamic_shapes`) of the class or file.
+        op, domain, options: as for `from_torch` and `from_onnx`.
+
+    Raises:
+        OnnxFuseError: as these.
+    """
+    path, colon, name = example.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        if types is not None:
+            raise UsageError("An ONNX example has its types in the file.", "Leave --inputs out.")
+        return from_onnx(example if "{" not in example else Path(example), op, domain=domain, **options)
+    from onnx_fuse import torch_export
+
+    module, inputs, shapes, names = torch_export.module_at(Path(path), name, types)
+    domain = domain or DOMAIN
+    return from_torch(module, inputs, op, dynamic_shapes=shapes, input_names=names, domain=domain, **options)
 
 
 # --- what becomes of constants ----------------------------------------------------------------------------------------
@@ -193,11 +218,11 @@ def from_onnx(
 
 @dataclass
 class _Choice:
-    """What the user wants of constants: attribute or input -> value or name; `direct` parameters that become attributes."""
+    """What the user wants of constants: attribute or input -> value or name; parameters that are attributes -> value."""
 
     attributes: dict[str, Any]
     inputs: dict[str, Any]
-    direct: tuple[str, ...] = ()
+    direct: Mapping[str, float] = field(default_factory=dict)
 
     def apply(self, example: Example) -> Example:
         """The example with the chosen constants as attributes and inputs."""
@@ -219,9 +244,8 @@ class _Choice:
             renames[name], tensors[wanted_name], weights[wanted_name] = wanted_name, leaf.tensor, leaf
             self.inputs[wanted_name] = leaf.array
         for name in [name for name, leaf in weights.items() if leaf.direct and leaf.parameters[0] in self.direct]:
-            leaf = weights.pop(name)
-            del tensors[name]
-            references[name], values[name] = name, float(leaf.array.reshape(-1)[0])
+            del weights[name], tensors[name]
+            references[name], values[name] = name, self.direct[name]
         taken = [name for name in (*self.attributes, *self.inputs) if not name.isidentifier() or name in example.inputs]
         if taken:
             raise UsageError(f"{taken[0]!r} cannot name an attribute or input.", "Choose another name.")
@@ -319,7 +343,8 @@ def _learn(
 def _notes(example: Example) -> list[Note]:
     notes = [Note("input", name, str(tensor)) for name, tensor in example.inputs.items() if name not in example.weights]
     for name, leaf in example.weights.items():
-        whence = f"the parameter {leaf.parameters[0]}" if leaf.direct else f"from {' and '.join(leaf.parameters)}"
+        parameters = " and ".join(leaf.parameters)
+        whence = f"the parameter {parameters}" if leaf.direct else f"computed from {parameters}"
         notes.append(
             Note("weight", name, f"{leaf.tensor}, {whence if leaf.parameters else 'a constant of the example'}")
         )

@@ -7,6 +7,8 @@ import copy
 import inspect
 import io
 import logging
+import runpy
+import sys
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -86,6 +88,72 @@ def examples(
         told = "; ".join(f"{name}: {reason}" for name, reason in failed)
         raise LearnError(f"{type(module).__name__} cannot be exported ({told})", "Try torch.onnx.export on it first.")
     return found, failed
+
+
+def module_at(path: Path, name: str, types: str | None) -> tuple[Any, Sequence[Any], Any, Sequence[str] | None]:
+    """A module in a Python file, with inputs to export it with.
+
+    Args:
+        path: the file; it is run.
+        name: a module class or another factory without arguments, or a module.
+        types: "float[B, S, 64] x, int64[B] lengths"; None for `example_inputs` and `dynamic_shapes` beside or in the class.
+
+    Returns:
+        Module, example inputs, dynamic shapes, and names of the inputs (None: those of forward).
+
+    Raises:
+        UsageError: the file cannot be run, or lacks one of these.
+    """
+    torch = require_torch()
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist.", "Give a Python file and a class in it: module.py:Class")
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        names = runpy.run_path(str(path), run_name=path.stem)
+        made = names.get(name)
+        module = made() if callable(made) and not isinstance(made, torch.nn.Module) else made
+    except Exception as error:
+        raise UsageError(
+            f"{path}:{name} cannot be made: {_sentence(error)}.", "It must be made without arguments."
+        ) from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(module, torch.nn.Module):
+        what = "holds no" if made is None else "makes no torch.nn.Module from"
+        raise UsageError(f"{path} {what} {name}.", "Name a module class, or a function that returns a module.")
+    if types is not None:
+        values = _typed(types)
+        axes = {
+            value.name: {axis: d.dim_param for axis, d in enumerate(value.type.tensor_type.shape.dim) if d.dim_param}
+            for value in values
+        }
+        return module, tuple(_drawn(torch, value, values) for value in values), axes, [value.name for value in values]
+    inputs = getattr(made, "example_inputs", names.get("example_inputs"))
+    if inputs is None:
+        raise UsageError(
+            f"{path} has no example_inputs for {name}.",
+            'Define example_inputs (a tuple, or a function that returns one), or say --inputs "float[B, 64] x".',
+        )
+    shapes = getattr(made, "dynamic_shapes", names.get("dynamic_shapes"))
+    return module, inputs() if callable(inputs) else inputs, shapes, None
+
+
+def _typed(types: str) -> Sequence[onnx.ValueInfoProto]:
+    try:
+        return list(onnx.parser.parse_graph(f"example ({types}) => () {{ }}").input)
+    except onnx.parser.ParseError as error:
+        raise UsageError(f"{types!r} are no inputs.", 'For example: "float[B, S, 64] x, int64[B] lengths"') from error
+
+
+def _drawn(torch: Any, value: onnx.ValueInfoProto, others: Sequence[onnx.ValueInfoProto]) -> Any:
+    """A tensor of this type; dimensions that may vary get sizes of their own."""
+    symbols = dict.fromkeys(d.dim_param for item in others for d in item.type.tensor_type.shape.dim if d.dim_param)
+    sizes = dict(zip(symbols, range(3, 3 + len(symbols)), strict=True))
+    shape = [sizes.get(d.dim_param, d.dim_value) for d in value.type.tensor_type.shape.dim]
+    kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    if kind.kind == "f":
+        return torch.rand(shape) + 0.5
+    return torch.ones(shape, dtype=getattr(torch, kind.name))
 
 
 def dynamic_axes(names: Sequence[str], dynamic_shapes: Any) -> Axes:

@@ -98,6 +98,11 @@ class Form:
     references: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, Dim | Dims] = field(default_factory=dict)
 
+    @property
+    def masked_row(self) -> str:
+        """What a Softmax over nothing gives: "zero" where the form replaces NaN, as ONNX's Attention does."""
+        return "zero" if any(step.op_type == "IsNaN" for step in self.steps) else "nan"
+
     def size_only(self) -> set[str]:
         """Values that follow from the shapes of the inputs alone, such as Range(0, S)."""
         found: set[str] = set(self.sizes)
@@ -117,7 +122,8 @@ class Definition:
         scalars: the inputs that are one number.
         outputs: operator output -> type and shape, in order.
         attributes: attribute -> its value in the example.
-        forms: the forms to look for; the first one is the body.
+        forms: the forms to look for; the first one is the body. Where they disagree on masked rows the operator has the
+            attribute `masked_row` ("nan", "zero"), and the first form of each kind is its body.
     """
 
     name: str
@@ -134,13 +140,15 @@ class Definition:
         """The fused operator. Its body computes in float32 and casts at the end; without `widen` it is for float32 alone."""
 
         def body(op: Body, **values: Any) -> tuple[str, ...]:
-            return _Writer(self, self.forms[0], op, values, widen).outputs()
+            wanted = values.pop("masked_row", self.forms[0].masked_row)
+            form = next(form for form in self.forms if form.masked_row == wanted)
+            return _Writer(self, form, op, values, widen).outputs()
 
         return FusedOp(
             name=self.name,
             inputs=tuple(self.inputs),
             outputs=tuple(self.outputs),
-            attributes=tuple(self.attributes),
+            attributes=tuple(self.example_attributes),
             body=body,
             domain=self.domain,
             plugin_version=self.plugin_version,
@@ -148,13 +156,21 @@ class Definition:
             types=FLOATS if next(iter(self.outputs.values())).is_float else None,
         )
 
+    @property
+    def example_attributes(self) -> dict[str, float | str]:
+        """All attributes of the operator, as in the example."""
+        kinds = [form.masked_row for form in self.forms]
+        return {**self.attributes, **({"masked_row": kinds[0]} if len(set(kinds)) > 1 else {})}
+
     def patterns(self) -> tuple[Pattern, ...]:
         """One pattern for each form."""
         return tuple(_PatternOf(self, form).pattern() for form in self.forms)
 
     def build(self, match: Match, view: View) -> Fused | str:
         """What a match becomes."""
-        attributes: dict[str, float] = {}
+        attributes: dict[str, float | str] = {}
+        if "masked_row" in self.example_attributes:
+            attributes["masked_row"] = "zero" if any(node.op_type == "IsNaN" for node in match.nodes) else "nan"
         for name in self.attributes:
             bound = match.get(name)
             value = view.scalar(bound) if isinstance(bound, str) else bound
