@@ -18,11 +18,12 @@ from typing import Any
 import onnx
 from onnx import ModelProto, numpy_helper
 
-from onnx_fuse.errors import LearnError, UsageError
+from onnx_fuse.errors import LearnError, ModelError, UsageError
 
 DYNAMO_OPSET = 18
 SCRIPT_OPSET = 17
 _ATTENTION_OPSET = 23
+_EMBEDDED_BYTES = 1 << 30
 
 Axes = dict[str, dict[int, str]]
 Export = tuple[str, ModelProto, Collection[str]]
@@ -176,6 +177,79 @@ def dynamic_axes(names: Sequence[str], dynamic_shapes: Any) -> Axes:
         items = entry.items() if isinstance(entry, Mapping) else enumerate(entry or ())
         axes[name] = {axis: str(getattr(dim, "__name__", dim)) for axis, dim in items if dim is not None}
     return axes
+
+
+def named_inputs(
+    module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], input_names: Sequence[str] | None
+) -> dict[str, Any]:
+    """The tensors a module is given, by name: those of forward's parameters unless `input_names` says otherwise.
+
+    Raises:
+        UsageError: an input is no tensor, or the names do not fit.
+    """
+    given = dict(zip(_parameter_names(module, len(args)), args, strict=True)) | dict(kwargs)
+    given = {name: value for name, value in given.items() if value is not None}
+    odd = [name for name, value in given.items() if not hasattr(value, "is_floating_point")]
+    if odd:
+        raise UsageError(f"The input {odd[0]} is no tensor.", "Wrap the module so that it takes tensors alone.")
+    if input_names is None:
+        return given
+    if len(input_names) != len(given):
+        raise UsageError(f"{len(input_names)} names for {len(given)} inputs.", "Name each of the inputs.")
+    return dict(zip(input_names, given.values(), strict=True))
+
+
+def leaves(torch: Any, result: Any) -> list[Any]:
+    """The tensors in what a module returned, in the order of the exported outputs."""
+    return [item for item in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(item)]
+
+
+def write(
+    torch: Any,
+    module: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    path: Path,
+    names: list[str],
+    output_names: list[str],
+    axes: Axes,
+    opset: int,
+    dynamo: bool,
+    table: Mapping[Any, Any] | None,
+) -> None:
+    """Writes the ONNX model of a module.
+
+    Raises:
+        ModelError: torch cannot export it.
+    """
+    options: dict[str, Any] = {"input_names": names, "output_names": output_names, "opset_version": opset}
+    if dynamo:
+        dims = dimensions(torch, axes)
+        shapes = {name: {axis: dims[label] for axis, label in axes.get(name, {}).items()} for name in names}
+        options |= {"dynamo": True, "verbose": False, "custom_translation_table": table}
+        options |= {"dynamic_shapes": _by_parameter(module, args, kwargs, shapes), "external_data": _is_large(module)}
+    else:
+        options |= {"dynamo": False, "dynamic_axes": axes}
+    try:
+        with quiet():
+            torch.onnx.export(module, tuple(args), str(path), kwargs=dict(kwargs), **options)
+    except Exception as error:  # exporters raise whatever their parts raise
+        raise ModelError(
+            f"torch cannot export {type(module).__name__}: {_sentence(error)}", "Try torch.onnx.export on it alone."
+        ) from error
+
+
+def _by_parameter(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Mapping[str, Any]) -> Any:
+    """Shapes by forward's parameters, with None for those that are given None."""
+    parameters = [*_parameter_names(module, len(args)), *kwargs]
+    values = [*args, *kwargs.values()]
+    remaining = iter(shapes.values())
+    return {name: None if value is None else next(remaining) for name, value in zip(parameters, values, strict=True)}
+
+
+def _is_large(module: Any) -> bool:
+    """Whether the weights need a file of their own."""
+    return sum(item.numel() * item.element_size() for item in module.state_dict().values()) > _EMBEDDED_BYTES
 
 
 @contextlib.contextmanager
