@@ -25,6 +25,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnx_fuse import torch_export
 from onnx_fuse.api import Chosen, FuseResult, Progress, fuse
+from onnx_fuse.custom_op_table import CustomOps
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.passes import io
 from onnx_fuse.passes.compare import TOLERANCES, Comparison, compare, tolerance
@@ -95,7 +96,7 @@ def export(
         args, kwargs: what its forward takes; tensors, or None where an input is left out.
         dynamic_shapes: input -> {axis: name of the dimension}.
         sizes: name of a dimension -> sizes it will have, such as batch sizes or sequence lengths: the smallest, the one in
-            the middle and the largest become TensorRT's min, opt and max.
+            the middle and the largest become TensorRT's min, opt and max. Left out: that of the example.
         output_names: None for the keys where the module returns a mapping, else output, or output_1, output_2, ...
         precision: "float32", "float16" or "bfloat16" converts the module and its inputs first; None leaves them.
         dynamo: the exporter of torch.export; False for TorchScript.
@@ -125,6 +126,8 @@ def export(
         torch_export.write(
             torch, module, args, kwargs, written, list(given), names, axes, opset, dynamo, custom_translation_table
         )
+        if isinstance(custom_translation_table, CustomOps):
+            custom_translation_table.attach(written)
         done = finish_export(
             written, module, args, kwargs=kwargs, sizes=sizes, fusions=fusions, enable=enable, disable=disable,
             require=require, functions=functions, plugin_libraries=plugin_libraries, progress=progress,
@@ -186,7 +189,9 @@ def finish_export(
             ("summary", "summary.json"),
         )
     }
-    build = _build(standard, result, path, files["fused"], sizes or {}, libraries)
+    of_example = _example_sizes(standard, reference.example)
+    build = _build(standard, result, path, files["fused"], {**of_example, **(sizes or {})}, libraries)
+    build["sizes_of_the_example"] = sorted(set(of_example) - set(sizes or {}))
     summary = {
         "format": SUMMARY_FORMAT,
         "files": {"standard": path.name, **{name: file.name for name, file in files.items()}},
@@ -226,11 +231,11 @@ class _Reference:
         # The exporter drops inputs that nothing reads, and may rename what it keeps.
         by_name = set(names) <= set(self.given)
         self.keys = dict(zip(names, names if by_name else self.given, strict=False))
+        self.example = {name: self.torch_array(self.given[key]) for name, key in self.keys.items()}
         self.cases = list(self._cases(model))
 
     def _cases(self, model: ModelProto) -> Iterator[tuple[str, Inputs, list[np.ndarray]]]:
-        example = {name: self.torch_array(self.given[key]) for name, key in self.keys.items()}
-        yield "the example inputs", example, self._run({})
+        yield "the example inputs", self.example, self._run({})
         specs = input_specs(model)
         for draw in _TRIED:
             try:
@@ -326,6 +331,13 @@ def _check_sizes(sizes: Mapping[str, Sequence[int]], dimensions: set[str]) -> No
             raise UsageError(f"The sizes of {name} are {values!r}.", "Give positive integers, such as [1, 8, 32].")
 
 
+def _example_sizes(model: ModelProto, example: Inputs) -> dict[str, list[int]]:
+    """Dimension -> its size in the example."""
+    values = [value for value in model.graph.input if value.name in example]
+    pairs = [pair for value in values for pair in zip(_dims(value), example[value.name].shape, strict=True)]
+    return {dim: [size] for dim, size in pairs if isinstance(dim, str)}
+
+
 def _build(
     model: ModelProto,
     result: FuseResult,
@@ -336,7 +348,6 @@ def _build(
 ) -> dict[str, Any]:
     held = {tensor.name for tensor in model.graph.initializer}
     inputs = [_input(value, sizes) for value in model.graph.input if value.name not in held]
-    open_dims = sorted({dim for item in inputs for dim in item["shape"] if isinstance(dim, str)} - set(sizes))
     shapes = [
         f"--{kind}Shapes=" + ",".join(f"{item['name']}:{'x'.join(map(str, item[kind]))}" for item in dynamic)
         for kind in ("min", "opt", "max")
@@ -356,7 +367,6 @@ def _build(
             {"name": value.name, "dtype": _type_name(value), "shape": _dims(value)} for value in model.graph.output
         ],
         "sizes": {name: _range(values) for name, values in sizes.items()},
-        "sizes_taken_as_1": open_dims,
         "precision": _precision(model),
         "strongly_typed": True,
         "plugin_libraries": libraries,
@@ -367,10 +377,7 @@ def _build(
 
 def _input(value: onnx.ValueInfoProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     dims = _dims(value)
-    ranges = [
-        _range(sizes.get(dim, [1])) if isinstance(dim, str) else dict.fromkeys(("min", "opt", "max"), dim)
-        for dim in dims
-    ]
+    ranges = [_range(sizes[dim]) if isinstance(dim, str) else dict.fromkeys(("min", "opt", "max"), dim) for dim in dims]
     shapes = {kind: [item[kind] for item in ranges] for kind in ("min", "opt", "max")}
     return {"name": value.name, "dtype": _type_name(value), "shape": dims, **shapes}
 
@@ -427,8 +434,8 @@ def _operators(result: FuseResult) -> list[dict[str, Any]]:
 
 def _script(build: Mapping[str, Any]) -> str:
     lines = ["#!/bin/sh", "# Run in the folder of the models."]
-    if build["sizes_taken_as_1"]:
-        lines.append(f"# No sizes were given for {', '.join(build['sizes_taken_as_1'])}: they are 1 here.")
+    if taken := build["sizes_of_the_example"]:
+        lines.append(f"# No sizes were given for {', '.join(taken)}: they are those of the example.")
     lines += ["", "# The standard model", build["trtexec"]["standard"], "", "# The fused model"]
     if build["operators"] and not build["plugin_libraries"]:
         lines.append("# (without a plugin library: TensorRT runs the function bodies)")

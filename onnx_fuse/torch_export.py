@@ -343,3 +343,19 @@ def _parameter_names(module: Any, count: int) -> list[str]:
 def _sentence(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(": .")
+
+
+def with_numbers(reference: Any, names: Sequence[str], numbers: Mapping[str, Any]) -> Any:
+    """A module that takes the tensors among the arguments of `reference`; the others are these numbers."""
+    torch = require_torch()
+
+    class Reference(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.reference = reference
+
+        def forward(self, *tensors: Any) -> Any:
+            remaining = iter(tensors)
+            return self.reference(*(numbers[name] if name in numbers else next(remaining) for name in names))
+
+    return Reference()
