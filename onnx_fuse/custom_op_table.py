@@ -6,6 +6,7 @@ torch.onnx.export(model, args, "model.onnx", dynamo=True, custom_translation_tab
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -110,6 +111,12 @@ def custom_op(
     if attributes and not set(attributes) <= set(numbers):
         odd = min(set(attributes) - set(numbers))
         raise UsageError(f"{odd} is no number among the arguments of {overload}.", f"They are {', '.join(names)}.")
+    for name, value in fusion.definition.attributes.items():
+        if name in numbers and not math.isclose(value, numbers[name], rel_tol=1e-5):
+            raise UsageError(
+                f"The body has {value:g} where the operator is given {name}={numbers[name]}.",
+                "An attribute must go into the maths as it is.",
+            )
     return CustomOps({overload: _translation(fusion, names, numbers)}, [fusion])
 
 

@@ -353,10 +353,11 @@ def _build(
         for kind in ("min", "opt", "max")
         if (dynamic := [item for item in inputs if any(isinstance(dim, str) for dim in item["shape"])])
     ]
-    plugins = [f"--dynamicPlugins={library}" for library in libraries] if result.report.fused else []
+    plugins = [f"--dynamicPlugins={library}" for library in libraries]
 
-    def line(path: Path, *more: str) -> str:
+    def line(path: Path, proto: ModelProto) -> str:
         engine = f"--saveEngine={path.with_suffix('.plan').name}"
+        more = plugins if _operators(proto) else []
         return shlex.join(["trtexec", f"--onnx={path.name}", engine, "--stronglyTyped", *shapes, *more])
 
     return {
@@ -370,8 +371,8 @@ def _build(
         "precision": _precision(model),
         "strongly_typed": True,
         "plugin_libraries": libraries,
-        "operators": _operators(result),
-        "trtexec": {"standard": line(standard), "fused": line(fused, *plugins)},
+        "operators": _operators(result.model),
+        "trtexec": {"standard": line(standard, model), "fused": line(fused, result.model)},
     }
 
 
@@ -409,11 +410,11 @@ def _precision(model: ModelProto) -> str:
     return max(count, key=lambda name: count[name])
 
 
-def _operators(result: FuseResult) -> list[dict[str, Any]]:
-    """The custom operators in the fused model, with what a plugin must be called."""
-    functions = {(item.domain, item.name) for item in result.model.functions}
+def _operators(model: ModelProto) -> list[dict[str, Any]]:
+    """The custom operators in a model, with what a plugin must be called."""
+    functions = {(item.domain, item.name) for item in model.functions}
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for node in result.model.graph.node:
+    for node in model.graph.node:
         attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         if "plugin_namespace" not in attributes:
             continue

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from onnx_fuse import learned_file
+from onnx_fuse import learned_file, torch_export
 from onnx_fuse.errors import LearnError, ModelError, OnnxFuseError, UsageError
 from onnx_fuse.passes import io
 from onnx_fuse.passes.checker import check
@@ -28,6 +28,7 @@ from onnx_fuse.passes.verify import verify
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.learned import Definition, Form, name_problem
 from onnx_fuse.patterns.operator import DOMAIN, Fusion
+from onnx_fuse.torch_export import Export
 
 _SAME = 1e-5
 _FUNCTION_IR = 10
@@ -135,8 +136,6 @@ def from_torch(
         LearnError: the module cannot be exported or learned; the sentence says what stands in the way.
         UsageError: a bad name or argument, or torch is missing.
     """
-    from onnx_fuse import torch_export
-
     name = op or type(module).__name__
     _require_name(name, domain)
     exports, problems = torch_export.examples(module, example_inputs, dynamic_shapes, input_names, exporters, fixed)
@@ -184,7 +183,7 @@ def from_onnx(
     ]
     choice = _Choice(dict(attributes or {}), dict(inputs or {}), defaults)
     base = Definition(name, {}, {}, (), domain=domain, plugin_version=plugin_version, plugin_namespace=plugin_namespace)
-    exports = [("the example", model, (*weights, *defaults))]
+    exports = [Export("the example", model, (*weights, *defaults))]
     return _learn(base, exports, choice, [], f"learned from the ONNX graph {model.graph.name}")
 
 
@@ -206,8 +205,6 @@ def from_example(
         if types is not None:
             raise UsageError("An ONNX example has its types in the file.", "Leave --inputs out.")
         return from_onnx(example if "{" not in example else Path(example), op, domain=domain, **options)
-    from onnx_fuse import torch_export
-
     module, inputs, shapes, names = torch_export.module_at(Path(path), name, types)
     domain = domain or DOMAIN
     return from_torch(module, inputs, op, dynamic_shapes=shapes, input_names=names, domain=domain, **options)
@@ -306,14 +303,12 @@ def constant_text(leaf: Leaf) -> str:
 
 # --- learning ---------------------------------------------------------------------------------------------------------
 
-Export = tuple[str, ModelProto, Collection[str]]
-
 
 def _learn(
     base: Definition, exports: Sequence[Export], choice: _Choice, notes: list[Note], summary: str
 ) -> LearnedFusion:
-    (label, model, parameters), *others = exports
-    example = choice.apply(read(model, parameters))
+    first, *others = exports
+    example = choice.apply(read(first.model, first.weights))
     definition = replace(
         base,
         inputs=example.inputs,
@@ -324,20 +319,34 @@ def _learn(
     )
     notes = [*_notes(example), *notes]
     fusion = LearnedFusion.of(definition, notes, summary)
-    _require_found(fusion, label, model)
-    for other_label, other, other_parameters in others:
-        if _finds(fusion, other):
-            continue
+    _require_found(fusion, first)
+    for other in others:
         try:
-            form = _unified(example, choice.apply(read(other, other_parameters)))
-            verify(model, other).raise_if_failed()
+            _require_found(fusion, other)
+            continue
+        except LearnError:
+            pass  # it is written in a form of its own
+        try:
+            form = _unified(example, choice.apply(read(other.model, other.weights)))
+            verify(first.model, other.model, inputs=other.inputs).raise_if_failed()
             wider = LearnedFusion.of(replace(definition, forms=(*fusion.definition.forms, form)), notes, summary)
-            _require_found(wider, other_label, other)
+            _require_found(wider, other)
             fusion = wider
         except OnnxFuseError as error:
-            notes.append(Note("form", other_label, f"not learned: {error.cause}"))
-            fusion = replace(fusion, notes=tuple(notes))
-    return fusion
+            notes.append(Note("form", other.label, f"not learned: {error.cause}"))
+    return replace(fusion, notes=(*notes, *_masked_row(fusion.definition)))
+
+
+def _masked_row(definition: Definition) -> list[Note]:
+    if "masked_row" not in definition.example_attributes:
+        return []
+    return [
+        Note(
+            "attribute",
+            "masked_row",
+            "what a row gives in which everything is masked: nan or zero, as the model has it",
+        )
+    ]
 
 
 def _notes(example: Example) -> list[Note]:
@@ -380,27 +389,20 @@ def _unified(first: Example, other: Example) -> Form:
     return replace(other.form, steps=steps)
 
 
-def _finds(fusion: LearnedFusion, model: ModelProto) -> bool:
-    from onnx_fuse.api import fuse
-
-    return bool(fuse(model, fusions=[fusion]).report.fused)
-
-
-def _require_found(fusion: LearnedFusion, label: str, model: ModelProto) -> None:
+def _require_found(fusion: LearnedFusion, export: Export) -> None:
     """The example itself must fuse, and compute the same."""
     from onnx_fuse.api import fuse
 
     try:
-        report = fuse(model, fusions=[fusion]).report
+        report = fuse(export.model, fusions=[fusion], inputs=export.inputs).report
     except OnnxFuseError as error:
-        raise LearnError(
-            f"{fusion.name} does not compute what its example does: {error.cause}", error.remedy
-        ) from error
+        raise LearnError(f"{fusion.name} could not be proven on its example: {error.cause}", error.remedy) from error
     if not report.fused:
         miss = max(report.near_misses, key=lambda item: item.matched, default=None)
         told = f"{miss.node}: {miss.reason}" if miss else "; ".join(report.warnings) or "nothing in it looks like it"
         raise LearnError(
-            f"{fusion.name} does not find its own example ({label}): {told}.", "Take a smaller part of the model."
+            f"{fusion.name} does not find its own example ({export.label}): {told}.",
+            "Take a smaller part of the model.",
         )
     if not (report.verification or {}).get("passed"):
         raise LearnError(f"{fusion.name} could not be held against its example: {report.warnings}", "")

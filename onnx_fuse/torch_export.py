@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 from onnx import ModelProto, numpy_helper
@@ -26,8 +26,21 @@ _ATTENTION_OPSET = 23
 _EMBEDDED_BYTES = 1 << 30
 
 Axes = dict[str, dict[int, str]]
-Export = tuple[str, ModelProto, Collection[str]]
-"""What an export is called, the model, and the names of its weights."""
+
+
+class Export(NamedTuple):
+    """One export of an example.
+
+    Attributes:
+        label: what it is called in messages.
+        weights: names of the initializers that are parameters.
+        inputs: arrays that the model runs on; None where random ones must do.
+    """
+
+    label: str
+    model: ModelProto
+    weights: Collection[str]
+    inputs: Mapping[str, Any] | None = None
 
 
 def require_torch() -> Any:
@@ -74,6 +87,7 @@ def examples(
     axes = dynamic_axes(names, dynamic_shapes)
     weights = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
     weights = {name: value for name, value in weights.items() if value.is_floating_point() and name not in fixed}
+    _randomise(torch, weights)
     found, failed = [], []
     for exporter in exporters:
         if exporter not in ("dynamo", "script"):
@@ -287,7 +301,7 @@ def _opened(torch: Any, module: Any, weights: Sequence[str]) -> Any:
 def _scripted(torch: Any, module: Any, inputs: Any, names: list[str], axes: Axes, weights: Mapping[str, Any]) -> Export:
     options = {"dynamo": False, "dynamic_axes": axes, "do_constant_folding": False}
     model = _to_onnx(torch, module, inputs, names, SCRIPT_OPSET, options)
-    return f"script, opset {SCRIPT_OPSET}", model, tuple(weights)
+    return Export(f"script, opset {SCRIPT_OPSET}", model, tuple(weights), _arrays(model, inputs, names))
 
 
 def _captured(
@@ -307,7 +321,21 @@ def _captured(
     for opset in (DYNAMO_OPSET, *((_ATTENTION_OPSET,) if attention else ())):
         model = _to_onnx(torch, program, arguments, [*names, *labels], opset, options)
         closed = _closed(model, dict(zip(labels, weights.values(), strict=True)))
-        yield f"dynamo, opset {opset}", closed, tuple(labels)
+        yield Export(f"dynamo, opset {opset}", closed, tuple(labels), _arrays(closed, inputs, names))
+
+
+def _arrays(model: ModelProto, inputs: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    """The example inputs that the exporter has kept."""
+    kept = {value.name for value in model.graph.input}
+    return {name: value.numpy() for name, value in zip(names, inputs, strict=True) if name in kept}
+
+
+def _randomise(torch: Any, weights: Mapping[str, Any]) -> None:
+    """Gives parameters other values: of those that are equal, as fresh biases are, an exporter keeps only one."""
+    generator = torch.Generator().manual_seed(0)
+    for value in weights.values():
+        spread = torch.rand(value.shape, generator=generator).to(value.device) + 0.5
+        value.copy_(spread * value.shape[-1] ** -0.5 if value.dim() > 1 else spread)
 
 
 def _to_onnx(
