@@ -35,7 +35,7 @@ class CustomOps(dict[Any, Callable[..., Any]]):
         super().__init__(table)
         self.fusions = tuple(fusions)
 
-    def __or__(self, other: Any) -> CustomOps:
+    def __or__(self, other: Any) -> CustomOps:  # type: ignore[override]
         return CustomOps({**self, **other}, (*self.fusions, *getattr(other, "fusions", ())))
 
     def attach(self, model: ModelProto | str | os.PathLike[str]) -> ModelProto:
@@ -97,7 +97,7 @@ def custom_op(
     numbers = {name: value for name, value in values.items() if not torch.is_tensor(value)}
     tensors = {name: value for name, value in values.items() if torch.is_tensor(value)}
     fusion = from_torch(
-        torch_export.with_numbers(reference, list(values), numbers),
+        torch_export.with_numbers(torch, reference, list(values), numbers),
         tuple(tensors.values()),
         op or overload._schema.name.split("::")[-1],
         dynamic_shapes=dynamic_shapes,

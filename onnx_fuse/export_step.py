@@ -97,7 +97,7 @@ def export(
         dynamic_shapes: input -> {axis: name of the dimension}.
         sizes: name of a dimension -> sizes it will have, such as batch sizes or sequence lengths: the smallest, the one in
             the middle and the largest become TensorRT's min, opt and max. Left out: that of the example.
-        output_names: None for the keys where the module returns a mapping, else output, or output_1, output_2, ...
+        output_names: None for the names where the module returns a mapping or named tuple, else output, or output_1, output_2, ...
         precision: "float32", "float16" or "bfloat16" converts the module and its inputs first; None leaves them.
         dynamo: the exporter of torch.export; False for TorchScript.
         custom_translation_table: as for torch.onnx.export; `onnx_fuse.custom_op` makes one.
@@ -314,8 +314,9 @@ def _output_names(torch: Any, module: Any, args: Any, kwargs: Any) -> list[str]:
     with torch.no_grad():
         result = module(*args, **kwargs)
     count = len(torch_export.leaves(torch, result))
-    if isinstance(result, Mapping) and len(result) == count:
-        return [str(name) for name in result]
+    names = list(result) if isinstance(result, Mapping) else getattr(result, "_fields", ())
+    if len(names) == count:
+        return [str(name) for name in names]
     return ["output"] if count == 1 else [f"output_{number + 1}" for number in range(count)]
 
 
@@ -403,7 +404,11 @@ def _type_name(value: onnx.ValueInfoProto) -> str:
 def _precision(model: ModelProto) -> str:
     """The float type that most weights have."""
     count = dict.fromkeys(_PRECISIONS, 0)
-    names = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+    names: dict[int, str] = {
+        TensorProto.FLOAT: "float32",
+        TensorProto.FLOAT16: "float16",
+        TensorProto.BFLOAT16: "bfloat16",
+    }
     for tensor in model.graph.initializer:
         if tensor.data_type in names:
             count[names[tensor.data_type]] += int(np.prod(tensor.dims, dtype=np.int64))

@@ -287,7 +287,7 @@ def dimensions(torch: Any, axes: Axes) -> dict[str, Any]:
 def _opened(torch: Any, module: Any, weights: Sequence[str]) -> Any:
     """A module that takes the weights as inputs too, so that no exporter folds them into other constants."""
 
-    class Opened(torch.nn.Module):  # type: ignore[misc]
+    class Opened(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.holder = (module,)  # in a tuple its parameters are not this module's
@@ -309,7 +309,7 @@ def _captured(
 ) -> Iterator[Export]:
     dims = dimensions(torch, axes)
     of_inputs = tuple({axis: dims[label] for axis, label in axes.get(name, {}).items()} for name in names)
-    shapes = (of_inputs, tuple({} for _ in weights))
+    shapes: tuple[Any, Any] = (of_inputs, tuple({} for _ in weights))
     # The names of weights must not be those of inputs.
     labels = [f"{name}.weight" if name in names else name for name in weights]
     arguments = (inputs, tuple(weights.values()))
@@ -373,11 +373,10 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(": .")
 
 
-def with_numbers(reference: Any, names: Sequence[str], numbers: Mapping[str, Any]) -> Any:
+def with_numbers(torch: Any, reference: Any, names: Sequence[str], numbers: Mapping[str, Any]) -> Any:
     """A module that takes the tensors among the arguments of `reference`; the others are these numbers."""
-    torch = require_torch()
 
-    class Reference(torch.nn.Module):  # type: ignore[misc]
+    class Reference(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.reference = reference

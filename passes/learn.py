@@ -147,7 +147,7 @@ class _Reading:
 
     def read(self) -> None:
         initializers = set(self.graph.initializers)
-        names = [value.name for value in self.graph.proto.input if value.name not in initializers]
+        names = [name for name in self.graph.inputs if name not in initializers]
         for name in names:
             tensor = self._tensor(name, name)
             if identifier(name) in self.inputs:

@@ -338,7 +338,8 @@ class _PatternOf:
         from onnx.reference import ReferenceEvaluator
 
         try:
-            return np.asarray(ReferenceEvaluator(model).run(None, {})[0])
+            (array,) = ReferenceEvaluator(model).run(None, {})
+            return np.asarray(array)
         except Exception:  # whatever the evaluator cannot do is not known to be equal
             return None
 
