@@ -430,13 +430,12 @@ def _opened(model: ModelProto | str | os.PathLike[str]) -> tuple[ModelProto, str
             return io.load(path), None, {}
         text = path.read_text(encoding="utf-8")
     try:
-        return onnx.parser.parse_model(text), None, {}
-    except onnx.parser.ParseError as error:
-        problem = error
-    try:
+        # A function has the header of a model, but for this.
+        if "ir_version" in text:
+            return onnx.parser.parse_model(text), None, {}
         return _as_model(onnx.parser.parse_function(text))
     except onnx.parser.ParseError as error:
-        reason = " ".join(str(error if "opset_import" in text and "ir_version" not in text else problem).split())
+        reason = " ".join(str(error).split())
         raise ModelError(
             f"The text is neither a model nor a function: {reason}", "See the syntax page of onnx (docs/Syntax.md)."
         ) from error

@@ -122,7 +122,7 @@ def test_a_model_that_is_not_the_modules_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.onnx"
     torch.onnx.export(module, inputs, str(path), dynamo=False, input_names=["x", "scale"])
     with torch.no_grad():
-        module.linear.weight.add_(0.1)
+        module.linear.weight.mul_(1.5)
     with pytest.raises(VerificationError, match="The exported model does not compute what the module does"):
         onnx_fuse.finish_export(path, module, inputs)
     assert [item.name for item in tmp_path.iterdir()] == ["own.onnx"]
