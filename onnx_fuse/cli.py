@@ -79,7 +79,7 @@ app = typer.Typer(
     help="Fuses the subgraphs of an ONNX model into custom operators, proves the result equal, and says why the rest did "
     "not fuse.",
     epilog="Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a --require is not met, 4 verification failed or not "
-    "accepted, 5 model unreadable or invalid, 6 output not writable.",
+    "accepted, 5 model unreadable or invalid, 6 output not writable, 7 an example cannot be learned.",
 )
 
 
@@ -117,6 +117,7 @@ def fuse(
     fusions: str = typer.Option("", metavar="NAME,..", help="Apply only these fusions."),
     enable: list[str] = typer.Option([], metavar="NAME", help="Apply an opt-in fusion too; may be repeated."),
     disable: list[str] = typer.Option([], metavar="NAME", help="Leave a fusion out; may be repeated."),
+    learned: list[Path] = typer.Option([], "--with", metavar="F.onnx", help="Apply a learned fusion; may be repeated."),
     require: list[str] = typer.Option([], metavar="NAME=N", help="Fail (3) unless it fused N times; may be repeated."),
     select: Select = typer.Option(Select.all, help="Which matches to fuse."),
     functions: Functions = typer.Option(Functions.keep, help="Function bodies of the fused operators."),
@@ -146,7 +147,7 @@ def fuse(
             result = onnx_fuse.fuse(
                 model,
                 fusions=fusion_names or None,
-                enable=_names(enable),
+                enable=[*_names(enable), *learned],
                 disable=_names(disable),
                 require=required or None,
                 select=select.value,
@@ -175,6 +176,7 @@ def explain(
     model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
     pattern: str | None = typer.Option(None, metavar="NAME", help="Only this fusion."),
     at: str | None = typer.Option(None, metavar="NODE", help="All about one node, given by its name or an output."),
+    learned: list[Path] = typer.Option([], "--with", metavar="F.onnx", help="Try a learned fusion; may be repeated."),
 ) -> None:
     """Say what would fuse, and why the rest does not."""
     _require_model(model)
@@ -182,7 +184,7 @@ def explain(
     from onnx_fuse import render
 
     with _progress(False, f"explaining {model.name}"):
-        report = onnx_fuse.explain(model, pattern=pattern, at=at)
+        report = onnx_fuse.explain(model, pattern=pattern, at=at, enable=learned)
     render.warnings(_console(stderr=True), report)
     render.explanation(_console(), report, at=at, pattern=pattern)
 
@@ -292,6 +294,40 @@ def show_plugins() -> None:
         typer.echo(f"{path}: {facts}")
 
 
+@app.command()
+def learn(
+    example: str = typer.Argument(metavar="EXAMPLE", help="module.py:Class, or an ONNX file with just the subgraph."),
+    out: Path = typer.Option(..., "-o", "--output", metavar="OUT", help="The fusion to write."),
+    op: str | None = typer.Option(None, metavar="NAME", help="Name of the operator. [default: by the example]"),
+    inputs: str | None = typer.Option(
+        None, metavar="TYPES", help='Inputs of the module: "float[B, S, 64] x, int64[B] lengths".'
+    ),
+    attribute: list[str] = typer.Option([], metavar="NAME=C", help="Constant C (value or name) becomes an attribute."),
+    constant: list[str] = typer.Option([], "--input", metavar="NAME=C", help="Constant C becomes an input."),
+    fixed: list[str] = typer.Option([], metavar="NAME", help="A parameter that keeps its value; may be repeated."),
+    domain: str | None = typer.Option(None, metavar="D", help="Domain of the operator. [default: gr.ml.infra]"),
+    plugin_namespace: str | None = typer.Option(None, metavar="NS", help="Namespace of the plugin. [default: domain]"),
+    plugin_version: str = typer.Option("1", metavar="V", help="Version of the plugin."),
+) -> None:
+    """Learn a fusion from a PyTorch module or an ONNX subgraph."""
+    from onnx_fuse import learning, render
+    from onnx_fuse.passes import io
+
+    io.check_output(out)
+    options: dict[str, Any] = {
+        "attributes": _constants(attribute),
+        "inputs": _constants(constant),
+        "fixed": fixed,
+        "domain": domain,
+        "plugin_namespace": plugin_namespace,
+        "plugin_version": plugin_version,
+    }
+    with _progress(False, f"learning {example}"):
+        fusion = learning.from_example(example, op, types=inputs, **options)
+    fusion.save(out)
+    render.learned(_console(), fusion, str(out))
+
+
 @app.command("list")
 def list_fusions() -> None:
     """List the fusions, what they match, their operators."""
@@ -358,6 +394,22 @@ def _requirements(values: Sequence[str]) -> dict[str, int]:
             raise UsageError(f"--require {value!r} is not of the form NAME=N.", "For example: --require FusedSwish=4")
         required[name.strip()] = int(number)
     return required
+
+
+def _constants(values: Sequence[str]) -> dict[str, Any]:
+    """NAME=0.5 or NAME=constant_1 as name -> number or name."""
+    chosen: dict[str, Any] = {}
+    for value in values:
+        name, _, wanted = value.partition("=")
+        if not name.strip() or not wanted.strip():
+            raise UsageError(
+                f"{value!r} is not of the form NAME=CONSTANT.", "For example: scale=0.125, or table=constant_2"
+            )
+        try:
+            chosen[name.strip()] = float(wanted)
+        except ValueError:
+            chosen[name.strip()] = wanted.strip()
+    return chosen
 
 
 def _require_model(model: Path) -> None:

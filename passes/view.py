@@ -495,9 +495,10 @@ class View:
                 if array is None:
                     return None
                 feeds[item] = array
-        return self._evaluate(node, feeds).get(value)
+        return self.evaluate(node, feeds).get(value)
 
-    def _evaluate(self, node: Node, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def evaluate(self, node: Node, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a node makes of these arrays; nothing where onnx's evaluator cannot tell."""
         from onnx.reference import ReferenceEvaluator
 
         graph = onnx.helper.make_graph(

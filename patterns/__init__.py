@@ -1,5 +1,9 @@
 """Patterns and the fused operators that replace what they match: one fusion per file."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import Attribute, Constant, Optional, Pattern, Scalar, Value, pattern
 from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
@@ -47,3 +51,12 @@ def fusions() -> tuple[Fusion, ...]:
         skip_layer_norm.FUSION,
         swish.FUSION,
     )
+
+
+def __getattr__(name: str) -> Any:
+    """`from_torch` and `from_onnx`, which need passes: found where they are only when they are asked for."""
+    if name not in ("from_torch", "from_onnx"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module("onnx_fuse.learning"), name)
