@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.dims import Dim
 from onnx_fuse.passes.graph import Node
@@ -77,10 +79,10 @@ def mask_before_merge(view: View, node: Node) -> bool:
     )
 
 
-def softmax_before_merge(view: View, node: Node) -> bool:
-    """Softmax(merge(scores)) over the keys is merge(Softmax(scores))."""
+def softmax_before_move(view: View, node: Node) -> bool:
+    """Softmax(merge(scores)) over the keys is merge(Softmax(scores)); so for scores whose batch axes are permuted."""
     rank = view.rank(node.inputs[0])
-    found = _merged_scores(view, node.inputs[0])
+    found = _merged_scores(view, node.inputs[0]) or _moved_scores(view, node.inputs[0], permutes)
     if found is None or rank is None or view.attribute(node, "axis") not in (-1, rank - 1):
         return False
     move, factor = found
@@ -94,7 +96,11 @@ def softmax_before_merge(view: View, node: Node) -> bool:
 
 
 def _merged_scores(view: View, value: str) -> tuple[Move, str | None] | None:
-    """The merge that makes `value` from scores with more axes, and the factor that comes after it, if any."""
+    return _moved_scores(view, value, _merges)
+
+
+def _moved_scores(view: View, value: str, kind: Callable[[Move], bool]) -> tuple[Move, str | None] | None:
+    """The move of a kind that makes `value` from scores, and the factor that comes after it, if any."""
     producer = view.producer(value)
     found = scaled(view, producer)
     factor = None
@@ -104,10 +110,21 @@ def _merged_scores(view: View, value: str) -> tuple[Move, str | None] | None:
     if not is_moved(view, value):
         return None
     move = find_move(view, value)
-    if move is None or not move.keeps_order or len(move.after) >= len(move.before) or not is_scores(view, move.base):
+    if move is None or not kind(move) or not is_scores(view, move.base):
         return None
-    merges = all(any(set(group) <= set(whole) for whole in move.after) for group in move.before if group)
-    return (move, factor) if merges else None
+    return move, factor
+
+
+def _merges(move: Move) -> bool:
+    """Whether a move does nothing but merge axes."""
+    if not move.keeps_order or len(move.after) >= len(move.before):
+        return False
+    return all(any(set(group) <= set(whole) for whole in move.after) for group in move.before if group)
+
+
+def permutes(move: Move) -> bool:
+    """Whether a move permutes whole axes and leaves the last one."""
+    return not move.keeps_order and move.after[-1] == move.before[-1] and sorted(move.before) == sorted(move.after)
 
 
 def _split_like(view: View, value: str, merge: Move, node: Node) -> str | None:
