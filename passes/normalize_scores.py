@@ -7,7 +7,7 @@ from collections.abc import Callable
 from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.dims import Dim
 from onnx_fuse.passes.graph import Node
-from onnx_fuse.passes.movement import Move, find_move, identity, is_moved, regroup, write_move
+from onnx_fuse.passes.movement import Move, find_move, identity, is_moved, permutation, regroup, write_move
 from onnx_fuse.passes.normalize_scale import scaled
 from onnx_fuse.passes.view import View
 
@@ -82,7 +82,7 @@ def mask_before_merge(view: View, node: Node) -> bool:
 def softmax_before_move(view: View, node: Node) -> bool:
     """Softmax(merge(scores)) over the keys is merge(Softmax(scores)); so for scores whose batch axes are permuted."""
     rank = view.rank(node.inputs[0])
-    found = _merged_scores(view, node.inputs[0]) or _moved_scores(view, node.inputs[0], permutes)
+    found = _merged_scores(view, node.inputs[0]) or _moved_scores(view, node.inputs[0], _permutes)
     if found is None or rank is None or view.attribute(node, "axis") not in (-1, rank - 1):
         return False
     move, factor = found
@@ -122,9 +122,8 @@ def _merges(move: Move) -> bool:
     return all(any(set(group) <= set(whole) for whole in move.after) for group in move.before if group)
 
 
-def permutes(move: Move) -> bool:
-    """Whether a move permutes whole axes and leaves the last one."""
-    return not move.keeps_order and move.after[-1] == move.before[-1] and sorted(move.before) == sorted(move.after)
+def _permutes(move: Move) -> bool:
+    return permutation(move) is not None
 
 
 def _split_like(view: View, value: str, merge: Move, node: Node) -> str | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnx_fuse.passes.graph import Node
-from onnx_fuse.passes.movement import Move, find_move, identity, is_moved, write_move
-from onnx_fuse.passes.normalize_scores import permutes
+from onnx_fuse.passes.movement import Move, find_move, identity, is_moved, permutation, write_move
 from onnx_fuse.passes.view import View
 
 
@@ -72,7 +71,7 @@ def guard_before_permutation(view: View, node: Node) -> bool:
     move = find_move(view, value) if is_moved(view, value) else None
     if (
         move is None
-        or not permutes(move)
+        or permutation(move) is None
         or test is None
         or test.key != ("", "IsNaN")
         or view.scalar(node.inputs[1]) is None

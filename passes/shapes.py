@@ -391,6 +391,25 @@ def _gemm(inference: Inference, node: Node) -> Info:
     return Info(a.dtype, (rows, columns))
 
 
+@_rule("Conv")
+def _conv(inference: Inference, node: Node) -> Info:
+    x, weight = inference.info(node.inputs[0]), inference.info(node.inputs[1]).shape
+    if x.shape is None or weight is None or len(x.shape) != len(weight) or len(x.shape) < 3:
+        return Info(x.dtype)
+    axes = len(weight) - 2
+    steps = {name: inference.attribute(node, name) or [1] * axes for name in ("strides", "dilations")}
+    pads = inference.attribute(node, "pads") or [0] * 2 * axes
+    automatic = inference.attribute(node, "auto_pad") not in (None, "NOTSET", "VALID")
+    dims: list[Dim | None] = [x.shape[0], weight[0]]
+    for axis, (size, kernel) in enumerate(zip(x.shape[2:], weight[2:], strict=True)):
+        if automatic or not isinstance(size, int) or not isinstance(kernel, int):
+            dims.append(None)
+            continue
+        padded = size + pads[axis] + pads[axis + axes]
+        dims.append((padded - steps["dilations"][axis] * (kernel - 1) - 1) // steps["strides"][axis] + 1)
+    return Info(x.dtype, _named(inference, node, dims))
+
+
 @_rule("Reshape")
 def _reshape(inference: Inference, node: Node) -> Info:
     info = inference.info(node.inputs[0])

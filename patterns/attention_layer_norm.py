@@ -80,8 +80,9 @@ def sizes_are_static(match: Match, view: View) -> str | None:
 @attention_layer_norm.require
 def operands_have_one_type(match: Match, view: View) -> str | None:
     types = {view.dtype(match[name]) for name in ("query", "key_t", "value")}
-    widened = {TensorProto.FLOAT} & {view.dtype(match.root.outputs[0])}
-    if len(types - widened) > 1:
+    # What is narrower than the result is widened for the operator.
+    widened = {view.dtype(match.root.outputs[0])} & {TensorProto.FLOAT}
+    if len(types) > 1 and not (len(types - widened) == 1 and types <= {*FLOATS}):
         return "query, key and value have different types"
     if types.isdisjoint({*FLOATS, TensorProto.UNDEFINED}) and view.dtype(match.root.outputs[0]) in FLOATS:
         return f"query, key and value are {TensorProto.DataType.Name(*types)}, of which only the product is narrowed"

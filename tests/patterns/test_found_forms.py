@@ -137,6 +137,15 @@ AUTOINT = {
         merged = Squeeze(side, first)""",
     "weights": {"first": np.array([0])},
 }
+SASREC = {
+    "inputs": {"x": "[B,S,8]"},
+    "residual": """
+        first_sequence = Transpose <perm = [1, 0, 2]> ({})
+        normed_x = LayerNormalization <axis = -1, epsilon = 1e-08> (x, gamma, beta)
+        x_first = Transpose <perm = [1, 0, 2]> (normed_x)
+        both = Add(first_sequence, x_first)
+        total = Transpose <perm = [1, 0, 2]> (both)""",
+}
 FORMS: dict[str, dict[str, Any]] = {
     "tf2onnx: norm in its batch form": {"norm": BATCH_FORM},
     "tf2onnx: the scale goes into 1/std": {"norm": SCALED_FORM},
@@ -151,6 +160,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "Keras: MultiHeadAttention": KERAS,
     "paddle2onnx: scale as Mul and Add, bias with three axes": PADDLE,
     "einops: b n (qkv h d) -> qkv b h n d": EINOPS,
+    "SASRec: a residual with the sequence first": SASREC,
     "AutoInt: heads stacked in the first axis": AUTOINT,
 }
 
