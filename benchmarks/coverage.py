@@ -88,7 +88,7 @@ def cells(cache: Path | None, sample: str) -> list[dict[str, Any]]:
     if sample == "one":
         chosen = exports.matrix()[:1]
     elif sample == "sparse":
-        chosen = exports.sparse([*exports.matrix(), *exports.wide()])
+        chosen = [*exports.sparse(exports.pairwise(exports.matrix())), *exports.sparse(exports.wide())]
     else:
         chosen = [*exports.pairwise(exports.matrix()), *exports.wide()]
     found = []
