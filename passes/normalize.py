@@ -21,6 +21,7 @@ from onnx_fuse.passes import (
     normalize_scale,
     normalize_scores,
     normalize_select,
+    normalize_split,
     normalize_tf,
     normalize_weights,
 )
@@ -54,7 +55,7 @@ RULES: Rules = {
         normalize_scale.scale_after_move,
     ),
     "Expand": (normalize_move.drop_expand,),
-    "Concat": (normalize_move.drop_single_concat,),
+    "Concat": (normalize_move.drop_single_concat, normalize_split.concat_of_split),
     "Reshape": _MOVE_RULES,
     "Transpose": _MOVE_RULES,
     "Squeeze": _MOVE_RULES,
@@ -65,6 +66,7 @@ RULES: Rules = {
     "MatMul": (
         normalize_scale.scale_after_matmul,
         normalize_scores.batched_matmul_before_move,
+        normalize_split.batch_axes_in_order,
         normalize_linear.matmul_before_move,
     ),
     "Add": (
@@ -78,9 +80,13 @@ RULES: Rules = {
         normalize_einsum.head_bias_before_move,
         normalize_einsum.sum_before_move,
     ),
-    "Where": (normalize_scores.mask_before_merge, normalize_weights.weights_before_merge),
+    "Where": (
+        normalize_scores.mask_before_merge,
+        normalize_split.guard_before_permutation,
+        normalize_weights.weights_before_merge,
+    ),
     "Swish": (normalize_weights.swish_before_merge,),
-    "Softmax": (normalize_scores.softmax_before_merge,),
+    "Softmax": (normalize_scores.softmax_before_move,),
     "LayerNormalization": (normalize_linear.norm_before_move,),
     "RMSNormalization": (normalize_linear.norm_before_move,),
     "Div": (

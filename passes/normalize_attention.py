@@ -90,15 +90,11 @@ def _heads(view: View, node: Node) -> tuple[str, str, str] | None:
     elif ranks != {4}:
         return None
     query, key = (view.shape(value) for value in operands[:2])
-    if (
-        query is None
-        or key is None
-        or not isinstance(query[1], int)
-        or not isinstance(key[1], int)
-        or query[1] % key[1]
-    ):
+    if query is None or key is None:
         return None
     if query[1] != key[1]:
+        if not isinstance(query[1], int) or not isinstance(key[1], int) or query[1] % key[1]:
+            return None
         operands[1:] = [_repeated(view, value, query[1], key[1], node) for value in operands[1:]]
     return operands[0], operands[1], operands[2]
 

@@ -12,6 +12,8 @@ from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.normalize_move import NARROW
 from onnx_fuse.passes.view import View
 
+WIDE = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE})
+
 _FLOATS = NARROW | {TensorProto.FLOAT}
 _ISLANDS = frozenset({"LayerNormalization", "RMSNormalization", "Softmax"})
 
@@ -48,7 +50,7 @@ def norm_in_float32(view: View, node: Node) -> bool:
     if to not in NARROW or inner is None or inner.domain != "" or inner.op_type not in _ISLANDS:
         return False
     widening = view.producer(inner.inputs[0])
-    if widening is None or widening.key != ("", "Cast") or view.attribute(widening, "to") != TensorProto.FLOAT:
+    if widening is None or widening.key != ("", "Cast") or view.attribute(widening, "to") not in WIDE:
         return False
     if view.dtype(widening.inputs[0]) != to:
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx_fuse.passes.dims import Dim
 from onnx_fuse.passes.graph import Node
-from onnx_fuse.passes.movement import Groups, Move, find_move, write_move
+from onnx_fuse.passes.movement import Groups, Move, find_move, permutation, write_move
 from onnx_fuse.passes.view import View
 
 
@@ -134,7 +134,7 @@ def flat_bias(view: View, node: Node) -> bool:
 
 
 def sum_before_move(view: View, node: Node) -> bool:
-    """move(a) + move(b), moved alike, is move(a + b): a residual on tokens that were flattened to [B*S, H]."""
+    """move(a) + move(b), moved alike, is move(a + b): a residual on tokens that were flattened to [B*S, H], or are [S, B, H]."""
     moves = [find_move(view, value) for value in node.inputs]
     left, right = moves[0], moves[1]
     if (
@@ -143,9 +143,10 @@ def sum_before_move(view: View, node: Node) -> bool:
         or any(move.base == view.resolve(value) for move, value in ((left, node.inputs[0]), (right, node.inputs[1])))
     ):
         return False
-    if left.base_shape != right.base_shape or not left.keeps_order or not right.keeps_order:
+    if left.base_shape != right.base_shape or left.shape != right.shape:
         return False
-    if left.shape != right.shape or len(left.shape) >= len(left.base_shape):
+    flattened = left.keeps_order and right.keeps_order and len(left.shape) < len(left.base_shape)
+    if not flattened and (permutation(left) is None or permutation(left) != permutation(right)):
         return False
     result = view.add("Add", [left.base, right.base], like=node, covers=[node])
     moved = Move(result, left.sizes, left.before, left.after)

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.match import Match, NearMiss, match_at
+from onnx_fuse.passes.normalize_cast import WIDE
 from onnx_fuse.passes.view import View
 from onnx_fuse.patterns.dsl import Pattern, Scalar, pattern
 
 LAST_AXIS = [-1]
 
 
+def _over_root(op, x, square):  # type: ignore[no-untyped-def]
+    """x / sqrt(square)."""
+    root = op.Sqrt(square)
+    return op.any_of(
+        op.Div(x, root), op.Mul(x, op.any_of(op.Reciprocal(root), op.Div(1.0, root), op.Pow(square, -0.5)))
+    )
+
+
 @pattern
 def layer_norm(op, x, epsilon: Scalar):  # type: ignore[no-untyped-def]
-    """(x - mean) / sqrt(variance + epsilon) over the last axis; the centring may be written twice."""
+    """(x - mean) / sqrt(variance + epsilon) over the last axis; the centring may be written twice.
+
+    torch's script exporter widens the centred value of a float16 model.
+    """
     centred = op.Sub(x, op.ReduceMean(x, axes=LAST_AXIS, keepdims=1))
+    centred = op.any_of(op.Cast(centred, to=lambda to: to in WIDE), centred)
     again = op.any_of(centred, op.Sub(x, op.ReduceMean(x, axes=LAST_AXIS, keepdims=1)))
     square = op.any_of(op.Pow(again, 2.0), op.Mul(again, again))
-    std = op.Sqrt(op.Add(op.ReduceMean(square, axes=LAST_AXIS, keepdims=1), epsilon))
-    return op.any_of(op.Div(centred, std), op.Mul(centred, op.Reciprocal(std)))
+    return _over_root(op, centred, op.Add(op.ReduceMean(square, axes=LAST_AXIS, keepdims=1), epsilon))
 
 
 @pattern
 def rms_norm(op, x, epsilon: Scalar):  # type: ignore[no-untyped-def]
     """x / sqrt(mean(x^2) + epsilon) over the last axis."""
     square = op.any_of(op.Pow(x, 2.0), op.Mul(x, x))
-    mean = op.Add(op.ReduceMean(square, axes=LAST_AXIS, keepdims=1), epsilon)
-    std = op.Sqrt(mean)
-    return op.any_of(op.Div(x, std), op.Mul(x, op.any_of(op.Reciprocal(std), op.Div(1.0, std), op.Pow(mean, -0.5))))
+    return _over_root(op, x, op.Add(op.ReduceMean(square, axes=LAST_AXIS, keepdims=1), epsilon))
 
 
 @pattern
@@ -64,10 +74,13 @@ def bare_norm(view: View, node: Node) -> bool:
             view.near_misses.append(NearMiss(found_pattern, node, odd[0], len(match.nodes), odd[1], frozenset()))
             return False
         epsilon = view.scalar(match["epsilon"])
+        x, wide = match["x"], view.dtype(node.outputs[0])
+        if view.dtype(x) != wide:
+            x = view.add("Cast", [x], {"to": wide}, like=node)
         view.replace(
             node.outputs[0],
             op_type,
-            [match["x"]],
+            [x],
             {"axis": -1, "epsilon": float(epsilon or 0.0)},
             like=node,
             covers=match.nodes,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.dims import Dim
 from onnx_fuse.passes.graph import Node
-from onnx_fuse.passes.movement import Move, find_move, identity, is_moved, regroup, write_move
+from onnx_fuse.passes.movement import Move, find_move, identity, is_moved, permutation, regroup, write_move
 from onnx_fuse.passes.normalize_scale import scaled
 from onnx_fuse.passes.view import View
 
@@ -79,10 +79,10 @@ def mask_before_merge(view: View, node: Node) -> bool:
     )
 
 
-def softmax_before_merge(view: View, node: Node) -> bool:
-    """Softmax(merge(scores)) over the keys is merge(Softmax(scores))."""
+def softmax_before_move(view: View, node: Node) -> bool:
+    """Softmax(merge(scores)) over the keys is merge(Softmax(scores)); so for scores whose batch axes are permuted."""
     rank = view.rank(node.inputs[0])
-    found = merged_scores(view, node.inputs[0])
+    found = merged_scores(view, node.inputs[0]) or _moved_scores(view, node.inputs[0], _permutes, is_scores)
     if found is None or rank is None or view.attribute(node, "axis") not in (-1, rank - 1):
         return False
     move, factor = found
@@ -99,6 +99,13 @@ def merged_scores(
     view: View, value: str, is_kind: Callable[[View, str], bool] | None = None
 ) -> tuple[Move, str | None] | None:
     """The merge that makes `value` from scores (or what `is_kind` tells) with more axes, and the factor after it, if any."""
+    return _moved_scores(view, value, _merges, is_kind or is_scores)
+
+
+def _moved_scores(
+    view: View, value: str, kind: Callable[[Move], bool], is_kind: Callable[[View, str], bool]
+) -> tuple[Move, str | None] | None:
+    """The move of a kind that makes `value` from what `is_kind` tells, and the factor that comes after it, if any."""
     producer = view.producer(value)
     found = scaled(view, producer)
     factor = None
@@ -108,12 +115,20 @@ def merged_scores(
     if not is_moved(view, value):
         return None
     move = find_move(view, value)
-    if move is None or not move.keeps_order or len(move.after) >= len(move.before):
+    if move is None or not kind(move) or not is_kind(view, move.base):
         return None
-    if not (is_kind or is_scores)(view, move.base):
-        return None
-    merges = all(any(set(group) <= set(whole) for whole in move.after) for group in move.before if group)
-    return (move, factor) if merges else None
+    return move, factor
+
+
+def _merges(move: Move) -> bool:
+    """Whether a move does nothing but merge axes."""
+    if not move.keeps_order or len(move.after) >= len(move.before):
+        return False
+    return all(any(set(group) <= set(whole) for whole in move.after) for group in move.before if group)
+
+
+def _permutes(move: Move) -> bool:
+    return permutation(move) is not None
 
 
 def split_like(view: View, value: str, merge: Move, node: Node) -> str | None:

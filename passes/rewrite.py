@@ -137,7 +137,16 @@ class Rewriter:
         """Sorts by place in the graph, where what one makes comes before all who read it; returns one for which there is
         no such place."""
         makers = {value: number for number, item in enumerate(accepted) for value in item.made}
-        places = [item.position for item in accepted]
+        dead = self._dead(
+            [value for item in accepted for value in item.made], set().union(*(i.leaves for i in accepted))
+        )
+        places: list[int] = []
+        for item in accepted:
+            # What one of them would have made dead may stay for another: its place is before that.
+            place = self._position(set(item.made), dead, set(item.leaves))
+            if isinstance(place, str):
+                return item
+            places.append(place)
         ranks = [0] * len(accepted)
         pending = list(range(len(accepted)))
         while pending:

@@ -212,7 +212,8 @@ def type_info(kind: TypeProto, value: str) -> Info:
 
 def broadcast_shapes(shapes: Sequence[Shape | None]) -> tuple[Dim | None, ...] | None:
     """numpy's broadcasting on symbolic shapes; None per axis where the outcome is unknown."""
-    return None if None in shapes else _broadcast(*shapes)  # type: ignore[arg-type]
+    known = [shape for shape in shapes if shape is not None]
+    return _broadcast(*known) if len(known) == len(shapes) else None
 
 
 @lru_cache(maxsize=4096)
@@ -388,6 +389,25 @@ def _gemm(inference: Inference, node: Node) -> Info:
     rows = a.shape[1 if inference.attribute(node, "transA") else 0]
     columns = b.shape[0 if inference.attribute(node, "transB") else 1]
     return Info(a.dtype, (rows, columns))
+
+
+@_rule("Conv")
+def _conv(inference: Inference, node: Node) -> Info:
+    x, weight = inference.info(node.inputs[0]), inference.info(node.inputs[1]).shape
+    if x.shape is None or weight is None or len(x.shape) != len(weight) or len(x.shape) < 3:
+        return Info(x.dtype)
+    axes = len(weight) - 2
+    steps = {name: inference.attribute(node, name) or [1] * axes for name in ("strides", "dilations")}
+    pads = inference.attribute(node, "pads") or [0] * 2 * axes
+    automatic = inference.attribute(node, "auto_pad") not in (None, "NOTSET", "VALID")
+    dims: list[Dim | None] = [x.shape[0], weight[0]]
+    for axis, (size, kernel) in enumerate(zip(x.shape[2:], weight[2:], strict=True)):
+        if automatic or not isinstance(size, int) or not isinstance(kernel, int):
+            dims.append(None)
+            continue
+        padded = size + pads[axis] + pads[axis + axes]
+        dims.append((padded - steps["dilations"][axis] * (kernel - 1) - 1) // steps["strides"][axis] + 1)
+    return Info(x.dtype, _named(inference, node, dims))
 
 
 @_rule("Reshape")
@@ -760,5 +780,5 @@ def _fused_matmul(inference: Inference, node: Node) -> Info:
     known = [shape for shape in shapes if shape is not None]
     rows = known[0][-1 if inference.attribute(node, "transA") else -2]
     columns = known[1][-2 if inference.attribute(node, "transB") else -1]
-    batch = broadcast_shapes([shape[:-2] for shape in known]) or []
+    batch = broadcast_shapes([shape[:-2] for shape in known]) or ()
     return Info(dtype, (*(_named(inference, node, batch) or ()), rows, columns))

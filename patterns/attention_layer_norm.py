@@ -80,7 +80,9 @@ def sizes_are_static(match: Match, view: View) -> str | None:
 @attention_layer_norm.require
 def operands_have_one_type(match: Match, view: View) -> str | None:
     types = {view.dtype(match[name]) for name in ("query", "key_t", "value")}
-    if len(types) > 1:
+    # What is narrower than the result is widened for the operator.
+    widened = {view.dtype(match.root.outputs[0])} & {TensorProto.FLOAT}
+    if len(types) > 1 and not (len(types - widened) == 1 and types <= {*FLOATS}):
         return "query, key and value have different types"
     if types.isdisjoint({*FLOATS, TensorProto.UNDEFINED}) and view.dtype(match.root.outputs[0]) in FLOATS:
         return f"query, key and value are {TensorProto.DataType.Name(*types)}, of which only the product is narrowed"
@@ -227,10 +229,12 @@ def build(match: Match, view: View) -> Fused:
     norm = norm_of(match)
     like = match.root
     layout, groups, operands = _operands(match, view)
-    if view.dtype(like.outputs[0]) != view.dtype(match["query"]):
-        # A float16 model that goes on in float32 after the scores: the operator has one type, so it is the wider one.
-        to = {"to": view.dtype(like.outputs[0])}
-        operands = [view.add("Cast", [item], to, like=like) for item in operands]
+    # A float16 model that goes on in float32 after the scores: the operator has one type, so it is the wider one.
+    to = {"to": view.dtype(like.outputs[0])}
+    operands = [
+        item if view.dtype(match[name]) == to["to"] else view.add("Cast", [item], to, like=like)
+        for name, item in zip(("query", "key_t", "value"), operands, strict=True)
+    ]
     scores = [match[dim] for dim in ("B", "h", "Sq", "Sk")]
     masks = {
         name: unexpanded(view, match[name], scores) for name in ("attention_bias", "keep", "drop") if name in match

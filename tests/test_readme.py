@@ -125,3 +125,29 @@ def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), f"{document} links to {target}"
+
+
+def test_the_docs_count_patterns_and_rules_as_they_are() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from onnx_fuse.passes import normalize_norm, normalize_tf
+    from onnx_fuse.passes.normalize import READING, rule_names
+    from onnx_fuse.patterns import fusions
+    from onnx_fuse.patterns.dsl import Pattern
+    from tests.models import zoo
+
+    patterns = {fusion.name: len(fusion.patterns) for fusion in fusions()}
+    assert patterns.pop("FusedAttentionLayerNorm") == 1
+    parts = [
+        item for module in (normalize_norm, normalize_tf) for item in vars(module).values() if isinstance(item, Pattern)
+    ]
+    text = " ".join((ROOT / "docs" / "patterns.md").read_text(encoding="utf-8").split())
+    for sentence in (
+        f"One pattern reads the attention of all {len(zoo.ARCHITECTURES)} architectures",
+        f"the other {len(patterns)} fusions have {sum(patterns.values())} patterns between them",
+        f"by the {len(rule_names(READING))} rules of the view, with {len(parts)} patterns of their own",
+    ):
+        assert sentence in text
+    assert f"builds {len(zoo.ARCHITECTURES)} architectures" in (ROOT / "docs" / "testing.md").read_text(
+        encoding="utf-8"
+    )

@@ -1,4 +1,4 @@
-"""Both benchmarks at a tiny size: they run, the peers do the same work, and the result files hold what the docs quote.
+"""The benchmarks at a tiny size: they run, the peers do the same work, and the result files hold what the docs quote.
 
 Nothing here looks at a clock: what is measured is for the benchmarks to say.
 """
@@ -57,13 +57,26 @@ def test_coverage(tmp_path: Path) -> None:
     run("coverage.py", "--sample", "one", "--no-trained", "--out", str(tmp_path))
     found = content(tmp_path / "coverage.json")
     (row,) = found["results"]
-    assert row["layers"] == 4
+    assert row["blocks"] == row["norms"] == 2
     assert set(row["tools"]) == {"onnx-fuse", "onnxruntime.transformers", "onnxscript ort_fusions"}
     for result in row["tools"].values():
         assert "error" not in result and "run_error" not in result
         assert result["cpu_seconds"] >= 0 and result["above_mb"] >= 0
         assert result["difference"] < 1e-3
     ours = row["tools"]["onnx-fuse"]
-    assert ours["attention"] == row["layers"] and ours["nodes_after"] < ours["nodes_before"]
+    assert ours["attention"] == ours["norms"] == row["blocks"] and ours["nodes_after"] < ours["nodes_before"]
     table = (tmp_path / "coverage.md").read_text()
-    assert "| bert | script | 1 | 4/4 |" in table
+    assert "| bert | 1 | 2/2 | 2/2 | 2/2 |" in table
+    assert "| bert-script14-eager-static | 14 | 2 | 2 | 2 | 2 |  |" in table
+
+
+def test_bert_base(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    run("bert_base.py", "--layers", "2", "--heads", "1", "--repeats", "1", "--out", str(tmp_path))
+    found = content(tmp_path / "bert_base.json")
+    assert found["layers"] == 2 and found["model_mb"] > 1
+    assert [row["attention"] for row in found["results"]] == [2, 2, 2]
+    for row in found["results"]:
+        assert row["process_cpu_seconds"] > row["cpu_seconds"] > 0 and row["peak_mb"] >= row["above_mb"] > 0
+    assert "| onnx-fuse | 2 |" in (tmp_path / "bert_base.md").read_text()

@@ -24,7 +24,7 @@ from onnx_fuse.runtime.parse import parse
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.models import exports  # noqa: E402 - it needs torch
+from tests.models import exports, zoo  # noqa: E402 - it needs torch
 
 CELLS = exports.matrix() if os.environ.get("ONNX_FUSE_ALL_MODELS") else exports.pairwise(exports.matrix())
 
@@ -152,13 +152,13 @@ def test_the_sample_has_every_pair_of_settings() -> None:
 
 @pytest.mark.parametrize("architecture", [*exports.TRANSFORMERS, *exports.TORCH])
 def test_random_weights_tell_right_from_wrong(architecture: str) -> None:
-    module, _, _ = exports.build(architecture, "eager")
+    module, _, _ = zoo.build(architecture, "eager")
     vectors = {name: parameter for name, parameter in module.named_parameters() if parameter.dim() == 1}
     assert len(vectors) >= 6 * exports.LAYERS
     for name, vector in vectors.items():
         assert not torch.any((vector == 0) | (vector == 1)), name
         assert vector.std() > 0.1, name
-    again, _, _ = exports.build(architecture, "eager")
+    again, _, _ = zoo.build(architecture, "eager")
     assert all(torch.equal(*pair) for pair in zip(module.parameters(), again.parameters(), strict=True))
 
 

@@ -135,7 +135,12 @@ def reduce_mean(value: str, name: str, opset: int, axes: str = "-1", keepdims: i
 
 CONSTANTS = "two = Constant<value_float=2.0>() e = Constant<value_float=0.001>() "
 SQUARES = {"Pow": "q = Pow({0}, two) ", "Mul": "q = Mul({0}, {0}) "}
-ENDS = {"Div": "n = Div({0}, d) ", "Reciprocal": "r = Reciprocal(d) n = Mul({0}, r) "}
+ENDS = {
+    "Div": "n = Div({0}, d) ",
+    "Reciprocal": "r = Reciprocal(d) n = Mul({0}, r) ",
+    "1/": "o = Constant<value_float=1.0>() r = Div(o, d) n = Mul(r, {0}) ",
+    "rsqrt": "h = Constant<value_float=-0.5>() r = Pow(w, h) n = Mul({0}, r) ",
+}
 AFFINE = {
     "bare": "y = Identity(n)",
     "scaled": "y = Mul(g, n)",
@@ -158,10 +163,6 @@ def layer_norm(
 
 def rms_norm(opset: int, square: str = "Pow", end: str = "Div", affine: str = "scaled") -> str:
     body = CONSTANTS + SQUARES[square].format("x") + reduce_mean("q", "v", opset) + "w = Add(e, v) "
-    if end == "rsqrt":
-        return body + "h = Constant<value_float=-0.5>() r = Pow(w, h) n = Mul(x, r) " + AFFINE[affine]
-    if end == "1/":
-        return body + "o = Constant<value_float=1.0>() d = Sqrt(w) r = Div(o, d) n = Mul(x, r) " + AFFINE[affine]
     return body + "d = Sqrt(w) " + ENDS[end].format("x") + AFFINE[affine]
 
 
@@ -175,7 +176,7 @@ class TestNorms:
 
     @pytest.mark.parametrize("affine", ["bare", "scaled"])
     def test_rms_norm_in_every_way_of_writing_it(self, affine: str) -> None:
-        for square, end in itertools.product(SQUARES, (*ENDS, "rsqrt", "1/")):
+        for square, end in itertools.product(SQUARES, ENDS):
             body = rms_norm(NEWEST, square, end, affine)
             view = view_of(model(f"(float[B,S,8] x) => (float[k] y) {{ {body} }}", opset=NEWEST, weights=WEIGHTS))
             norm = view.producer("n")
@@ -208,6 +209,19 @@ class TestNorms:
         made = model(f"({dtype}[B,S,8] x) => ({dtype}[k] y) {{ {body} }}", opset=17, weights=weights)
         producer = view_of(made).producer("y")
         assert producer is not None and producer.op_type == "LayerNormalization"
+
+    @pytest.mark.parametrize(("opset", "wide"), [(14, 11), (17, 1)])
+    def test_in_half_precision_with_the_centred_value_widened(self, opset: int, wide: int) -> None:
+        weights = {name: array.astype(np.float16) for name, array in WEIGHTS.items()}
+        body = layer_norm(opset).replace("c = Sub(x, m)", f"t = Sub(x, m) c = Cast<to={wide}>(t)")
+        if wide == TensorProto.DOUBLE:
+            body = body.replace(CONSTANTS, "")
+            weights |= {"two": np.array(2.0), "e": np.array(0.001)}
+        body = body.replace("s = Mul(n, g)", "z = Cast<to=10>(n) s = Mul(z, g)")
+        made = model(f"(float16[B,S,8] x) => (float16[k] y) {{ {body} }}", opset=opset, weights=weights)
+        producer = view_of(made).producer("y")
+        assert producer is not None and producer.op_type == "LayerNormalization"
+        assert producer.inputs == ("x", "g", "b")
 
     NEAR: ClassVar = {
         "an exponent other than 2": layer_norm(17).replace("two = Constant<value_float=2.0>", "two = Constant<value_float=3.0>"),

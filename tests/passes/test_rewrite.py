@@ -302,6 +302,26 @@ class TestOrder:
         )
         assert report.fused == {"Five": 1, "Pair": 1} and operators(after) == ["Pair", "Five"]
 
+    def test_a_node_that_stays_for_another_reads_what_was_made_before_it(self) -> None:
+        @pattern
+        def widened(op, x):
+            return op.Softsign(op.Cast(op.named("total", op.Mul(x, x)), to=TensorProto.FLOAT))
+
+        def body(op: Any, x: str) -> tuple[str, str]:
+            total = op.Mul(x, x)
+            return op.Softsign(op.float32(total)), total
+
+        wide = fusion_of(widened, body, name="Wide", outputs=("output", "total"), optional={"total": "total"})
+        # Wide alone would leave the first Cast without a reader; Bump's own Cast is the same, and it reads the first.
+        _, after, report = rewritten(
+            """(float16[2] x) => (float[2] y, float[2] z) {
+                t = Mul(x, x) c = Cast<to=1>(t) y = Softsign(c) d = Cast<to=1>(t) s = Sin(d) m = Neg(s) z = Cos(m)
+            }""",
+            wide,
+            BUMP,
+        )
+        assert report.fused == {"Bump": 1, "Wide": 1} and operators(after) == ["Wide", "Cast", "Bump"]
+
     def test_an_input_that_is_made_from_an_output_is_refused(self) -> None:
         @pattern
         def both(op, x, w):

@@ -694,6 +694,17 @@ def test_a_softmax_in_float32_inside_a_float16_model() -> None:
     check(fused(original))
 
 
+def test_a_value_wider_than_query_and_key() -> None:
+    original = attention(
+        query="qn = Cast <to = 10> (q)\nq4 = Reshape(qn, heads)\nqh = Transpose <perm = [0, 2, 1, 3]> (q4)",
+        key="kn = Cast <to = 10> (k)\nk4 = Reshape(kn, heads)\nkt = Transpose <perm = [0, 2, 3, 1]> (k4)",
+        scale="wide = Cast <to = 1> ({})\nscaled = Mul(wide, half)",
+    )
+    found = fused(original)
+    check(found, layout="BHSD")
+    same(original, found.model, tolerance=5e-3, B=2, S=3)
+
+
 ONNX_ATTENTION = {
     "query": "",
     "key": "",

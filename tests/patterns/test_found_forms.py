@@ -117,6 +117,35 @@ EINOPS = {
         "n2": np.array(2),
     },
 }
+
+
+def stacked(name: str) -> str:
+    return f"""
+        {name}0, {name}1 = Split <axis = 2> ({name})
+        {name}0_ = Unsqueeze({name}0, first)
+        {name}1_ = Unsqueeze({name}1, first)
+        {name}h = Concat <axis = 0> ({name}0_, {name}1_)"""
+
+
+AUTOINT = {
+    "query": stacked("q"),
+    "key": stacked("k") + "\nkt = Transpose <perm = [0, 1, 3, 2]> (kh)",
+    "value": stacked("v"),
+    "merge": """
+        c0, c1 = Split <axis = 0> ({})
+        side = Concat <axis = -1> (c0, c1)
+        merged = Squeeze(side, first)""",
+    "weights": {"first": np.array([0])},
+}
+SASREC = {
+    "inputs": {"x": "[B,S,8]"},
+    "residual": """
+        first_sequence = Transpose <perm = [1, 0, 2]> ({})
+        normed_x = LayerNormalization <axis = -1, epsilon = 1e-08> (x, gamma, beta)
+        x_first = Transpose <perm = [1, 0, 2]> (normed_x)
+        both = Add(first_sequence, x_first)
+        total = Transpose <perm = [1, 0, 2]> (both)""",
+}
 FORMS: dict[str, dict[str, Any]] = {
     "tf2onnx: norm in its batch form": {"norm": BATCH_FORM},
     "tf2onnx: the scale goes into 1/std": {"norm": SCALED_FORM},
@@ -131,6 +160,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "Keras: MultiHeadAttention": KERAS,
     "paddle2onnx: scale as Mul and Add, bias with three axes": PADDLE,
     "einops: b n (qkv h d) -> qkv b h n d": EINOPS,
+    "SASRec: a residual with the sequence first": SASREC,
+    "AutoInt: heads stacked in the first axis": AUTOINT,
 }
 
 
@@ -145,6 +176,18 @@ def test_it_fuses_with_its_rim(form: dict[str, Any]) -> None:
 def test_keras_biases_go_with_the_projections() -> None:
     """The biases per head are added before the heads are split, so that the operator splits them itself."""
     assert fused(attention(**KERAS)).attributes["layout"] == "BSH"
+
+
+def test_heads_stacked_in_the_first_axis_are_operands_like_any() -> None:
+    assert fused(attention(**AUTOINT)).attributes["layout"] == "BSH"
+    guarded = attention(**AUTOINT, guard="undefined = IsNaN({})\nguarded = Where(undefined, zero, {})")
+    assert fused(guarded).attributes["masked_row"] == "zero"
+
+
+def test_heads_put_together_in_another_order_are_no_merge() -> None:
+    turned = {**AUTOINT, "merge": AUTOINT["merge"].replace("(c0, c1)", "(c1, c0)")}
+    result = onnx_fuse.fuse(attention(**turned))
+    assert [match.parts for match in result.report.matches if match.operator == NAME] == []
 
 
 @pytest.mark.parametrize(
