@@ -356,6 +356,8 @@ ATTRIBUTES = {
     "gate_activation": "none",
     "epsilon": 1e-5,
     "mode": "silu",
+    "num_levels": 1,
+    "decay": 1.0,
 }
 
 
