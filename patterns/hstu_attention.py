@@ -17,7 +17,7 @@ from onnx_fuse.patterns.dsl import Attribute, Optional, Scalar, pattern
 from onnx_fuse.patterns.heads import four_axes, misfit, producer, rows, unexpanded
 from onnx_fuse.patterns.interface import Match, View
 from onnx_fuse.patterns.level_attention import build_levels, level_attention, levels_body
-from onnx_fuse.patterns.masks import conjunction, negated, split_causal
+from onnx_fuse.patterns.masks import conjunction, is_lower_triangle, lengths_behind, negated, split_off
 from onnx_fuse.patterns.norm import affine_problem
 from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
@@ -108,6 +108,7 @@ def hstu_attention(  # type: ignore[no-untyped-def]
     beta: Optional,
     epsilon: Attribute,
     gate,
+    present,
 ):
     product = op.MatMul(op.shape(query, "B h N d"), op.shape(key_t, "B h d M"))
     weights = _weights(
@@ -126,7 +127,8 @@ def hstu_attention(  # type: ignore[no-untyped-def]
     merged = op.shape(op.any_of(op.Reshape(op.any_of(affine, turned)), affine), "B N E")
     merged = op.named("merged", _scaled(op, merged, factor_4, divisor_4))
     normed = op.any_of(op.named("layer", op.LayerNormalization(merged, gamma, beta, axis=-1, epsilon=epsilon)), merged)
-    return op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
+    gated = op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
+    return op.any_of(op.Mul(gated, op.shape(present, "B N 1")), gated)
 
 
 @pattern
@@ -156,6 +158,7 @@ def hstu_attention_of_one_head(  # type: ignore[no-untyped-def]
     beta: Optional,
     epsilon: Attribute,
     gate,
+    present,
 ):
     """A model with one head may have no axis for it."""
     weights = _weights(
@@ -169,7 +172,8 @@ def hstu_attention_of_one_head(  # type: ignore[no-untyped-def]
     merged = _scaled(op, context, factor_3, divisor_3)
     merged = op.named("merged", op.shape(merged, "B N E"))
     normed = op.any_of(op.named("layer", op.LayerNormalization(merged, gamma, beta, axis=-1, epsilon=epsilon)), merged)
-    return op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
+    gated = op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
+    return op.any_of(op.Mul(gated, op.shape(present, "B N 1")), gated)
 
 
 @hstu_attention_of_one_head.require
@@ -359,7 +363,14 @@ def build(match: Match, view: View) -> Fused | str:
     if "levels" in match:
         return build_levels(match, view)
     like = match.root
-    masks, causal = split_causal(view, _masks(match, view), like)
+    masks, causal = split_off(view, _masks(match, view), like, is_lower_triangle)
+    lengths = lengths_behind(view, match["present"]) if "present" in match else None
+    if "present" in match:
+        if lengths is None:
+            return f"the rows are multiplied by {match['present']}, which is not known to be made of lengths"
+        masks, masked = split_off(view, masks, like, lambda view, part: _masks_keys(match, view, part, lengths))
+        if not masked and not causal:
+            return f"rows beyond {lengths} are cleared, and their keys are not masked"
     length, scale = _length(match, view, masks)
     if length is None:
         return "the weights are divided by something else than one number for each position"
@@ -372,6 +383,7 @@ def build(match: Match, view: View) -> Fused | str:
         "bias": _four_axes(view, match, unexpanded(view, match["bias"], _scores(match))) if "bias" in match else None,
         "mask": conjunction(view, [_four_axes(view, match, mask) for mask in masks], like),
         "scale": None if scale is None else _four_axes(view, match, scale),
+        "lengths": lengths,
         "u": gate,
         "gamma": _affine(match, view, "gamma", neutral=1.0),
         "beta": _affine(match, view, "beta", neutral=0.0),
@@ -389,7 +401,12 @@ def build(match: Match, view: View) -> Fused | str:
         "num_levels": 1,
         "decay": 1.0,
     }
-    taken = {"bias": "bias" in match, "mask": causal or bool(masks), "norm": norm != "none", "gate": gate is not None}
+    taken = {
+        "bias": "bias" in match,
+        "mask": causal or bool(masks) or lengths is not None,
+        "norm": norm != "none",
+        "gate": gate is not None,
+    }
     return Fused(
         inputs, {"y": like.outputs[0]}, attributes, parts=tuple(part for part, is_in in taken.items() if is_in)
     )
@@ -432,6 +449,12 @@ def _length(match: Match, view: View, masks: list[str]) -> tuple[float | None, s
     # The reciprocal of a whole number, as far as the type it is written in can hold it.
     whole = round(1 / factor)
     return float(whole) if abs(factor * whole - 1) < 1e-3 else 1 / factor, None
+
+
+def _masks_keys(match: Match, view: View, part: str, lengths: str) -> bool:
+    """Whether a mask keeps the keys below the lengths."""
+    keys = (match["B"], 1, 1, match["N"]) if "h" in match else (match["B"], 1, match["N"])
+    return view.shape(part) == keys and lengths_behind(view, part) == lengths
 
 
 def _four_axes(view: View, match: Match, value: str) -> str:

@@ -178,6 +178,26 @@ def masked_before_silu(self: Form, x: Tensor, mask: Tensor, lengths: Tensor) -> 
     return self.norm(self.merged(weights @ v)) * u
 
 
+@form(norm_length=0.0, norm="layer", inputs="q,k,v,mask,lengths,u,gamma,beta", causal=0)
+def rows_and_keys_beyond_the_lengths(self: Form, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+    length = x.shape[1]
+    u, q, k, v = self.split(x)
+    q, k, v = self.in_heads(q, k, v)
+    present = torch.arange(length)[None, :] < lengths[:, None]
+    weights = F.silu(q @ k.transpose(-1, -2)) / length * (mask & present[:, None, :])[:, None]
+    return self.norm(self.merged(weights @ v)) * u * present.unsqueeze(-1)
+
+
+@form(norm_length=0.0, norm="none", inputs="q,k,v,lengths", causal=1)
+def rows_beyond_the_lengths(self: Form, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+    """Causal, so that no row that is kept sees a key beyond the length."""
+    length = x.shape[1]
+    _, q, k, v = self.split(x)
+    q, k, v = self.in_heads(q, k, v)
+    weights = F.silu(q @ k.transpose(-1, -2)) / length * torch.tril(torch.ones(length, length))
+    return self.merged(weights @ v) * (lengths[:, None] > torch.arange(length)).unsqueeze(-1).float()
+
+
 class Forms(nn.Module):
     """Forms side by side: one export serves them all."""
 
