@@ -6,8 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from onnx_fuse.patterns.interface import View
+
+
+def wide(to: int) -> bool | str:
+    """The `to` of a Cast to float32."""
+    return to == TensorProto.FLOAT or "float32"
+
+
+def narrow(to: int) -> bool | str:
+    """The `to` of a Cast to float16 or bfloat16."""
+    return to in (TensorProto.FLOAT16, TensorProto.BFLOAT16) or "float16 or bfloat16"
 
 
 def producer(view: View, value: str, op_type: str) -> Any:

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import Attribute, Optional, Scalar, pattern
-from onnx_fuse.patterns.heads import four_axes, misfit, producer, rows, unexpanded
+from onnx_fuse.patterns.heads import four_axes, misfit, narrow, producer, rows, unexpanded, wide
 from onnx_fuse.patterns.interface import Match, View
 from onnx_fuse.patterns.level_attention import build_levels, level_attention, levels_body
 from onnx_fuse.patterns.masks import conjunction, is_lower_triangle, lengths_behind, negated, split_off
@@ -23,14 +23,8 @@ from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
 SILU_IS_ZERO = -128.0
 """At and below this number SiLU is zero in float32."""
-
-
-def wide(to: int) -> bool | str:
-    return to == TensorProto.FLOAT or "float32"
-
-
-def narrow(to: int) -> bool | str:
-    return to in (TensorProto.FLOAT16, TensorProto.BFLOAT16) or "float16 or bfloat16"
+_PRECISION = {TensorProto.FLOAT: 1e-6, TensorProto.FLOAT16: 1e-3, TensorProto.BFLOAT16: 8e-3}
+"""How far from the reciprocal of a whole number a constant may be that was meant to be one."""
 
 
 def _scaled(op: Any, value: Any, factor: Any, divisor: Any) -> Any:
@@ -363,7 +357,7 @@ def build(match: Match, view: View) -> Fused | str:
     if "levels" in match:
         return build_levels(match, view)
     like = match.root
-    masks, causal = split_off(view, _masks(match, view), like, is_lower_triangle)
+    masks, causal = split_off(view, _masks(match, view), like, lambda view, part: _is_causal(match, view, part))
     lengths = lengths_behind(view, match["present"]) if "present" in match else None
     if "present" in match:
         if lengths is None:
@@ -448,7 +442,14 @@ def _length(match: Match, view: View, masks: list[str]) -> tuple[float | None, s
         return 1.0, scale
     # The reciprocal of a whole number, as far as the type it is written in can hold it.
     whole = round(1 / factor)
-    return float(whole) if abs(factor * whole - 1) < 1e-3 else 1 / factor, None
+    return float(whole) if abs(factor * whole - 1) < _PRECISION.get(
+        view.dtype(match["query"]), 0.0
+    ) else 1 / factor, None
+
+
+def _is_causal(match: Match, view: View, part: str) -> bool:
+    """Whether a mask is the causal one: a lower triangle of all positions, not of one that is broadcast."""
+    return is_lower_triangle(view, part) and (view.shape(part) or (None,))[-1] == match["N"]
 
 
 def _masks_keys(match: Match, view: View, part: str, lengths: str) -> bool:

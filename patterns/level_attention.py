@@ -32,7 +32,12 @@ def level_attention(op, query, key_t, value, scale: Scalar, weight: Scalar, norm
 
 @level_attention.require
 def sizes_are_static(match: Match, view: View) -> str | None:
-    for name, what in (("N", "the number of positions"), ("h", "the number of heads"), ("d", "the head size")):
+    for name, what in (
+        ("N", "the number of positions"),
+        ("h", "the number of heads"),
+        ("d", "the head size"),
+        ("dv", "that of the value"),
+    ):
         if not isinstance(match[name], int):
             return f"{what} is {match[name]}, it must be known"
     return None

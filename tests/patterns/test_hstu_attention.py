@@ -634,6 +634,23 @@ def test_a_causal_mask_is_proven(array: Array, causal: int) -> None:
     helpers.assert_same_results(original, result.model, B=2)
 
 
+def test_a_triangle_of_one_is_not_causal() -> None:
+    """[[1]] is a lower triangle, and keeps everything where it is broadcast."""
+    original = attention(mask="masked = Mul({}, corner)")
+    original.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 1), np.float32), "corner"))
+    result = onnx_fuse.fuse(original)
+    node = fused_node(result.model)
+    assert node is None or attributes_of(node)["causal"] == 0
+    helpers.assert_same_results(original, result.model, B=2, N=5)
+
+
+def test_a_length_that_is_no_whole_number_is_kept() -> None:
+    original = attention(length="divided = Mul({}, odd)")
+    original.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1 / 1000.4, np.float32), "odd"))
+    node = fused_node(onnx_fuse.fuse(original).model)
+    assert node is not None and attributes_of(node)["norm_length"] == pytest.approx(1000.4, rel=1e-6)
+
+
 @pytest.mark.parametrize("diagonal", [-1, 0, 1])
 @pytest.mark.parametrize("kind", ["Trilu", "GreaterOrEqual", "Greater", "LessOrEqual", "Less"])
 def test_a_causal_mask_is_proven_at_run_time(kind: str, diagonal: int) -> None:
