@@ -13,18 +13,10 @@ from onnx import TensorProto
 
 from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import VIEW_DOMAIN, Attribute, Optional, Scalar, pattern
-from onnx_fuse.patterns.heads import before_split, four_axes, misfit, producer, unexpanded
+from onnx_fuse.patterns.heads import before_split, four_axes, misfit, narrow, producer, unexpanded, wide
 from onnx_fuse.patterns.interface import Match, View
 from onnx_fuse.patterns.norm import affine_problem, norm_of
 from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
-
-
-def wide(to: int) -> bool | str:
-    return to == TensorProto.FLOAT or "float32"
-
-
-def narrow(to: int) -> bool | str:
-    return to in (TensorProto.FLOAT16, TensorProto.BFLOAT16) or "float16 or bfloat16"
 
 
 @pattern

@@ -6,8 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from onnx_fuse.patterns.interface import View
+
+
+def wide(to: int) -> bool | str:
+    """The `to` of a Cast to float32."""
+    return to == TensorProto.FLOAT or "float32"
+
+
+def narrow(to: int) -> bool | str:
+    """The `to` of a Cast to float16 or bfloat16."""
+    return to in (TensorProto.FLOAT16, TensorProto.BFLOAT16) or "float16 or bfloat16"
 
 
 def producer(view: View, value: str, op_type: str) -> Any:
@@ -28,6 +39,36 @@ def before_split(view: View, value: str, heads: int, *, key: bool = False) -> st
     if before is None or after is None or len(before) != 3 or len(after) != 4:
         return None
     return view.resolve(reshape.inputs[0]) if before[:2] == after[:2] and after[2] == heads else None
+
+
+def rows(view: View, value: str, heads: int | None, like: Any, *, key: bool = False) -> str:
+    """[B, S, h*d] for heads [B, h, S, d] (or a transposed key): what was split into them, or what they make when merged again.
+
+    Args:
+        heads: h; None where there is no axis for it.
+    """
+    if heads is None:
+        return _turned(view, value, [0, 2, 1], like) if key else value
+    whole = before_split(view, value, heads, key=key)
+    if whole is not None:
+        return whole
+    reshape = producer(view, value, "Reshape")
+    if reshape is not None and heads == 1 and view.rank(reshape.inputs[0]) == 3:
+        whole = view.resolve(reshape.inputs[0])
+        return _turned(view, whole, [0, 2, 1], like) if key else whole
+    shape = view.shape(value) or ()
+    four = _turned(view, value, [0, 3, 1, 2] if key else [0, 2, 1, 3], like)
+    target = view.array(np.array([0, 0, heads * shape[2 if key else 3]], dtype=np.int64), value)
+    return view.add("Reshape", [four, target], like=like)
+
+
+def _turned(view: View, value: str, perm: list[int], like: Any) -> str:
+    """The value transposed, or what it was before the opposite transpose."""
+    transpose = producer(view, value, "Transpose")
+    opposite = [perm.index(axis) for axis in range(len(perm))]
+    if transpose is not None and list(view.attribute(transpose, "perm") or []) == opposite:
+        return view.resolve(transpose.inputs[0])
+    return view.add("Transpose", [value], {"perm": perm}, like=like)
 
 
 def unexpanded(view: View, mask: str, scores: Sequence[Any]) -> str:

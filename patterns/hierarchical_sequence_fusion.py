@@ -136,6 +136,11 @@ def masked_levels_weigh_nothing(match: Match, view: View) -> str | None:
 
 
 @hierarchical_sequence_fusion.require
+def temperature_is_finite(match: Match, view: View) -> str | None:
+    return "the scores are multiplied by 0" if "factor" in match and not view.scalar(match["factor"]) else None
+
+
+@hierarchical_sequence_fusion.require
 def overlap_is_divided_by_the_width(match: Match, view: View) -> str | None:
     found = view.scalar(match["inverse"]) if "inverse" in match else None
     if found is None or abs(found * match["H"] - 1) < 1e-3:
@@ -219,7 +224,7 @@ HierarchicalSequenceFusion = FusedOp(
 def build(match: Match, view: View) -> Fused:
     like = match.root
     numbers = _windows(match)
-    factor = view.scalar(match["factor"]) if "factor" in match else 1.0
+    factor = view.scalar(match["factor"]) if "factor" in match else None
     mask = _mask(match, view, ("keep", "drop"))
     if mask is not None:
         value, keeps = mask

@@ -14,22 +14,17 @@ from onnx import TensorProto
 
 from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import Attribute, Optional, Scalar, pattern
-from onnx_fuse.patterns.heads import before_split, four_axes, misfit, producer, unexpanded
+from onnx_fuse.patterns.heads import four_axes, misfit, narrow, producer, rows, unexpanded, wide
 from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.masks import conjunction, negated, split_causal
+from onnx_fuse.patterns.level_attention import build_levels, level_attention, levels_body
+from onnx_fuse.patterns.masks import conjunction, is_lower_triangle, lengths_behind, negated, split_off
 from onnx_fuse.patterns.norm import affine_problem
 from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
 SILU_IS_ZERO = -128.0
 """At and below this number SiLU is zero in float32."""
-
-
-def wide(to: int) -> bool | str:
-    return to == TensorProto.FLOAT or "float32"
-
-
-def narrow(to: int) -> bool | str:
-    return to in (TensorProto.FLOAT16, TensorProto.BFLOAT16) or "float16 or bfloat16"
+_PRECISION = {TensorProto.FLOAT: 1e-6, TensorProto.FLOAT16: 1e-3, TensorProto.BFLOAT16: 8e-3}
+"""How far from the reciprocal of a whole number a constant may be that was meant to be one."""
 
 
 def _scaled(op: Any, value: Any, factor: Any, divisor: Any) -> Any:
@@ -107,6 +102,7 @@ def hstu_attention(  # type: ignore[no-untyped-def]
     beta: Optional,
     epsilon: Attribute,
     gate,
+    present,
 ):
     product = op.MatMul(op.shape(query, "B h N d"), op.shape(key_t, "B h d M"))
     weights = _weights(
@@ -125,7 +121,8 @@ def hstu_attention(  # type: ignore[no-untyped-def]
     merged = op.shape(op.any_of(op.Reshape(op.any_of(affine, turned)), affine), "B N E")
     merged = op.named("merged", _scaled(op, merged, factor_4, divisor_4))
     normed = op.any_of(op.named("layer", op.LayerNormalization(merged, gamma, beta, axis=-1, epsilon=epsilon)), merged)
-    return op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
+    gated = op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
+    return op.any_of(op.Mul(gated, op.shape(present, "B N 1")), gated)
 
 
 @pattern
@@ -155,6 +152,7 @@ def hstu_attention_of_one_head(  # type: ignore[no-untyped-def]
     beta: Optional,
     epsilon: Attribute,
     gate,
+    present,
 ):
     """A model with one head may have no axis for it."""
     weights = _weights(
@@ -168,7 +166,8 @@ def hstu_attention_of_one_head(  # type: ignore[no-untyped-def]
     merged = _scaled(op, context, factor_3, divisor_3)
     merged = op.named("merged", op.shape(merged, "B N E"))
     normed = op.any_of(op.named("layer", op.LayerNormalization(merged, gamma, beta, axis=-1, epsilon=epsilon)), merged)
-    return op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
+    gated = op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
+    return op.any_of(op.Mul(gated, op.shape(present, "B N 1")), gated)
 
 
 @hstu_attention_of_one_head.require
@@ -263,8 +262,11 @@ def hstu_body(  # type: ignore[no-untyped-def]
     gate_activation,
     epsilon,
     mode,
+    num_levels,
+    decay,
     is_causal,
     divides_by_n,
+    levels,
 ) -> Any:
     """a = silu(s) * mask, s = alpha q k^T + bias or alpha (q k^T + bias);  y = norm(merge(a v / N)) * act(u)."""
     heads = op.Reshape(num_heads, op.ints(1))
@@ -278,7 +280,10 @@ def hstu_body(  # type: ignore[no-untyped-def]
         four = op.Reshape(op.float32(x), op.Concat(rows, heads, op.Div(width, heads), axis=0))
         return str(op.Transpose(four, perm=perm))
 
-    scores = op.MatMul(split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1]))
+    scores, values = op.MatMul(split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1])), split(v, [0, 2, 1, 3])
+    if mode == "level_softmax":
+        context = levels_body(op, op.Mul(scores, alpha), values, mask, position, length, decay, levels)
+        return op.like(op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3]), op.Shape(v)), q)
     if bias is not None and bias_order == "inside_alpha":
         scores = op.Mul(op.Add(scores, op.float32(bias)), alpha)
     else:
@@ -292,7 +297,7 @@ def hstu_body(  # type: ignore[no-untyped-def]
     if lengths is not None:
         present = op.Less(position, op.Unsqueeze(op.Cast(lengths, to=TensorProto.INT64), op.ints(1)))
         weights = op.Where(op.Unsqueeze(present, op.ints(1, 2)), weights, 0.0)
-    context = op.MatMul(weights, split(v, [0, 2, 1, 3]))
+    context = op.MatMul(weights, values)
     if scale is not None:
         context = op.Mul(context, op.float32(scale))
     else:
@@ -334,6 +339,8 @@ HSTUHierarchicalAttention = FusedOp(
         "gate_activation",
         "epsilon",
         "mode",
+        "num_levels",
+        "decay",
     ),
     outputs=("y",),
     types=FLOATS,
@@ -341,25 +348,36 @@ HSTUHierarchicalAttention = FusedOp(
     structure=lambda attributes: {
         "is_causal": bool(attributes["causal"]),
         "divides_by_n": attributes["norm_length"] == 0,
+        "levels": attributes["num_levels"],
     },
 )
 
 
 def build(match: Match, view: View) -> Fused | str:
+    if "levels" in match:
+        return build_levels(match, view)
     like = match.root
-    masks, causal = split_causal(view, _masks(match, view), like)
+    masks, causal = split_off(view, _masks(match, view), like, lambda view, part: _is_causal(match, view, part))
+    lengths = lengths_behind(view, match["present"]) if "present" in match else None
+    if "present" in match:
+        if lengths is None:
+            return f"the rows are multiplied by {match['present']}, which is not known to be made of lengths"
+        masks, masked = split_off(view, masks, like, lambda view, part: _masks_keys(match, view, part, lengths))
+        if not masked and not causal:
+            return f"rows beyond {lengths} are cleared, and their keys are not masked"
     length, scale = _length(match, view, masks)
     if length is None:
         return "the weights are divided by something else than one number for each position"
     norm = "group" if "group" in match else "layer" if "layer" in match else "none"
     activation, gate = _gate(match, view)
     inputs = {
-        "q": _rows(view, match, "query", match["d"]),
-        "k": _rows(view, match, "key_t", match["d"]),
-        "v": _rows(view, match, "value", match["dv"]),
+        "q": rows(view, match["query"], match.get("h"), like),
+        "k": rows(view, match["key_t"], match.get("h"), like, key=True),
+        "v": rows(view, match["value"], match.get("h"), like),
         "bias": _four_axes(view, match, unexpanded(view, match["bias"], _scores(match))) if "bias" in match else None,
         "mask": conjunction(view, [_four_axes(view, match, mask) for mask in masks], like),
         "scale": None if scale is None else _four_axes(view, match, scale),
+        "lengths": lengths,
         "u": gate,
         "gamma": _affine(match, view, "gamma", neutral=1.0),
         "beta": _affine(match, view, "beta", neutral=0.0),
@@ -374,8 +392,15 @@ def build(match: Match, view: View) -> Fused | str:
         "gate_activation": activation,
         "epsilon": float(match.get("epsilon", 0.0)),
         "mode": "silu",
+        "num_levels": 1,
+        "decay": 1.0,
     }
-    taken = {"bias": "bias" in match, "mask": causal or bool(masks), "norm": norm != "none", "gate": gate is not None}
+    taken = {
+        "bias": "bias" in match,
+        "mask": causal or bool(masks) or lengths is not None,
+        "norm": norm != "none",
+        "gate": gate is not None,
+    }
     return Fused(
         inputs, {"y": like.outputs[0]}, attributes, parts=tuple(part for part, is_in in taken.items() if is_in)
     )
@@ -403,21 +428,34 @@ def _length(match: Match, view: View, masks: list[str]) -> tuple[float | None, s
     divisors = [place for place in range(1, 5) if f"divisor_{place}" in match]
     if factor <= 0 or len(divisors) > 1 or (divisors and factor != 1.0):
         return None, None
-    rows = (match["B"], 1, match["N"], 1) if "h" in match else (match["B"], match["N"], 1)
+    each_row = (match["B"], 1, match["N"], 1) if "h" in match else (match["B"], match["N"], 1)
     if divisors:
         divisor = match[f"divisor_{divisors[0]}"]
         if view.dimension(divisor) == match["N"]:
             return 0.0, None
-        if divisors[0] == 4 or not view.broadcasts_to(divisor, rows):
+        if divisors[0] == 4 or not view.broadcasts_to(divisor, each_row):
             return None, None
         return 1.0, view.add("Reciprocal", [divisor], like=match.root)
-    scale = next((mask for mask in masks if view.dtype(mask) in FLOATS and view.broadcasts_to(mask, rows)), None)
+    scale = next((mask for mask in masks if view.dtype(mask) in FLOATS and view.broadcasts_to(mask, each_row)), None)
     if scale is not None and factor == 1.0:
         masks.remove(scale)
         return 1.0, scale
     # The reciprocal of a whole number, as far as the type it is written in can hold it.
     whole = round(1 / factor)
-    return float(whole) if abs(factor * whole - 1) < 1e-3 else 1 / factor, None
+    return float(whole) if abs(factor * whole - 1) < _PRECISION.get(
+        view.dtype(match["query"]), 0.0
+    ) else 1 / factor, None
+
+
+def _is_causal(match: Match, view: View, part: str) -> bool:
+    """Whether a mask is the causal one: a lower triangle of all positions, not of one that is broadcast."""
+    return is_lower_triangle(view, part) and (view.shape(part) or (None,))[-1] == match["N"]
+
+
+def _masks_keys(match: Match, view: View, part: str, lengths: str) -> bool:
+    """Whether a mask keeps the keys below the lengths."""
+    keys = (match["B"], 1, 1, match["N"]) if "h" in match else (match["B"], 1, match["N"])
+    return view.shape(part) == keys and lengths_behind(view, part) == lengths
 
 
 def _four_axes(view: View, match: Match, value: str) -> str:
@@ -454,37 +492,9 @@ def _affine(match: Match, view: View, name: str, neutral: float) -> str | None:
     return value
 
 
-def _rows(view: View, match: Match, name: str, size: int) -> str:
-    """Query, key or value as [B, N, h*d]: what was split into heads, or what the heads are when merged again."""
-    value, key = match[name], name == "key_t"
-    if "h" not in match:
-        return _turned(view, value, [0, 2, 1], match.root) if key else value
-    heads = match["h"]
-    whole = before_split(view, value, heads, key=key)
-    if whole is not None:
-        return whole
-    reshape = producer(view, value, "Reshape")
-    if reshape is not None and heads == 1 and view.rank(reshape.inputs[0]) == 3:
-        whole = view.resolve(reshape.inputs[0])
-        return _turned(view, whole, [0, 2, 1], match.root) if key else whole
-    four = _turned(view, value, [0, 3, 1, 2] if key else [0, 2, 1, 3], match.root)
-    target = view.array(np.array([0, 0, heads * size], dtype=np.int64), value)
-    return view.add("Reshape", [four, target], like=match.root)
-
-
-def _turned(view: View, value: str, perm: list[int], like: Any) -> str:
-    """The value transposed, or what it was before the opposite transpose."""
-    transpose = producer(view, value, "Transpose")
-    if transpose is not None and list(view.attribute(transpose, "perm") or []) == [
-        perm.index(axis) for axis in range(len(perm))
-    ]:
-        return view.resolve(transpose.inputs[0])
-    return view.add("Transpose", [value], {"perm": perm}, like=like)
-
-
 FUSION = Fusion(
     name="HSTUHierarchicalAttention",
-    pattern=(hstu_attention, hstu_attention_of_one_head),
+    pattern=(hstu_attention, hstu_attention_of_one_head, level_attention),
     operator=HSTUHierarchicalAttention,
     build=build,
     summary="HSTU attention: SiLU of the scores, divided by a length, with its norm and its gate",

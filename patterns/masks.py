@@ -1,11 +1,11 @@
-"""Attention masks that multiply: what they are made of, and whether a causal mask is among it.
+"""Attention masks that multiply: what they are made of, and whether a causal mask or lengths are among it.
 
 A mask is bool (true keeps) or a float tensor that the weights are multiplied with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,38 @@ _COMPARISONS = {"LessOrEqual": (1, 0), "GreaterOrEqual": (0, 1), "Less": (0, 1),
 """Comparison -> which operands are the row and the column, in a lower triangle or (where strict) in what it leaves out."""
 
 
-def split_causal(view: View, masks: Sequence[str], like: Any) -> tuple[list[str], bool]:
-    """The masks without the causal one, and whether there was one: its triangle or an And with it."""
+def split_off(
+    view: View, masks: Sequence[str], like: Any, is_part: Callable[[View, str], bool]
+) -> tuple[list[str], bool]:
+    """The masks without those that `is_part` tells, and whether there was one: a mask of its own, or an And with it."""
     rest: list[str] = []
-    causal = False
+    found = False
     for mask in masks:
         parts = _conjuncts(view, mask, like)
-        others = [part for part in parts if not is_lower_triangle(view, part)]
-        causal = causal or len(others) < len(parts)
+        others = [part for part in parts if not is_part(view, part)]
+        found = found or len(others) < len(parts)
         rest += [mask] if len(others) == len(parts) else others
-    return rest, causal
+    return rest, found
+
+
+def lengths_behind(view: View, mask: str) -> str | None:
+    """lengths [B], where the mask keeps the positions below them: position < length, with axes of size 1 put in anywhere."""
+    node = view.producer(mask)
+    while node is not None and node.domain == "" and node.op_type in ("Cast", "Reshape", "Unsqueeze"):
+        node = view.producer(node.inputs[0])
+    if node is None or node.domain != "" or node.op_type not in ("Less", "Greater"):
+        return None
+    position, bound = node.inputs if node.op_type == "Less" else reversed(node.inputs)
+    whole, limits = view.shape(node.outputs[0]) or (), view.shape(bound) or ()
+    places = [place for place in range(1, len(whole)) if _counts(view, position, place - len(whole))]
+    if not places or len(limits) != len(whole) or any(dim != 1 for dim in limits[1:]) or limits[0] != whole[0]:
+        return None
+    maker = view.producer(bound)
+    while maker is not None and maker.domain == "" and maker.op_type in ("Cast", "Reshape", "Unsqueeze"):
+        bound = view.resolve(maker.inputs[0])
+        maker = view.producer(bound)
+    counts = view.dtype(bound) in (TensorProto.INT32, TensorProto.INT64)
+    return bound if counts and view.shape(bound) == limits[:1] else None
 
 
 def negated(view: View, mask: str, like: Any) -> str:
@@ -120,6 +142,9 @@ def _counts(view: View, value: str, axis: int) -> bool:
     shape = view.shape(value) or ()
     if len(shape) < -axis or any(dim != 1 for place, dim in enumerate(shape) if place != len(shape) + axis):
         return False
+    array = view.constant(value)
+    if array is not None:
+        return bool(np.array_equal(np.asarray(array).reshape(-1), np.arange(array.size)))
     node = view.producer(value)
     while node is not None and node.domain == "" and node.op_type in ("Reshape", "Unsqueeze"):
         node = view.producer(node.inputs[0])

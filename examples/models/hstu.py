@@ -151,6 +151,37 @@ class OpsHSTULayer(nn.Module):
         return normed.view(x.shape)
 
 
+class LevelAttention(nn.Module):
+    """A hierarchical variant: the keys in equal runs, a Softmax for each, later runs sharper or flatter and weighing more.
+
+    Args:
+        heads: h.
+        levels: number of runs.
+        decay: factor of the scores from one run to the next.
+    """
+
+    def __init__(self, heads: int, levels: int, decay: float = 0.9) -> None:
+        super().__init__()
+        self.heads, self.levels, self.decay = heads, levels, decay
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k [B, N, h*d], v [B, N, h*dv] -> [B, N, h*dv]; N is fixed when exporting, since the runs are unrolled."""
+        length = q.shape[1]
+        size = (length + self.levels - 1) // self.levels
+        q, k, v = (item.unflatten(-1, (self.heads, -1)).transpose(1, 2) for item in (q, k, v))
+        alpha = q.shape[-1] ** -0.5
+        total, weights = torch.zeros(()), 0.0
+        for level in range(self.levels):
+            start, end = level * size, min((level + 1) * size, length)
+            if start >= end:
+                break
+            scores = q @ k[:, :, start:end].transpose(-1, -2) * (alpha * self.decay**level)
+            weight = (level + 1) / self.levels
+            total = total + weight * (scores.softmax(-1) @ v[:, :, start:end])
+            weights += weight
+        return (total / weights).transpose(1, 2).flatten(2)
+
+
 class ResearchHSTU(nn.Module):
     """Next-item recommendation with research layers: items and positions embedded, causal, scored against all items.
 

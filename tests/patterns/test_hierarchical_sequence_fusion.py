@@ -307,6 +307,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "which may be something else than a mask",
         {"after": "weights = Mul({}, factor)"},
     ),
+    "a scale of 0": ("the scores are multiplied by 0", {"scale": "scaled = Mul({}, zero)"}),
     "an overlap of another scale": (
         "the overlap is multiplied by 0.25",
         {"gate": "mean = Mul({}, fourth)\ngate = Sigmoid(mean)"},

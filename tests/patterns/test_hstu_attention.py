@@ -178,6 +178,26 @@ def masked_before_silu(self: Form, x: Tensor, mask: Tensor, lengths: Tensor) -> 
     return self.norm(self.merged(weights @ v)) * u
 
 
+@form(norm_length=0.0, norm="layer", inputs="q,k,v,mask,lengths,u,gamma,beta", causal=0)
+def rows_and_keys_beyond_the_lengths(self: Form, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+    length = x.shape[1]
+    u, q, k, v = self.split(x)
+    q, k, v = self.in_heads(q, k, v)
+    present = torch.arange(length)[None, :] < lengths[:, None]
+    weights = F.silu(q @ k.transpose(-1, -2)) / length * (mask & present[:, None, :])[:, None]
+    return self.norm(self.merged(weights @ v)) * u * present.unsqueeze(-1)
+
+
+@form(norm_length=0.0, norm="none", inputs="q,k,v,lengths", causal=1)
+def rows_beyond_the_lengths(self: Form, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+    """Causal, so that no row that is kept sees a key beyond the length."""
+    length = x.shape[1]
+    _, q, k, v = self.split(x)
+    q, k, v = self.in_heads(q, k, v)
+    weights = F.silu(q @ k.transpose(-1, -2)) / length * torch.tril(torch.ones(length, length))
+    return self.merged(weights @ v) * (lengths[:, None] > torch.arange(length)).unsqueeze(-1).float()
+
+
 class Forms(nn.Module):
     """Forms side by side: one export serves them all."""
 
@@ -356,6 +376,8 @@ ATTRIBUTES = {
     "gate_activation": "none",
     "epsilon": 1e-5,
     "mode": "silu",
+    "num_levels": 1,
+    "decay": 1.0,
 }
 
 
@@ -610,6 +632,23 @@ def test_a_causal_mask_is_proven(array: Array, causal: int) -> None:
     assert node is not None and attributes_of(node)["causal"] == causal
     assert ("mask" in attributes_of(node)["inputs"]) != bool(causal)
     helpers.assert_same_results(original, result.model, B=2)
+
+
+def test_a_triangle_of_one_is_not_causal() -> None:
+    """[[1]] is a lower triangle, and keeps everything where it is broadcast."""
+    original = attention(mask="masked = Mul({}, corner)")
+    original.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 1), np.float32), "corner"))
+    result = onnx_fuse.fuse(original)
+    node = fused_node(result.model)
+    assert node is None or attributes_of(node)["causal"] == 0
+    helpers.assert_same_results(original, result.model, B=2, N=5)
+
+
+def test_a_length_that_is_no_whole_number_is_kept() -> None:
+    original = attention(length="divided = Mul({}, odd)")
+    original.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1 / 1000.4, np.float32), "odd"))
+    node = fused_node(onnx_fuse.fuse(original).model)
+    assert node is not None and attributes_of(node)["norm_length"] == pytest.approx(1000.4, rel=1e-6)
 
 
 @pytest.mark.parametrize("diagonal", [-1, 0, 1])
