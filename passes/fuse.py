@@ -138,7 +138,11 @@ class FusePass:
 def _interesting(miss: NearMiss, fusion: Fusion, view: View) -> bool:
     if fusion.anchor is None:
         return miss.matched >= min(2, miss.pattern.size)
-    if any(op_type == fusion.anchor for op_type, _ in miss.reached):
+    # An attempt that stopped at its root tells nothing, though the root be the anchor.
+    if any(
+        op_type == fusion.anchor and (miss.matched or position != miss.root.position)
+        for op_type, position in miss.reached
+    ):
         return True
     # The outermost node may be the right operator with another attribute: then nothing before it was looked at.
     return miss.matched == 0 and miss.failed_at == miss.root.name and _is_before(fusion.anchor, miss.root, view)
