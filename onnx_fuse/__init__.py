@@ -18,6 +18,11 @@ _EXPORTS = {
     "explain": "onnx_fuse.api",
     "FuseResult": "onnx_fuse.api",
     "fusions": "onnx_fuse.api",
+    "export": "onnx_fuse.export_step",
+    "finish_export": "onnx_fuse.export_step",
+    "Exported": "onnx_fuse.export_step",
+    "custom_op": "onnx_fuse.custom_op_table",
+    "LearnedFusion": "onnx_fuse.learning",
     "verify": "onnx_fuse.passes.verify",
     "Verification": "onnx_fuse.passes.verify",
     "Pipeline": "onnx_fuse.passes.pipeline",
@@ -37,11 +42,13 @@ _EXPORTS = {
 __all__ = [
     "Attribute",
     "Constant",
+    "Exported",
     "FuseResult",
     "Fused",
     "FusedOp",
     "Fusion",
     "Graph",
+    "LearnedFusion",
     "OnnxFuseError",
     "Optional",
     "Pipeline",
@@ -49,7 +56,10 @@ __all__ = [
     "Scalar",
     "Verification",
     "__version__",
+    "custom_op",
     "explain",
+    "export",
+    "finish_export",
     "fuse",
     "fusions",
     "pattern",
@@ -58,7 +68,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from onnx_fuse.api import FuseResult, explain, fuse, fusions
+    from onnx_fuse.custom_op_table import custom_op
     from onnx_fuse.errors import OnnxFuseError
+    from onnx_fuse.export_step import Exported, export, finish_export
+    from onnx_fuse.learning import LearnedFusion
     from onnx_fuse.passes.graph import Graph
     from onnx_fuse.passes.pipeline import Pipeline
     from onnx_fuse.passes.report import Report

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, RequirementError, UsageError, VerificationError
+from onnx_fuse.learning import LearnedFusion
+from onnx_fuse.learning import load as load_learned
 from onnx_fuse.passes import blocks, io
 from onnx_fuse.passes.checker import check
 from onnx_fuse.passes.convert import Convert
@@ -31,6 +33,8 @@ from onnx_fuse.patterns.operator import Fusion
 
 Model = "ModelProto | str | os.PathLike[str] | Any"
 Progress = Callable[[str], None]
+Chosen = str | os.PathLike[str] | Fusion
+"""A fusion by its name, by the path of a learned one, or itself."""
 
 _MOST_MISSES = 5
 
@@ -71,8 +75,8 @@ class FuseResult:
 def fuse(
     model: Any,
     *,
-    fusions: Iterable[str | Fusion] | None = None,
-    enable: Iterable[str | Fusion] = (),
+    fusions: Iterable[Chosen] | None = None,
+    enable: Iterable[Chosen] = (),
     disable: Iterable[str] = (),
     require: Mapping[str, int] | None = None,
     select: str = "all",
@@ -87,8 +91,8 @@ def fuse(
 
     Args:
         model: path, ModelProto (left as it is) or onnx_graphsurgeon.Graph (left as it is; the result holds one too).
-        fusions: names of fusions, or `Fusion` objects of your own; None for the default ones.
-        enable: fusions to add to these, by name or object.
+        fusions: names of fusions, `Fusion` objects of your own, or paths of learned ones (.onnx); None for the default ones.
+        enable: fusions to add to these, by name, object or path.
         disable: names of fusions to leave out.
         require: operator or fusion name -> least number of fused nodes.
         select: which matches to commit; "all" is the only choice there is.
@@ -157,6 +161,7 @@ def fuse(
         problem = _verify(
             pristine, fused, report, inputs, Suspects(names + (rule_names() if simplify else []), rebuild)
         )
+    report.warnings += _without_kernel(chosen, report)
     count = len(fused.functions)
     if functions == "inline":
         fused = inline_bodies(fused, operators)
@@ -177,8 +182,8 @@ def explain(
     *,
     pattern: str | None = None,
     at: str | None = None,
-    fusions: Iterable[str | Fusion] | None = None,
-    enable: Iterable[str | Fusion] = (),
+    fusions: Iterable[Chosen] | None = None,
+    enable: Iterable[Chosen] = (),
 ) -> Report:
     """What would fuse, and what stopped the rest; nothing is rewritten.
 
@@ -273,11 +278,13 @@ def _copy(model: ModelProto) -> ModelProto:
 
 
 def _chosen(
-    names: Iterable[str | Fusion] | None, enable: Iterable[str | Fusion], disable: Iterable[str]
+    names: Iterable[Chosen] | None,
+    enable: Iterable[Chosen],
+    disable: Iterable[str],
 ) -> tuple[Fusion, ...]:
     known = {fusion.name: fusion for fusion in builtin_fusions()}
-    wanted: list[str | Fusion] = [item for item in known.values() if item.default] if names is None else _listed(names)
-    wanted += _listed(enable)
+    wanted: list[str | Fusion] = [item for item in known.values() if item.default] if names is None else _loaded(names)
+    wanted += _loaded(enable)
     left_out = {
         _by_name(name, known | {item.name: item for item in wanted if isinstance(item, Fusion)}).name
         for name in _listed(disable)
@@ -285,13 +292,26 @@ def _chosen(
     chosen: dict[str, Fusion] = {}
     for item in wanted:
         fusion = item if isinstance(item, Fusion) else _by_name(item, known)
+        if isinstance(fusion, LearnedFusion) and chosen.get(fusion.name, fusion) is not fusion:
+            raise UsageError(
+                f"There are two fusions called {fusion.name}.", "Leave one out, or learn it under another name (--op)."
+            )
         if fusion.name not in left_out:
             chosen[fusion.name] = fusion
     return tuple(chosen.values())
 
 
 def _listed(items: Any) -> list[Any]:
-    return [items] if isinstance(items, (str, Fusion)) else list(items)
+    return [items] if isinstance(items, (str, os.PathLike, Fusion)) else list(items)
+
+
+def _loaded(items: Any) -> list[str | Fusion]:
+    """Names and objects as they are, the fusion itself for the path of a learned one."""
+    return [load_learned(item) if _is_path(item) else item for item in _listed(items)]
+
+
+def _is_path(item: Any) -> bool:
+    return isinstance(item, os.PathLike) or (isinstance(item, str) and item.endswith(".onnx"))
 
 
 def _by_name(name: str, known: Mapping[str, Fusion]) -> Fusion:
@@ -300,6 +320,16 @@ def _by_name(name: str, known: Mapping[str, Fusion]) -> Fusion:
     if name not in known:
         raise UsageError(f"There is no fusion {name!r}.", f"The fusions are: {', '.join(known)}.")
     return known[name]
+
+
+def _without_kernel(chosen: Sequence[Fusion], report: Report) -> list[str]:
+    learned = {fusion.operator.name for fusion in chosen if isinstance(fusion, LearnedFusion)}
+    names = [name for name in dict.fromkeys(match.operator for match in report.matches) if name in learned]
+    return [
+        f"{name} is learned: it has a body and no kernel yet. Until TensorRT is given a plugin of that name it runs the "
+        "body, which is as fast as before fusing"
+        for name in names
+    ]
 
 
 def _check_required(require: Mapping[str, int] | None, chosen: Sequence[Fusion]) -> None:

@@ -79,7 +79,7 @@ app = typer.Typer(
     help="Fuses the subgraphs of an ONNX model into custom operators, proves the result equal, and says why the rest did "
     "not fuse.",
     epilog="Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a --require is not met, 4 verification failed or not "
-    "accepted, 5 model unreadable or invalid, 6 output not writable.",
+    "accepted, 5 model unreadable or invalid, 6 output not writable, 7 an example cannot be learned.",
 )
 
 
@@ -117,6 +117,7 @@ def fuse(
     fusions: str = typer.Option("", metavar="NAME,..", help="Apply only these fusions."),
     enable: list[str] = typer.Option([], metavar="NAME", help="Apply an opt-in fusion too; may be repeated."),
     disable: list[str] = typer.Option([], metavar="NAME", help="Leave a fusion out; may be repeated."),
+    learned: list[Path] = typer.Option([], "--with", metavar="F.onnx", help="Apply a learned fusion; may be repeated."),
     require: list[str] = typer.Option([], metavar="NAME=N", help="Fail (3) unless it fused N times; may be repeated."),
     select: Select = typer.Option(Select.all, help="Which matches to fuse."),
     functions: Functions = typer.Option(Functions.keep, help="Function bodies of the fused operators."),
@@ -146,7 +147,7 @@ def fuse(
             result = onnx_fuse.fuse(
                 model,
                 fusions=fusion_names or None,
-                enable=_names(enable),
+                enable=[*_names(enable), *learned],
                 disable=_names(disable),
                 require=required or None,
                 select=select.value,
@@ -175,6 +176,7 @@ def explain(
     model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
     pattern: str | None = typer.Option(None, metavar="NAME", help="Only this fusion."),
     at: str | None = typer.Option(None, metavar="NODE", help="All about one node, given by its name or an output."),
+    learned: list[Path] = typer.Option([], "--with", metavar="F.onnx", help="Try a learned fusion; may be repeated."),
 ) -> None:
     """Say what would fuse, and why the rest does not."""
     _require_model(model)
@@ -182,7 +184,7 @@ def explain(
     from onnx_fuse import render
 
     with _progress(False, f"explaining {model.name}"):
-        report = onnx_fuse.explain(model, pattern=pattern, at=at)
+        report = onnx_fuse.explain(model, pattern=pattern, at=at, enable=learned)
     render.warnings(_console(stderr=True), report)
     render.explanation(_console(), report, at=at, pattern=pattern)
 
@@ -229,7 +231,10 @@ def inspect(
 @app.command()
 def parse(
     model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
-    plugins: list[Path] = typer.Option([], metavar="LIB", help="A plugin library to load first; may be repeated."),
+    plugins: list[Path] = typer.Option(
+        [], metavar="LIB", help="A plugin library to load instead of the one that is found; may be repeated."
+    ),
+    no_plugins: bool = typer.Option(False, "--no-plugins", help="Load no plugin library."),
 ) -> None:
     """Ask NVIDIA's parser (on the CPU) if it takes the model."""
     _load(model)
@@ -237,13 +242,90 @@ def parse(
     from onnx_fuse.runtime import parse as parsing
 
     with _progress(False, f"parsing {model.name}"):
-        result = parsing.parse(model, plugins=plugins)
+        result = parsing.parse(model, plugins=[] if no_plugins else plugins or None)
     render.parse_result(_console(), result)
     if not result.accepted:
         raise VerificationError(
             f"{result.module} does not accept {model}.",
             "See the errors by node; `onnx-fuse inspect` shows its operators.",
         )
+
+
+plugins_app = typer.Typer(help="Build and find the TensorRT plugin library.", no_args_is_help=True)
+app.add_typer(plugins_app, name="plugins")
+
+
+@plugins_app.command("build")
+def build_plugins(
+    output: Path | None = typer.Option(
+        None, "-o", "--output", metavar="LIB", help="Where to put the library; in the user's cache if not given."
+    ),
+    architectures: list[int] = typer.Option(
+        [], "--arch", metavar="SM", help="A GPU architecture, such as 90 for sm_90; may be repeated. All if not given."
+    ),
+    jobs: int | None = typer.Option(
+        None, "-j", "--jobs", min=1, help="Processes at a time; one for each core if not given."
+    ),
+) -> None:
+    """Compile the kernels and the plugin library; no GPU is needed."""
+    from onnx_fuse.runtime import aot, plugins
+
+    with _progress(False, "compiling the kernels") as say:
+        built = plugins.build(output, architectures=architectures or aot.ARCHITECTURES, jobs=jobs, progress=say)
+    chips = ", ".join(f"sm_{item}" for item in built.architectures)
+    typer.echo(f"{built.path}: {built.variants} kernels for {chips}, {built.size / 1e6:.1f} MB, {built.seconds:.0f} s")
+
+
+@plugins_app.command("show")
+def show_plugins() -> None:
+    """Show the plugin libraries that would be loaded."""
+    from onnx_fuse.runtime import plugins
+
+    found = plugins.find()
+    if not found:
+        typer.echo("No plugin library is found: bodies are inlined. Build one with: onnx-fuse plugins build")
+    for path in found:
+        library = plugins.described(path)
+        facts = (
+            f"{library.variants} kernels, version {library.version}, sha256 {library.sha256}"
+            if library
+            else "no record"
+        )
+        typer.echo(f"{path}: {facts}")
+
+
+@app.command()
+def learn(
+    example: str = typer.Argument(metavar="EXAMPLE", help="module.py:Class, or an ONNX file with just the subgraph."),
+    out: Path = typer.Option(..., "-o", "--output", metavar="OUT", help="The fusion to write."),
+    op: str | None = typer.Option(None, metavar="NAME", help="Name of the operator. [default: by the example]"),
+    inputs: str | None = typer.Option(
+        None, metavar="TYPES", help='Inputs of the module: "float[B, S, 64] x, int64[B] lengths".'
+    ),
+    attribute: list[str] = typer.Option([], metavar="NAME=C", help="Constant C (value or name) becomes an attribute."),
+    constant: list[str] = typer.Option([], "--input", metavar="NAME=C", help="Constant C becomes an input."),
+    fixed: list[str] = typer.Option([], metavar="NAME", help="A parameter that keeps its value; may be repeated."),
+    domain: str | None = typer.Option(None, metavar="D", help="Domain of the operator. [default: gr.ml.infra]"),
+    plugin_namespace: str | None = typer.Option(None, metavar="NS", help="Namespace of the plugin. [default: domain]"),
+    plugin_version: str = typer.Option("1", metavar="V", help="Version of the plugin."),
+) -> None:
+    """Learn a fusion from a PyTorch module or an ONNX subgraph."""
+    from onnx_fuse import learning, render
+    from onnx_fuse.passes import io
+
+    io.check_output(out)
+    options: dict[str, Any] = {
+        "attributes": _constants(attribute),
+        "inputs": _constants(constant),
+        "fixed": fixed,
+        "domain": domain,
+        "plugin_namespace": plugin_namespace,
+        "plugin_version": plugin_version,
+    }
+    with _progress(False, f"learning {example}"):
+        fusion = learning.from_example(example, op, types=inputs, **options)
+    fusion.save(out)
+    render.learned(_console(), fusion, str(out))
 
 
 @app.command("list")
@@ -312,6 +394,22 @@ def _requirements(values: Sequence[str]) -> dict[str, int]:
             raise UsageError(f"--require {value!r} is not of the form NAME=N.", "For example: --require FusedSwish=4")
         required[name.strip()] = int(number)
     return required
+
+
+def _constants(values: Sequence[str]) -> dict[str, Any]:
+    """NAME=0.5 or NAME=constant_1 as name -> number or name."""
+    chosen: dict[str, Any] = {}
+    for value in values:
+        name, _, wanted = value.partition("=")
+        if not name.strip() or not wanted.strip():
+            raise UsageError(
+                f"{value!r} is not of the form NAME=CONSTANT.", "For example: scale=0.125, or table=constant_2"
+            )
+        try:
+            chosen[name.strip()] = float(wanted)
+        except ValueError:
+            chosen[name.strip()] = wanted.strip()
+    return chosen
 
 
 def _require_model(model: Path) -> None:

@@ -52,6 +52,12 @@ class OutputError(OnnxFuseError):
     exit_code = 6
 
 
+class LearnError(OnnxFuseError):
+    """No fusion can be learned from an example."""
+
+    exit_code = 7
+
+
 class RewriteError(OnnxFuseError):
     """A rewrite left the graph unsound: a fault of a fusion, found before anything is written."""
 

@@ -16,6 +16,7 @@ from onnx_fuse.passes.report import MatchRecord, NearMissRecord, Report, group_n
 
 if TYPE_CHECKING:
     from onnx_fuse.inspect import Inspection
+    from onnx_fuse.learning import LearnedFusion
     from onnx_fuse.patterns.operator import Fusion
     from onnx_fuse.runtime.parse import ParseResult
 
@@ -294,6 +295,39 @@ def matched(miss: NearMissRecord) -> str:
 
 def _place(node: str, graph: str) -> str:
     return f"{node} in {graph}" if graph else node
+
+
+# --- learn ------------------------------------------------------------------------------------------------------------
+
+_NOTES = {
+    "input": "Inputs",
+    "weight": "Inputs that were parameters",
+    "attribute": "Attributes",
+    "fixed": "Fixed: a model must have the same value here",
+    "dimension": "Dimensions",
+    "unused": "Left out",
+    "form": "Exports",
+}
+
+
+def learned(console: Console, fusion: LearnedFusion, out: str) -> None:
+    """What `learn` prints: what was generalised, what was fixed, and what there is not."""
+    operator = fusion.operator
+    say(console, f"{operator.domain}::{operator.name}, {fusion.summary}", "bold")
+    for kind, title in _NOTES.items():
+        notes = [note for note in fusion.notes if note.kind == kind]
+        if notes:
+            say(console, f"{title}:")
+        for note in notes:
+            indented(console, f"{note.name}: {note.text}", 2)
+    console.print()
+    say(console, "It found its own example, and computes the same.", "green")
+    say(
+        console,
+        "It has a body, and no kernel yet: TensorRT runs the body until it is given a plugin of that name.",
+        "yellow",
+    )
+    say(console, f"Wrote {out}. Use it: onnx-fuse fuse MODEL -o OUT --with {out}")
 
 
 # --- list, parse, inspect ---------------------------------------------------------------------------------------------

@@ -47,11 +47,12 @@ def block_of_all(nodes: Sequence[NodeProto], root: NodeProto | None = None) -> s
     """
     counts: Counter[tuple[str, ...]] = Counter()
     named = 0
-    for node in nodes:
-        parts = tuple(block_of(node).split("."))
-        if parts != ("",):
-            named += 1
-            counts.update(parts[:depth] for depth in range(1, len(parts) + 1))
+    for block, number in Counter(map(block_of, nodes)).items():
+        if block:
+            named += number
+            parts = tuple(block.split("."))
+            for depth in range(1, len(parts) + 1):
+                counts[parts[:depth]] += number
     for least in (0.95, 0.75):
         common = max((parts for parts, count in counts.items() if count >= least * named), key=len, default=())
         if is_layer(".".join(common)):
@@ -60,7 +61,7 @@ def block_of_all(nodes: Sequence[NodeProto], root: NodeProto | None = None) -> s
     return own if is_layer(own) else ".".join(common) or own
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def layer_of(block: str) -> str:
     """A block up to the layer: "encoder.layer.2" for "encoder.layer.2.attention"; the block itself where none is numbered."""
     parts = block.split(".")
@@ -71,6 +72,7 @@ def layer_of(block: str) -> str:
     return ".".join(parts[: next(listed, numbered[0]) + 1])
 
 
+@lru_cache(maxsize=1 << 16)
 def is_layer(block: str) -> bool:
     """Whether a block lies in a numbered layer (or is one)."""
     return any(_NUMBERED.fullmatch(part) for part in block.split("."))
@@ -94,11 +96,7 @@ def outline(model: ModelProto) -> dict[str, int]:
 
     Outside of numbered layers a block is cut one part below what all blocks share ("model.embeddings"). Constants do not count.
     """
-    counts: dict[str, int] = {}
-    for node in model.graph.node:
-        if node.op_type != "Constant":
-            block = block_of(node)
-            counts[block] = counts.get(block, 0) + 1
+    counts = Counter(block_of(node) for node in model.graph.node if node.op_type != "Constant")
     depth = len(shared(counts)) + 1
     layers: dict[str, int] = {}
     for block, count in counts.items():
@@ -145,7 +143,7 @@ def _from_path(name: str) -> str | None:
     return None if not slash or "::" in name else _dotted(folder[:_MOST])
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def _dotted(folder: str) -> str:
     return ".".join(part for part in folder.split("/") if part and not part.startswith(_NO_MODULE))
 

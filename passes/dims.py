@@ -87,6 +87,11 @@ def add(a: Dim, b: Dim) -> Dim:
     if left_symbols == right_symbols:
         total = left + right
         return Product(total, left_symbols) if total else 0
+    for head, tail in ((a, b), (b, a)):
+        # All but the first, and the first: a sequence shifted by one.
+        whole = str(head).removeprefix("(").removesuffix("-1)")
+        if str(head) == f"({whole}-1)" and tail == minimum(symbol(whole), 1) and whole.isidentifier():
+            return symbol(whole)
     return symbol("({}+{})".format(*sorted((str(a), str(b)))))
 
 

@@ -164,10 +164,10 @@ def _other_domains(pattern: Pattern, fusion: Fusion, view: View, told: Sequence[
     names = {op_type for domain, op_type in pattern.root_keys if domain == ""} | {fusion.anchor}
     reached = {position for miss in told for _, position in miss.reached}
     misses: list[NearMiss] = []
-    for (domain, op_type), nodes in view.by_key():
+    for domain, op_type in view.operators():
         if domain and op_type in names:
             reason = f"{op_type} of domain {domain} is not ONNX's {op_type}"
-            unsaid = [node for node in nodes if node.position not in reached]
+            unsaid = [node for node in view.nodes([(domain, op_type)]) if node.position not in reached]
             misses.extend(NearMiss(pattern, node, node.name, 0, reason, frozenset()) for node in unsaid)
     return misses
 

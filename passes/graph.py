@@ -205,6 +205,14 @@ def captures(graph: GraphProto) -> set[str]:
     return read - defined - {""}
 
 
+def values_read(node: Node) -> Sequence[str]:
+    """What a node needs: its inputs, then the values that its subgraphs capture."""
+    if not _may_hold_subgraphs(node.op_type, node.domain):
+        return node.inputs
+    inner = set().union(*(captures(graph) for _, graph in subgraphs(node.proto)))
+    return [*node.inputs, *sorted(inner)]
+
+
 class Graph:
     """An index over the main graph, a subgraph or a model-local function.
 
@@ -292,13 +300,7 @@ class Graph:
         """Value -> nodes that read it, in graph order; a node whose subgraph captures the value reads it too."""
         readers: dict[str, list[Node]] = {}
         for node in self.nodes:
-            names: Iterable[str] = node.inputs
-            if _may_hold_subgraphs(node.op_type, node.domain):
-                inner: set[str] = set()
-                for _, graph in subgraphs(node.proto):
-                    inner |= captures(graph)
-                names = [*node.inputs, *sorted(inner)]
-            for name in names:
+            for name in values_read(node):
                 if not name:
                     continue
                 found = readers.get(name)
@@ -362,10 +364,7 @@ class Graph:
             made |= {sparse.values.name for sparse in self.proto.sparse_initializer}
         visible: frozenset[str] | set[str] = self.outer.names if self.outer is not None else frozenset()
         for node in self.nodes:
-            read: Iterable[str] = node.inputs
-            if _may_hold_subgraphs(node.op_type, node.domain):
-                read = [*node.inputs, *(name for _, inner in subgraphs(node.proto) for name in captures(inner))]
-            for name in read:
+            for name in values_read(node):
                 if name and name not in made and name not in visible:
                     return f"{node.name} reads {name}, which nothing makes before it"
             for name in node.outputs:

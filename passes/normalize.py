@@ -14,6 +14,7 @@ from onnx_fuse.passes import (
     normalize_cast,
     normalize_contrib,
     normalize_einsum,
+    normalize_group,
     normalize_linear,
     normalize_move,
     normalize_norm,
@@ -21,6 +22,7 @@ from onnx_fuse.passes import (
     normalize_scores,
     normalize_select,
     normalize_tf,
+    normalize_weights,
 )
 from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.view import View
@@ -76,11 +78,16 @@ RULES: Rules = {
         normalize_einsum.head_bias_before_move,
         normalize_einsum.sum_before_move,
     ),
-    "Where": (normalize_scores.mask_before_merge,),
+    "Where": (normalize_scores.mask_before_merge, normalize_weights.weights_before_merge),
+    "Swish": (normalize_weights.swish_before_merge,),
     "Softmax": (normalize_scores.softmax_before_merge,),
     "LayerNormalization": (normalize_linear.norm_before_move,),
     "RMSNormalization": (normalize_linear.norm_before_move,),
-    "Div": (normalize_norm.bare_norm, normalize_scale.multiply_by_reciprocal),
+    "Div": (
+        normalize_norm.bare_norm,
+        normalize_scale.multiply_by_reciprocal,
+        normalize_weights.weights_before_merge,
+    ),
     "Mul": (
         normalize_scale.merge_scales,
         normalize_norm.bare_norm,
@@ -88,6 +95,7 @@ RULES: Rules = {
         normalize_norm.norm_scale,
         normalize_norm.swish_rule,
         normalize_norm.gelu,
+        normalize_weights.weights_before_merge,
     ),
 }
 
@@ -100,6 +108,8 @@ READING: Rules = {
     "Concat": (*RULES["Concat"], normalize_select.selection),
     "Reshape": (normalize_select.masked_selection, *_MOVE_RULES),
     "Einsum": (normalize_einsum.einsum_as_matmul,),
+    "InstanceNormalization": (normalize_group.group_norm_of_rows,),
+    "GroupNormalization": (normalize_group.group_norm_of_rows,),
 }
 """All rules: also those that take an operator apart to be matched, a form that --simplify does not write."""
 

@@ -104,8 +104,10 @@ def head_bias_before_move(view: View, node: Node) -> bool:
 def drop_zero(view: View, node: Node) -> bool:
     """x + 0 is x: the second half of Paddle's `scale`."""
     for value, zero in (node.inputs, tuple(reversed(node.inputs))):
+        if view.scalar(zero) != 0.0:
+            continue
         rank, other = view.rank(value), view.rank(zero)
-        if rank is not None and other is not None and other <= rank and view.scalar(zero) == 0.0:
+        if rank is not None and other is not None and other <= rank:
             view.alias(node.outputs[0], value)
             return True
     return False

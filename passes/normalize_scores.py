@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.dims import Dim
 from onnx_fuse.passes.graph import Node
@@ -58,14 +60,14 @@ def mask_before_merge(view: View, node: Node) -> bool:
         (
             (index, merged)
             for index, value in enumerate(node.inputs)
-            if (merged := _merged_scores(view, value)) is not None
+            if (merged := merged_scores(view, value)) is not None
         ),
         None,
     )
     if found is None:
         return False
     index, (move, factor) = found
-    others = [_split_like(view, value, move, node) for place, value in enumerate(node.inputs) if place != index]
+    others = [split_like(view, value, move, node) for place, value in enumerate(node.inputs) if place != index]
     if None in others:
         return False
     scores = move.base if factor is None else view.add("Mul", [move.base, factor], like=node)
@@ -80,7 +82,7 @@ def mask_before_merge(view: View, node: Node) -> bool:
 def softmax_before_merge(view: View, node: Node) -> bool:
     """Softmax(merge(scores)) over the keys is merge(Softmax(scores))."""
     rank = view.rank(node.inputs[0])
-    found = _merged_scores(view, node.inputs[0])
+    found = merged_scores(view, node.inputs[0])
     if found is None or rank is None or view.attribute(node, "axis") not in (-1, rank - 1):
         return False
     move, factor = found
@@ -93,8 +95,10 @@ def softmax_before_merge(view: View, node: Node) -> bool:
     )
 
 
-def _merged_scores(view: View, value: str) -> tuple[Move, str | None] | None:
-    """The merge that makes `value` from scores with more axes, and the factor that comes after it, if any."""
+def merged_scores(
+    view: View, value: str, is_kind: Callable[[View, str], bool] | None = None
+) -> tuple[Move, str | None] | None:
+    """The merge that makes `value` from scores (or what `is_kind` tells) with more axes, and the factor after it, if any."""
     producer = view.producer(value)
     found = scaled(view, producer)
     factor = None
@@ -104,13 +108,15 @@ def _merged_scores(view: View, value: str) -> tuple[Move, str | None] | None:
     if not is_moved(view, value):
         return None
     move = find_move(view, value)
-    if move is None or not move.keeps_order or len(move.after) >= len(move.before) or not is_scores(view, move.base):
+    if move is None or not move.keeps_order or len(move.after) >= len(move.before):
+        return None
+    if not (is_kind or is_scores)(view, move.base):
         return None
     merges = all(any(set(group) <= set(whole) for whole in move.after) for group in move.before if group)
     return (move, factor) if merges else None
 
 
-def _split_like(view: View, value: str, merge: Move, node: Node) -> str | None:
+def split_like(view: View, value: str, merge: Move, node: Node) -> str | None:
     """`value`, which broadcasts with the merged scores, with the axes the scores had before."""
     shape = view.shape(value)
     if shape is None or len(shape) > len(merge.after):

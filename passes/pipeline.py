@@ -146,7 +146,8 @@ class Pipeline:
             if backup is None:
                 raise
             model = backup
-        report.nodes_after = count_nodes(model, self._bodies)
+        if backup is not None or log.rewrites:
+            report.nodes_after = count_nodes(model, self._bodies)
         if log.errors:
             error = "; ".join([*log.errors, *([error] if error else [])])
         report.passes.append(

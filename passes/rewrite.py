@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from onnx import FunctionProto, NodeProto, TensorProto, numpy_helper
 
 from onnx_fuse.errors import ModelError, RewriteError
 from onnx_fuse.passes import emit
-from onnx_fuse.passes.graph import Graph, Node, captures, subgraphs
+from onnx_fuse.passes.graph import Graph, Node, values_read
 from onnx_fuse.passes.match import Match
 from onnx_fuse.passes.movement import MOVES
 from onnx_fuse.passes.view import View
@@ -103,7 +104,6 @@ class Rewriter:
         self.view = view
         self.graph: Graph = view.graph
         self.bodies = bodies
-        self._idle_nodes: frozenset[int] | None = None
 
     # -- planning ------------------------------------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class Rewriter:
     def _check(self, candidate: Candidate) -> Planned | Refusal:
         fused = candidate.fused
         where = candidate.match.root.name
-        if candidate.match.root.position in self._idle():
+        if candidate.match.root.position in self._idle:
             return Refusal(candidate, where, "no output of the graph depends on it")
         carriers: list[Node] = []
         made: set[str] = set()
@@ -294,7 +294,7 @@ class Rewriter:
     def _stranded(self, dead: set[int], cut: set[str]) -> set[int]:
         """Nodes that were dead all along and read what is about to go."""
         stranded: set[int] = set()
-        pending = sorted(dead)
+        pending = sorted(dead) if self._idle else []
         while pending:
             for value in self.graph.nodes[pending.pop()].outputs:
                 if value in cut:
@@ -305,27 +305,29 @@ class Rewriter:
                         pending.append(reader.position)
         return stranded
 
+    @cached_property
     def _idle(self) -> frozenset[int]:
         """Positions of nodes that no graph output depends on: dead already, so nobody outside."""
-        if self._idle_nodes is None:
-            live: set[int] = set()
-            pending = [self.graph.producers[name] for name in self.graph.outputs if name in self.graph.producers]
-            while pending:
-                node = pending.pop()
-                if node.position in live:
-                    continue
+        producers = self.graph.producers
+        live: set[int] = set()
+        pending = [producers[name] for name in self.graph.outputs if name in producers]
+        while pending:
+            node = pending.pop()
+            if node.position not in live:
                 live.add(node.position)
-                names = [*node.inputs, *(name for _, inner in subgraphs(node.proto) for name in captures(inner))]
-                pending.extend(self.graph.producers[name] for name in names if name in self.graph.producers)
-            self._idle_nodes = frozenset(range(len(self.graph.nodes))) - live
-        return self._idle_nodes
+                pending.extend([producers[name] for name in values_read(node) if name in producers])
+        return frozenset(range(len(self.graph.nodes))) - live
 
     def _unneeded(self, node: Node, cut: set[str], dead: set[int], kept: set[str]) -> bool:
+        graph, idle = self.graph, self._idle
         for output in node.outputs:
             if not output or output in cut:
                 continue
-            if output in kept or self._read_outside(output, dead) is not None:
+            if output in kept or output in graph.outputs:
                 return False
+            for reader in graph.readers.get(output, ()):
+                if reader.position not in dead and reader.position not in idle:
+                    return False
         return True
 
     def _read_outside(self, value: str, dead: set[int]) -> str | None:
@@ -333,7 +335,7 @@ class Rewriter:
         if value in self.graph.outputs:
             return "is a graph output"
         for reader in self.graph.readers.get(value, ()):
-            if reader.position not in dead and reader.position not in self._idle():
+            if reader.position not in dead and reader.position not in self._idle:
                 return f"is also read by {reader.name} outside the match"
         return None
 

@@ -8,8 +8,8 @@ operators without a rule fall back to ONNX's inference (`fallback`), which runs 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import TensorProto, TypeProto
@@ -26,8 +26,7 @@ HUGE = 1 << 31
 Content = tuple["Dim | None", ...]
 
 
-@dataclass(frozen=True)
-class Info:
+class Info(NamedTuple):
     """What is known of a value.
 
     Attributes:
@@ -149,7 +148,7 @@ class Inference:
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             # A malformed node, or an attribute known only when a function is called: nothing can be said.
             result = None
-        infos = result if isinstance(result, tuple) else (result,) * len(node.outputs)
+        infos = (result,) * len(node.outputs) if result is None or isinstance(result, Info) else result
         for number, output in enumerate(node.outputs):
             if not output:
                 continue
@@ -211,29 +210,29 @@ def type_info(kind: TypeProto, value: str) -> Info:
     return Info(tensor.elem_type, tuple(shape))
 
 
-def broadcast_shapes(shapes: Sequence[Shape | None]) -> list[Dim | None] | None:
+def broadcast_shapes(shapes: Sequence[Shape | None]) -> tuple[Dim | None, ...] | None:
     """numpy's broadcasting on symbolic shapes; None per axis where the outcome is unknown."""
-    if any(shape is None for shape in shapes):
-        return None
-    known = [shape for shape in shapes if shape is not None]
-    if known and all(shape == known[0] for shape in known):
-        return list(known[0])
-    rank = max((len(shape) for shape in known), default=0)
+    return None if None in shapes else _broadcast(*shapes)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4096)
+def _broadcast(*shapes: Shape) -> tuple[Dim | None, ...]:
+    rank = max(map(len, shapes), default=0)
     out: list[Dim | None] = []
     for axis in range(rank):
         result: Dim | None = 1
-        for shape in known:
+        for shape in shapes:
             position = axis - (rank - len(shape))
             if position >= 0 and result is not None:
                 result = d.broadcast(result, shape[position])
         out.append(result)
-    return out
+    return tuple(out)
 
 
-def _named(inference: Inference, node: Node, dims: list[Dim | None] | None) -> Shape | None:
+def _named(inference: Inference, node: Node, dims: Sequence[Dim | None] | None) -> Shape | None:
     if dims is None:
         return None
-    return tuple(inference.fresh(node, axis) if dim is None else dim for axis, dim in enumerate(dims))
+    return tuple([inference.fresh(node, axis) if dim is None else dim for axis, dim in enumerate(dims)])
 
 
 def _axis(axis: int, rank: int) -> int:
@@ -362,7 +361,7 @@ def _matmul(inference: Inference, node: Node) -> Info:
         return Info(a.dtype)
     if len(a.shape) == 1 or len(b.shape) == 1:
         return Info(a.dtype, (*a.shape[:-1], *b.shape[:-2], *b.shape[-1:])[: max(len(a.shape), len(b.shape)) - 1])
-    batch = broadcast_shapes([a.shape[:-2], b.shape[:-2]]) or []
+    batch = broadcast_shapes([a.shape[:-2], b.shape[:-2]]) or ()
     named = _named(inference, node, batch) or ()
     return Info(a.dtype, (*named, a.shape[-2], b.shape[-1]))
 

@@ -9,6 +9,7 @@ node needs into the original (`onnx_fuse.passes.rewrite`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ _NOT_FOLDED = {
     "Optional",
 }
 _FOLD_DEPTH = 400
+_position = attrgetter("position")
 # What rules recognise in any opset, and with inputs that only the view allows.
 _RECOGNISED = frozenset({"LayerNormalization", "RMSNormalization", "Gelu", "Swish"})
 
@@ -107,35 +109,35 @@ class View:
 
     def producer(self, value: str) -> Node | None:
         """The canonical node that makes a value; None for graph inputs, initializers and values from outside."""
-        value = self.resolve(value)
+        if value in self._aliases:
+            value = self.resolve(value)
         return self._canonical.get(value) or self.graph.producers.get(value)
 
     def inputs(self, node: Node) -> tuple[str, ...]:
         """Canonical names of a node's inputs."""
-        return tuple([self.resolve(name) for name in node.inputs])
+        aliases = self._aliases
+        return tuple([self.resolve(name) if name in aliases else name for name in node.inputs])
 
     def nodes(self, keys: Iterable[tuple[str, str]]) -> list[Node]:
         """Canonical nodes of these (domain, operator type) keys, in graph order."""
         found = [node for key in keys for node in self._by_key.get(key, ()) if self.is_canonical(node)]
-        found.sort(key=lambda node: node.position)
+        found.sort(key=_position)
         return found
 
     def all_nodes(self) -> list[Node]:
         """All canonical nodes, in graph order."""
         return self.nodes(list(self._by_key))
 
-    def by_key(self) -> list[tuple[tuple[str, str], list[Node]]]:
-        """Canonical nodes by (domain, operator type), in order of first appearance."""
-        return [(key, [node for node in nodes if self.is_canonical(node)]) for key, nodes in self._by_key.items()]
+    def operators(self) -> list[tuple[str, str]]:
+        """(domain, operator type) of what was ever in the view, in order of first appearance."""
+        return list(self._by_key)
 
     def is_canonical(self, node: Node) -> bool:
         """Whether the node makes at least one of its outputs in the view, for a reader that is still there."""
         if id(node) in self._superseded:
             return False
-        return any(
-            output and output not in self._aliases and self._canonical.get(output, node) is node
-            for output in node.outputs
-        )
+        aliases, canonical = self._aliases, self._canonical
+        return any(output and output not in aliases and canonical.get(output, node) is node for output in node.outputs)
 
     def supersede(self, node: Node, by: Node) -> None:
         """Takes a recognised node off the lists where the one that grew out of it is all that reads it."""
@@ -331,6 +333,15 @@ class View:
         shape = self.shape(value)
         return None if shape is None else len(shape)
 
+    def dimension(self, value: str) -> Dim | None:
+        """The size of an axis that a tensor of one element holds, if need be as a float; None where it is not known to."""
+        node = self.producer(value)
+        while node is not None and node.key == ("", "Cast"):
+            value = self.resolve(node.inputs[0])
+            node = self.producer(value)
+        content = self.info(value).content
+        return content[0] if content is not None and len(content) == 1 else None
+
     def broadcasts_to(self, value: str, target: Sequence[Dim]) -> bool:
         """Whether a value broadcasts to a shape without enlarging it, in every run that does not fail."""
         shape = self.shape(value)
@@ -484,9 +495,10 @@ class View:
                 if array is None:
                     return None
                 feeds[item] = array
-        return self._evaluate(node, feeds).get(value)
+        return self.evaluate(node, feeds).get(value)
 
-    def _evaluate(self, node: Node, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def evaluate(self, node: Node, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a node makes of these arrays; nothing where onnx's evaluator cannot tell."""
         from onnx.reference import ReferenceEvaluator
 
         graph = onnx.helper.make_graph(

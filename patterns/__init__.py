@@ -1,5 +1,9 @@
 """Patterns and the fused operators that replace what they match: one fusion per file."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import Attribute, Constant, Optional, Pattern, Scalar, Value, pattern
 from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
@@ -27,6 +31,8 @@ def fusions() -> tuple[Fusion, ...]:
         dot_interaction,
         embed_layer_norm,
         fm_interaction,
+        hierarchical_sequence_fusion,
+        hstu_attention,
         linear_layer_norm,
         sequence_interaction,
         skip_layer_norm,
@@ -35,11 +41,22 @@ def fusions() -> tuple[Fusion, ...]:
 
     return (
         attention_layer_norm.FUSION,
-        dot_interaction.FUSION,
         embed_layer_norm.FUSION,
+        hstu_attention.FUSION,
+        hierarchical_sequence_fusion.FUSION,
+        dot_interaction.FUSION,
         sequence_interaction.FUSION,
         fm_interaction.FUSION,
         linear_layer_norm.FUSION,
         skip_layer_norm.FUSION,
         swish.FUSION,
     )
+
+
+def __getattr__(name: str) -> Any:
+    """`from_torch` and `from_onnx`, which need passes: found where they are only when they are asked for."""
+    if name not in ("from_torch", "from_onnx"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module("onnx_fuse.learning"), name)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import VIEW_DOMAIN, Attribute, Optional, Scalar, pattern
+from onnx_fuse.patterns.heads import before_split, four_axes, misfit, producer, unexpanded
 from onnx_fuse.patterns.interface import Match, View
 from onnx_fuse.patterns.norm import affine_problem, norm_of
 from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
@@ -90,14 +90,8 @@ def operands_have_one_type(match: Match, view: View) -> str | None:
 @attention_layer_norm.require
 def masks_fit_the_scores(match: Match, view: View) -> str | None:
     scores = tuple(match[name] for name in ("B", "h", "Sq", "Sk"))
-    for name in ("attention_bias", "keep", "drop"):
-        if name not in match:
-            continue
-        if not view.broadcasts_to(match[name], scores):
-            shape = view.shape(match[name])
-            found = "an unknown shape" if shape is None else f"shape [{', '.join(map(str, shape))}]"
-            return f"the mask {match[name]} has {found}, the scores have [{', '.join(map(str, scores))}]"
-    return None
+    masks = [match[name] for name in ("attention_bias", "keep", "drop") if name in match]
+    return next(filter(None, (misfit(view, mask, scores, "mask") for mask in masks)), None)
 
 
 @attention_layer_norm.require
@@ -237,7 +231,10 @@ def build(match: Match, view: View) -> Fused:
         # A float16 model that goes on in float32 after the scores: the operator has one type, so it is the wider one.
         to = {"to": view.dtype(like.outputs[0])}
         operands = [view.add("Cast", [item], to, like=like) for item in operands]
-    masks = {name: _unexpanded(view, match, name) for name in ("attention_bias", "keep", "drop") if name in match}
+    scores = [match[dim] for dim in ("B", "h", "Sq", "Sk")]
+    masks = {
+        name: unexpanded(view, match[name], scores) for name in ("attention_bias", "keep", "drop") if name in match
+    }
     mask = view.add("Not", [masks["drop"]], like=like) if "drop" in match else masks.get("keep")
     mask_value = _number(view, match, "mask_value", -math.inf)
     attributes = {
@@ -254,8 +251,8 @@ def build(match: Match, view: View) -> Fused:
     rim = ("out_weight", "out_bias", "residual", "gamma", "beta")
     inputs = {
         **dict(zip(("query", "key", "value"), operands, strict=True)),
-        "attention_bias": _four_axes(view, masks.get("attention_bias"), like),
-        "mask": _four_axes(view, mask, like),
+        "attention_bias": four_axes(view, masks["attention_bias"], like) if "attention_bias" in masks else None,
+        "mask": None if mask is None else four_axes(view, mask, like),
         **{name: match.get(name) for name in rim},
     }
     parts = [part for part, name in (("projection", "out_weight"), ("residual", "residual")) if name in match]
@@ -273,9 +270,9 @@ def _operands(match: Match, view: View) -> tuple[str, int, list[str]]:
     if shared[0] is not None and shared[1] is not None and shared[0][1] == shared[1][1]:
         (key, groups), (value, _) = shared[0], shared[1]
     whole = [
-        _before_split(view, match["query"], heads),
-        _before_split(view, match["key_t"] if key is None else key, groups, key=key is None),
-        _before_split(view, value, groups),
+        before_split(view, match["query"], heads),
+        before_split(view, match["key_t"] if key is None else key, groups, key=key is None),
+        before_split(view, value, groups),
     ]
     if None not in whole:
         return "BSH", groups, [str(item) for item in whole]
@@ -294,33 +291,19 @@ def _number(view: View, match: Match, name: str, default: float) -> float:
     return default if found is None else float(found)
 
 
-def _before_split(view: View, value: str, heads: int, *, key: bool = False) -> str | None:
-    """x [B, S, h*d] where `value` is x split into heads, [B, h, S, d] (or [B, h, d, S] for a transposed key)."""
-    transpose = _producer(view, value, "Transpose")
-    if transpose is None or list(view.attribute(transpose, "perm") or []) != ([0, 2, 3, 1] if key else [0, 2, 1, 3]):
-        return None
-    reshape = _producer(view, transpose.inputs[0], "Reshape")
-    if reshape is None:
-        return None
-    before, after = view.shape(reshape.inputs[0]), view.shape(reshape.outputs[0])
-    if before is None or after is None or len(before) != 3 or len(after) != 4:
-        return None
-    return view.resolve(reshape.inputs[0]) if before[:2] == after[:2] and after[2] == heads else None
-
-
 def _before_repeat(view: View, value: str, heads: int, *, key: bool = False) -> tuple[str, int] | None:
     """(x, g) where `value` is x [B, g, S, d] with each head repeated h / g times in a row (transposed for a key).
 
     Grouped-query attention (arXiv 2305.13245) is exported as Unsqueeze, Expand, Reshape.
     """
-    merge = _producer(view, value, "Reshape")
+    merge = producer(view, value, "Reshape")
     five = merge and merge.inputs[0]
     if five and key:
-        transpose = _producer(view, five, "Transpose")
+        transpose = producer(view, five, "Transpose")
         right = transpose is not None and list(view.attribute(transpose, "perm") or []) == [0, 1, 2, 4, 3]
         five = transpose.inputs[0] if transpose is not None and right else None
-    expand = _producer(view, five, "Expand") if five else None
-    split = _producer(view, expand.inputs[0], "Reshape") if expand else None
+    expand = producer(view, five, "Expand") if five else None
+    split = producer(view, expand.inputs[0], "Reshape") if expand else None
     if expand is None or split is None:
         return None
     before, after, source = (view.shape(item) for item in (expand.inputs[0], expand.outputs[0], split.inputs[0]))
@@ -334,40 +317,15 @@ def _before_repeat(view: View, value: str, heads: int, *, key: bool = False) -> 
     return view.resolve(split.inputs[0]), groups
 
 
-def _producer(view: View, value: str, op_type: str) -> Any:
-    """The ONNX node of this type that makes a value, or None."""
-    node = view.producer(value)
-    return node if node is not None and node.domain == "" and node.op_type == op_type else None
-
-
 def _untransposed(view: View, key_t: str, like: Any) -> str:
     """The key as [B, h, S, d]: what the graph transposed, or a transpose of what it has."""
-    transpose = _producer(view, key_t, "Transpose")
+    transpose = producer(view, key_t, "Transpose")
     if transpose is None:
         return view.add("Transpose", [key_t], {"perm": [0, 1, 3, 2]}, like=like)
     perm = list(view.attribute(transpose, "perm") or [])
     if perm == [0, 1, 3, 2]:
         return view.resolve(transpose.inputs[0])
     return view.add("Transpose", [transpose.inputs[0]], {"perm": [perm[axis] for axis in (0, 1, 3, 2)]}, like=like)
-
-
-def _unexpanded(view: View, match: Match, name: str) -> str:
-    """A mask as it was before it was expanded to the shape of the scores, which it need not have."""
-    mask, scores = str(match[name]), [match[dim] for dim in ("B", "h", "Sq", "Sk")]
-    expand = _producer(view, mask, "Expand")
-    while expand is not None and view.broadcasts_to(expand.inputs[0], scores):
-        mask = view.resolve(expand.inputs[0])
-        expand = _producer(view, mask, "Expand")
-    return mask
-
-
-def _four_axes(view: View, value: str | None, like: Any) -> str | None:
-    """The value with axes of size 1 put in front until it has four."""
-    rank = 4 if value is None else view.rank(value)
-    if value is None or rank is None or rank == 4:
-        return value
-    axes = view.array(np.arange(4 - rank, dtype=np.int64), like.outputs[0])
-    return view.add("Unsqueeze", [value, axes], like=like)
 
 
 FUSION = Fusion(

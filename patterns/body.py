@@ -55,11 +55,11 @@ class Body:
 
     def number(self, value: float) -> str:
         """A float32 constant without axes."""
-        return self._constant(np.array(value, dtype=np.float32))
+        return self.array(np.array(value, dtype=np.float32))
 
     def ints(self, *values: int) -> str:
         """An int64 constant with one axis."""
-        return self._constant(np.array(values, dtype=np.int64))
+        return self.array(np.array(values, dtype=np.int64))
 
     def attribute(self, name: str, value: float | int | Sequence[float] | Sequence[int]) -> str:
         """The operator's attribute as a constant, by reference: one body serves every value of it."""
@@ -110,7 +110,8 @@ class Body:
             result = self.node("Add", result, self.float32(beta))
         return str(result)
 
-    def _constant(self, array: np.ndarray) -> str:
+    def array(self, array: np.ndarray) -> str:
+        """A constant of any type and shape."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             output = self._fresh("constant")

@@ -275,23 +275,39 @@ class Pattern:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.name = function.__name__
-        self.doc = inspect.getdoc(function) or ""
+        name = function.__name__
         parameters = list(inspect.signature(function, eval_str=True).parameters.values())
         if not parameters:
             raise PatternError(
-                f"pattern {self.name} has no parameter",
+                f"pattern {name} has no parameter",
                 "Its first parameter is the operator builder: def f(op, x, ...).",
             )
-        self.variables = {p.name: Variable(p.name, _kind(self.name, p)) for p in parameters[1:]}
-        result = function(_Operators(), **self.variables)
+        variables = {p.name: Variable(p.name, _kind(name, p)) for p in parameters[1:]}
+        result = function(_Operators(), **variables)
         terms = result if isinstance(result, tuple) else (result,)
-        self.root: Term = _term(terms[0])
-        self.others: tuple[Term, ...] = tuple(_term(term) for term in terms[1:])
+        self._set(name, inspect.getdoc(function) or "", variables, [_term(term) for term in terms])
+
+    @classmethod
+    def of(cls, name: str, variables: Sequence[Variable], results: Sequence[Term], doc: str = "") -> Pattern:
+        """A pattern of terms that were put together without tracing a function.
+
+        Raises:
+            PatternError: the first result is a bare variable.
+        """
+        made = cls.__new__(cls)
+        made._set(name, doc, {variable.name: variable for variable in variables}, results)
+        return made
+
+    def _set(self, name: str, doc: str, variables: dict[str, Variable], results: Sequence[Term]) -> None:
+        self.name = name
+        self.doc = doc
+        self.variables = variables
+        self.root: Term = results[0]
+        self.others: tuple[Term, ...] = tuple(results[1:])
         self.requirements: list[Requirement] = []
         self.root_keys: frozenset[tuple[str, str]] = frozenset(root_keys(self.root))
         if not self.root_keys:
-            raise PatternError(f"pattern {self.name} is a bare variable", "A pattern's result must be an operator.")
+            raise PatternError(f"pattern {name} is a bare variable", "A pattern's result must be an operator.")
         self._operands = _root_operands(self.root)
         self.size = _size(self.root, *self.others)
 

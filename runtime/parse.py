@@ -14,6 +14,7 @@ from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
 from onnx.inliner import inline_local_functions
 
 from onnx_fuse.errors import ModelError
+from onnx_fuse.runtime import plugins as libraries
 from onnx_fuse.runtime import tensorrt
 
 
@@ -87,14 +88,15 @@ class ParsedNetwork:
 
 
 def parse(
-    model: ModelProto | str | Path, *, base_dir: str | Path | None = None, plugins: Sequence[str | Path] = ()
+    model: ModelProto | str | Path, *, base_dir: str | Path | None = None, plugins: Sequence[str | Path] | None = None
 ) -> ParseResult:
     """Parses a model with TensorRT.
 
     Args:
         model: the model, or its path (the only way for one over 2 GB, whose weights are then external and stay on disk).
         base_dir: folder of the external data of a ModelProto; for a path it is the folder of the model.
-        plugins: plugin libraries to load first. They stay loaded in this process.
+        plugins: plugin libraries to load first; those that `onnx_fuse.runtime.plugins.find` finds if None. They stay loaded in
+            this process.
 
     Raises:
         UsageError: no TensorRT module, or a plugin library that cannot be loaded.
@@ -104,11 +106,11 @@ def parse(
 
 
 def parse_network(
-    model: ModelProto | str | Path, *, base_dir: str | Path | None = None, plugins: Sequence[str | Path] = ()
+    model: ModelProto | str | Path, *, base_dir: str | Path | None = None, plugins: Sequence[str | Path] | None = None
 ) -> ParsedNetwork:
     """As `parse`, and keeps the network, for building an engine of it."""
     trt = tensorrt.module()
-    tensorrt.load_plugins(plugins)
+    tensorrt.load_plugins(libraries.find() if plugins is None else plugins)
     builder = trt.Builder(tensorrt.logger())
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, tensorrt.logger())

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import UsageError
+from onnx_fuse.runtime import plugins
 
 _RTX_LIBRARIES = {
     "libtensorrt_rtx.so.1": "libtensorrt_rtx.so",
@@ -123,7 +124,8 @@ def load_plugins(libraries: Iterable[str | Path]) -> None:
     """Registers the plugin creators of each library; a library that is loaded already is left as it is.
 
     Raises:
-        UsageError: a library is missing, cut short, no ELF file, or refused by TensorRT (with the reason it logs).
+        UsageError: a library is missing, cut short, no ELF file, not the one that was built (where there is a record of that),
+            or refused by TensorRT (with the reason it logs).
     """
     trt = module()
     for library in libraries:
@@ -134,6 +136,7 @@ def load_plugins(libraries: Iterable[str | Path]) -> None:
             raise UsageError(
                 f"The plugin library {path} {problem}.", "Give the path of a plugin library built for this machine."
             )
+        plugins.described(path)
         require_plugin_nodes()
         builder = trt.Builder(logger())  # while a builder lives, the registry logs why it refuses
         with logged() as messages:

@@ -201,7 +201,7 @@ def test_names_of_products() -> None:
     a, b = broadcast_shapes([(B, 1), (1, S)]) or ()
     assert (a, b) == (B, S)
     assert broadcast_shapes([(B,), None]) is None
-    assert broadcast_shapes([(B,), (S,)]) == [None]
+    assert broadcast_shapes([(B,), (S,)]) == (None,)
 
 
 def test_a_rule_without_a_name_for_a_size_takes_the_declared_one() -> None:

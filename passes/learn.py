@@ -1,0 +1,428 @@
+"""Reads a form off an exported example: its canonical view as data, with what is a parameter told apart from what is fixed.
+
+The example is read twice, with two sets of random parameters. A constant that differs between the two follows from the
+parameters, however the exporter folded it, and becomes an input; one that does not is part of the maths. Random parameters
+also keep a bias that happens to be zero, or a scale of one, from being simplified away.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
+
+from onnx_fuse.errors import LearnError
+from onnx_fuse.passes.dims import Dim, Product
+from onnx_fuse.passes.fuse import inferred_types
+from onnx_fuse.passes.graph import Graph, Node
+from onnx_fuse.passes.graph import Reference as Unknown
+from onnx_fuse.passes.normalize import normalize
+from onnx_fuse.passes.view import ATTRIBUTE_INPUTS, View
+from onnx_fuse.patterns.learned import SHAPED, Form, Reference, Step, Tensor, part_bounds
+
+_LARGEST = 1 << 26
+_NORMS = ("LayerNormalization", "RMSNormalization")
+_NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_RANDOM = re.compile(r"Random|Multinomial|Bernoulli|Dropout")
+_NOT_LEARNED = {
+    "Pad": "what newer opsets can say of its axes",
+    "ConstantOfShape": "the value it fills with",
+    "CastLike": "the type it casts to",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """What was read off one export.
+
+    Attributes:
+        inputs: operator input -> type and shape: what the example takes, then what follows from its parameters.
+        scalars: the inputs that are one number.
+        weights: input -> the constant of the example that it stands for.
+        fixed: constant of the form -> what it is: these are part of the maths.
+        attributes: attribute -> value, for the epsilon of norms.
+        unused: inputs of the example that its outputs do not depend on.
+    """
+
+    form: Form
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    scalars: frozenset[str]
+    weights: Mapping[str, Leaf]
+    fixed: Mapping[str, Leaf]
+    attributes: Mapping[str, float]
+    unused: tuple[str, ...]
+
+
+def read(model: ModelProto, parameters: Collection[str]) -> Example:
+    """Reads the example off a model.
+
+    Args:
+        model: the exported example, in which the parameters are initializers; their values do not matter.
+        parameters: names of initializers that other models will hold other values of.
+
+    Raises:
+        LearnError: something in it cannot be learned; the sentence names the node.
+    """
+    first = _Reading(_weighted(model, parameters, 1), parameters)
+    second = _Reading(_weighted(model, parameters, 2), parameters)
+    first.read()
+    second.read()
+    if first.steps != second.steps:
+        raise LearnError(
+            "The example has another form with other parameters.",
+            "A parameter decides what is computed: make it fixed.",
+        )
+    return first.example({name for name, leaf in first.leaves.items() if not leaf.equals(second.leaves[name])})
+
+
+def identifier(name: str) -> str:
+    """The name as one that Python, and an operator's input, can have."""
+    made = re.sub(r"\W+", "_", name).strip("_") or "value"
+    return f"_{made}" if made[0].isdigit() else made
+
+
+def _weighted(model: ModelProto, parameters: Collection[str], seed: int) -> ModelProto:
+    """A copy whose parameters are random, and positive so that roots and logarithms of them exist."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in parameters:
+            random = np.random.default_rng([seed, zlib.crc32(tensor.name.encode())])
+            dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            array = random.uniform(0.5, 1.5, tuple(tensor.dims)).astype(dtype)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return copy
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A constant that steps read.
+
+    Attributes:
+        parameters: the parameters it was computed from, as far as that can be told from the graph.
+        array: its value, for one set of random parameters.
+        reader: the node that reads it.
+        direct: it is a parameter itself.
+    """
+
+    tensor: Tensor
+    parameters: tuple[str, ...]
+    array: np.ndarray
+    reader: str
+    direct: bool
+
+    def equals(self, other: Leaf, tolerance: float = 0.0) -> bool:
+        """Whether both hold the same numbers."""
+        if self.array.shape != other.array.shape or self.array.dtype != other.array.dtype:
+            return False
+        if self.array.dtype.kind != "f":
+            return np.array_equal(self.array, other.array)
+        return np.allclose(self.array, other.array, rtol=tolerance, atol=0.0, equal_nan=True)
+
+
+class _Reading:
+    """One walk through the canonical view of an example, from its outputs to its inputs."""
+
+    def __init__(self, model: ModelProto, parameters: Collection[str]) -> None:
+        self.graph = Graph(model.graph, model)
+        self.view = View(self.graph, inferred_types(self.graph))
+        normalize(self.view)
+        self.parameters = frozenset(parameters)
+        self.names: dict[str, str] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.steps: list[Step] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.leaves: dict[str, Leaf] = {}
+        self.sizes: dict[str, Any] = {}
+        self.epsilons: dict[float, str] = {}
+        self.results: list[str] = []
+        self._origins: dict[str, frozenset[str] | None] = {}
+
+    def read(self) -> None:
+        initializers = set(self.graph.initializers)
+        names = [name for name in self.graph.inputs if name not in initializers]
+        for name in names:
+            tensor = self._tensor(name, name)
+            if identifier(name) in self.inputs:
+                raise LearnError(f"Two inputs are called {identifier(name)}.", "Give the inputs different names.")
+            self.inputs[identifier(name)] = tensor
+            self.names[name] = identifier(name)
+        self.dims = {dim for tensor in self.inputs.values() for dim in tensor.dims if isinstance(dim, str)}
+        if clash := self.dims & set(self.inputs):
+            raise LearnError(f"{min(clash)} is both an input and a dimension.", "Rename one of the two.")
+        for output in self.graph.outputs:
+            self.results.append(self._value(output, "the result"))
+            if self.view.shape(output) is None:
+                raise LearnError(f"The shape of the result {output} is not known.", "Export with shapes.")
+        made = {name for step in self.steps for name in step.outputs}
+        for output, value in zip(self.graph.outputs, self.results, strict=True):
+            if value not in made or self.results.count(value) > 1:
+                raise LearnError(
+                    f"The result {output} is an input, a constant, or another result as well.",
+                    "Return only what the example computes, each once.",
+                )
+
+    def example(self, varying: set[str]) -> Example:
+        """The example, with those of the leaves that follow from the parameters as inputs."""
+        inputs, renames = dict(self.inputs), {}
+        weights: dict[str, Leaf] = {}
+        fixed: dict[str, Leaf] = {}
+        taken = {*inputs, *self.dims}
+        order = {name: number for number, name in enumerate(self.graph.initializers)}
+        last = len(order)
+
+        def place(item: tuple[str, Leaf]) -> tuple[list[int], bool]:
+            return [order.get(origin, last) for origin in item[1].parameters], not item[1].direct
+
+        for name, leaf in sorted(self.leaves.items(), key=place):
+            if name in varying:
+                wanted = identifier(leaf.parameters[0]) if len(leaf.parameters) == 1 else "weight"
+                renames[name] = _unique(wanted, taken)
+                weights[renames[name]] = leaf
+            else:
+                renames[name] = _unique(f"constant_{len(fixed) + 1}", taken)
+                fixed[renames[name]] = leaf
+        inputs.update((name, leaf.tensor) for name, leaf in weights.items())
+        steps = tuple(
+            replace(step, inputs=tuple(renames.get(name, name) for name in step.inputs)) for step in self.steps
+        )
+        read = {name for step in steps for name in step.inputs}
+        read |= {dim for size in self.sizes.values() for dim in (size if isinstance(size, tuple) else (size,))}
+        unused = tuple(name for name in self.inputs if name not in read and not read.intersection(inputs[name].dims))
+        outputs = {}
+        for index, value in enumerate(self.results):
+            outputs["output" if len(self.results) == 1 else f"output_{index + 1}"] = self.tensors[value]
+        constants = {name: leaf.array for name, leaf in fixed.items()}
+        form = Form(steps, tuple(self.results), self.tensors, constants, {}, self.sizes)
+        return Example(
+            form=form,
+            inputs={name: tensor for name, tensor in inputs.items() if name not in unused},
+            outputs=outputs,
+            scalars=frozenset(name for name, leaf in weights.items() if leaf.array.size == 1),
+            weights=weights,
+            fixed=fixed,
+            attributes={name: value for value, name in self.epsilons.items()},
+            unused=unused,
+        )
+
+    # -- values --------------------------------------------------------------------------------------------------------
+
+    def _value(self, value: str, reader: str) -> str:
+        """The name of a value in the form; what makes it is read first."""
+        value = self.view.resolve(value)
+        if not value or value in self.names:
+            return self.names.get(value, "")
+        origin = self._origin(value)
+        if origin is not None:
+            name = f"leaf_{len(self.leaves)}"
+            self.leaves[name] = self._leaf(value, origin, reader)
+        elif (size := self._known_size(value)) is not None:
+            name = f"size_{len(self.sizes) + 1}"
+            self.sizes[name] = size
+        else:
+            node = self.view.producer(value)
+            if node is None:
+                raise LearnError(f"{value} is made outside of the example.", "Make it an input of the example.")
+            self._step(node, value)
+            return self.names[value]
+        self.names[value] = name
+        return name
+
+    def _origin(self, value: str) -> frozenset[str] | None:
+        """The parameters that a constant was computed from; None for what is no constant."""
+        value = self.view.resolve(value)
+        if value not in self._origins:
+            self._origins[value] = None  # a value is no constant while it is being looked at
+            self._origins[value] = self._origin_uncached(value)
+        return self._origins[value]
+
+    def _origin_uncached(self, value: str) -> frozenset[str] | None:
+        if value in self.graph.initializers or self.view.is_array(value) or self.graph.tensor(value) is not None:
+            return frozenset({value} & self.parameters)
+        node = self.view.producer(value)
+        if node is None or node.domain or _RANDOM.match(node.op_type):
+            return None
+        if self.view.info(value).content is not None and self.view.constant(value) is not None:
+            return frozenset()
+        origins = [self._origin(name) for name in node.inputs if name]
+        if not origins or any(origin is None for origin in origins):
+            return None
+        return frozenset().union(*(origin for origin in origins if origin is not None))
+
+    def _leaf(self, value: str, origin: frozenset[str], reader: str) -> Leaf:
+        tensor = self._tensor(value, reader)
+        order = [name for name in self.graph.initializers if name in origin]
+        array = self._array(value)
+        if array is None or array.dtype.kind == "O":
+            raise LearnError(f"The constant {value} (for {reader}) cannot be read.", "Make it an input of the example.")
+        return Leaf(tensor, tuple(order), array, reader, value in self.parameters)
+
+    def _array(self, value: str) -> np.ndarray | None:
+        """The value of a constant, also of one that only the view computes from others."""
+        value = self.view.resolve(value)
+        array = self.view.constant(value, _LARGEST)
+        node = self.view.producer(value)
+        if array is not None or node is None:
+            return array
+        feeds = {name: self._array(name) for name in node.inputs if name}
+        known = {name: item for name, item in feeds.items() if item is not None}
+        return self.view.evaluate(node, known).get(value) if len(known) == len(feeds) else None
+
+    def _known_size(self, value: str) -> Any:
+        """The elements of an integer tensor that is known from the shapes of the inputs."""
+        info = self.view.info(value)
+        if info.content is None or info.dtype != TensorProto.INT64:
+            return None
+        items = [_dim(item) for item in info.content if item is not None]
+        if len(items) < len(info.content) or any(isinstance(item, str) and item not in self.dims for item in items):
+            return None
+        return tuple(items) if info.shape else items[0]
+
+    def _tensor(self, value: str, reader: str) -> Tensor:
+        info = self.view.info(value)
+        if info.shape is None or not info.dtype:
+            raise LearnError(
+                f"Type or shape of {value} (for {reader}) is not known.", "Export the example with typed inputs."
+            )
+        if info.dtype in _NARROW:
+            kind = TensorProto.DataType.Name(info.dtype)
+            raise LearnError(
+                f"{value} is {kind}: a form is learned in float32.",
+                "Give the module and its inputs in float32; what is learned also fires in float16 models.",
+            )
+        return Tensor(info.dtype, tuple(map(_dim, info.shape)))
+
+    # -- nodes ---------------------------------------------------------------------------------------------------------
+
+    def _step(self, node: Node, value: str) -> None:
+        self._require_learnable(node)
+        part = self._part(node, value)
+        if part is not None:
+            source, outputs = self._value(node.inputs[0], node.name), [value]
+            attributes: dict[str, Any] = dict(zip(("axis", "start", "end"), part, strict=True))
+            self._add("Part", (source,), outputs, attributes)
+            return
+        data = node.inputs[:1] if node.op_type in SHAPED else node.inputs
+        if node.op_type in ATTRIBUTE_INPUTS:
+            data = data[: min(ATTRIBUTE_INPUTS[node.op_type].values())]
+        inputs = tuple(self._value(name, f"{node.op_type} {node.name}") for name in data)
+        while inputs and not inputs[-1]:
+            inputs = inputs[:-1]
+        attributes = {} if node.op_type in SHAPED else self._attributes(node)
+        self._add(node.op_type, inputs, list(node.outputs), attributes)
+        if node.op_type in SHAPED:
+            self._require_determined(node, self.tensors[self.names[value]])
+
+    def _add(self, op_type: str, inputs: tuple[str, ...], outputs: Sequence[str], attributes: dict[str, Any]) -> None:
+        names = []
+        for output in outputs:
+            if not output or (len(outputs) > 1 and not self.view.readers(output) and output not in self.graph.outputs):
+                names.append("")
+                continue
+            name = f"v{len(self.tensors) + 1}"
+            self.tensors[name] = self._tensor(output, op_type)
+            self.names[self.view.resolve(output)] = name
+            names.append(name)
+        self.steps.append(Step(op_type, inputs, tuple(names), attributes))
+
+    def _part(self, node: Node, value: str) -> tuple[int, int, int] | None:
+        if node.op_type not in ("Slice", "Split"):
+            return None
+        shape = self.view.shape(node.inputs[0])
+        part = None if shape is None else part_bounds(node, value, self.view, shape)
+        if part is None and node.op_type == "Split":
+            raise LearnError(f"{node.name} splits an axis of unknown size.", "Split an axis of fixed size.")
+        return part
+
+    def _require_learnable(self, node: Node) -> None:
+        what = f"{node.op_type} {node.name}"
+        if node.domain:
+            raise LearnError(
+                f"{what} is an operator of domain {node.domain}.", "Learn from an example of ONNX operators."
+            )
+        if _RANDOM.match(node.op_type):
+            raise LearnError(f"{what} is random.", "Call module.eval(), or leave it out of the example.")
+        if any(item.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for item in node.proto.attribute):
+            raise LearnError(f"{what} holds subgraphs.", "Control flow cannot be learned: take an example without it.")
+        if node.op_type in ("Shape", "Size"):
+            raise LearnError(
+                f"{what} computes a size that is none of the inputs' dimensions.",
+                "Name the dimensions of the inputs that vary, and compute with those.",
+            )
+        if node.op_type in _NOT_LEARNED or "Sequence" in node.op_type:
+            reason = _NOT_LEARNED.get(node.op_type, "sequences of tensors")
+            raise LearnError(f"{what} cannot be learned: patterns do not see {reason}.", "Write the pattern by hand.")
+
+    def _require_determined(self, node: Node, tensor: Tensor) -> None:
+        """A Reshape leads where the dimensions of the inputs say, but for one that follows from the rest."""
+        unknown = [dim for dim in tensor.dims if isinstance(dim, str) and dim not in self.dims]
+        if len(unknown) > (node.op_type == "Reshape"):
+            raise LearnError(
+                f"{node.op_type} {node.name} makes the sizes {', '.join(unknown)}, which are no dimensions of the inputs.",
+                "Take an example whose shapes follow from those of its inputs.",
+            )
+
+    def _attributes(self, node: Node) -> dict[str, Any]:
+        opset = self.graph.opset() or 1
+        names = {item.name for item in node.proto.attribute} | set(ATTRIBUTE_INPUTS.get(node.op_type, ()))
+        defaults: dict[str, Any] = {}
+        for version in (opset, onnx.defs.onnx_opset_version()):
+            if onnx.defs.has(node.op_type, version, ""):
+                for name, attribute in onnx.defs.get_schema(node.op_type, version, "").attributes.items():
+                    names.add(name)
+                    if attribute.default_value.name:
+                        default = helper.get_attribute_value(attribute.default_value)
+                        defaults[name] = default.decode() if isinstance(default, bytes) else default
+        found: dict[str, Any] = {}
+        for name in sorted(names):
+            value = self.view.attribute(node, name)
+            found[name] = self._checked(node, name, defaults.get(name) if value is None else value)
+        rank = self.view.rank(node.inputs[0]) if node.inputs else None
+        for name in ("axis", "axes"):
+            if rank and found.get(name) is not None:
+                axes = found[name]
+                found[name] = [axis % rank for axis in axes] if isinstance(axes, list) else axes % rank
+        if node.op_type == "Slice":
+            found["axes"] = found["axes"] or list(range(len(found["starts"])))
+            found["steps"] = found["steps"] or [1] * len(found["starts"])
+        if node.op_type in _NORMS:
+            if found["axis"] != (rank or 0) - 1:
+                raise LearnError(f"{node.name} normalises axis {found['axis']}.", "Only a last axis can be learned.")
+            found["epsilon"] = Reference(self._epsilon(float(found["epsilon"])))
+        return found
+
+    def _checked(self, node: Node, name: str, value: Any) -> Any:
+        items = value if isinstance(value, list) else [value]
+        if isinstance(value, Unknown) or any(isinstance(item, Product) for item in items):
+            raise LearnError(
+                f"{name} of {node.op_type} {node.name} is computed while the model runs.",
+                "Take an example that fixes it.",
+            )
+        if any(item is not None and not isinstance(item, (int, float, str)) for item in items):
+            raise LearnError(f"{name} of {node.op_type} {node.name} is no number.", "Write the pattern by hand.")
+        return value
+
+    def _epsilon(self, value: float) -> str:
+        """The attribute for the epsilon of a norm: equal ones are one attribute."""
+        number = len(self.epsilons) + 1
+        return self.epsilons.setdefault(value, "epsilon" if number == 1 else f"epsilon_{number}")
+
+
+def _dim(dim: Dim) -> int | str:
+    return dim if isinstance(dim, int) else str(dim)
+
+
+def _unique(wanted: str, taken: set[str]) -> str:
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    taken.add(name)
+    return name

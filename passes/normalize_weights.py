@@ -1,0 +1,65 @@
+"""Rules on attention weights that are SiLU of scores: four axes where an exporter merged batch and heads into one."""
+
+from __future__ import annotations
+
+from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.movement import Move, write_move
+from onnx_fuse.passes.normalize_scale import scaled
+from onnx_fuse.passes.normalize_scores import is_scores, merged_scores, split_like
+from onnx_fuse.passes.view import View
+
+_STEPS = frozenset({"Mul", "Div", "Where"})
+
+
+def swish_before_merge(view: View, node: Node) -> bool:
+    """Swish(merge(scores)) is merge(Swish(scores))."""
+    found = merged_scores(view, node.inputs[0])
+    if found is None:
+        return False
+    move, factor = found
+    scores = move.base if factor is None else view.add("Mul", [move.base, factor], like=node)
+    result = view.add("Swish", [scores], {"alpha": view.attribute(node, "alpha")}, like=node, covers=[node])
+    return _merge(view, node, result, move)
+
+
+def weights_before_merge(view: View, node: Node) -> bool:
+    """merge(weights) * mask, merge(weights) / n or Where(mask, merge(weights), 0) is merge(weights * split(mask)), and so on.
+
+    A constant factor stays after the move, where every scale is.
+    """
+    if scaled(view, node) is not None:
+        return False
+    for place, value in enumerate(node.inputs):
+        found = merged_scores(view, value, _is_weights)
+        if found is None or (node.op_type == "Div" and place == 1):
+            continue
+        move, factor = found
+        others = [
+            None if index == place else split_like(view, item, move, node) for index, item in enumerate(node.inputs)
+        ]
+        if others.count(None) > 1:
+            return False
+        weights = move.base if factor is None else view.add("Mul", [move.base, factor], like=node)
+        inputs = [weights if item is None else item for item in others]
+        return _merge(view, node, view.add(node.op_type, inputs, like=node, covers=[node]), move)
+    return False
+
+
+def _merge(view: View, node: Node, result: str, move: Move) -> bool:
+    merged = Move(result, move.sizes, move.before, move.after)
+    return write_move(view, merged, node, node.outputs[0], [node]) is not None
+
+
+def _is_weights(view: View, value: str) -> bool:
+    """Whether a value is SiLU of scores, masked and divided or not."""
+    pending, steps = [value], 0
+    while pending and steps < 8:
+        steps += 1
+        node = view.producer(pending.pop(0))
+        if node is None or node.domain != "":
+            continue
+        if node.op_type == "Swish":
+            return is_scores(view, node.inputs[0])
+        if node.op_type in _STEPS:
+            pending.extend(view.inputs(node))
+    return False

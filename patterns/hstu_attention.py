@@ -1,0 +1,493 @@
+"""HSTU attention: SiLU in place of Softmax, divided by a length, with its norm and its gate.
+
+"Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative Recommendations" (arXiv 2402.17152).
+Found in the authors' research and production forms and in NVIDIA's recsys-examples. The projections of q, k, v and u, the
+relative bias and the residual stay outside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_fuse.patterns.body import Body
+from onnx_fuse.patterns.dsl import Attribute, Optional, Scalar, pattern
+from onnx_fuse.patterns.heads import before_split, four_axes, misfit, producer, unexpanded
+from onnx_fuse.patterns.interface import Match, View
+from onnx_fuse.patterns.masks import conjunction, negated, split_causal
+from onnx_fuse.patterns.norm import affine_problem
+from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
+
+SILU_IS_ZERO = -128.0
+"""At and below this number SiLU is zero in float32."""
+
+
+def wide(to: int) -> bool | str:
+    return to == TensorProto.FLOAT or "float32"
+
+
+def narrow(to: int) -> bool | str:
+    return to in (TensorProto.FLOAT16, TensorProto.BFLOAT16) or "float16 or bfloat16"
+
+
+def _scaled(op: Any, value: Any, factor: Any, divisor: Any) -> Any:
+    """The value, or the value times a constant or divided by a tensor: the 1/N may stand in any of several places."""
+    return op.any_of(op.Mul(value, factor), op.Div(value, divisor), op.Mul(value, op.Reciprocal(divisor)), value)
+
+
+def _masked(op: Any, value: Any, mask: Any, keep: Any, drop: Any) -> Any:
+    # A mask can be anything, so it comes last: a number is a scale.
+    return op.any_of(op.Where(keep, value, 0.0), op.Where(drop, 0.0, value), value, op.Mul(value, mask))
+
+
+def _weights(op: Any, product: Any, scores: Any, scales: Any, masks: Any) -> Any:
+    """The masked and divided SiLU of the scores, from q k^T."""
+    alpha, bias, keep, drop, fill = scores
+    product = op.any_of(op.Cast(product, to=wide), product)
+    inside = op.named("inside", op.Mul(op.Add(product, bias), alpha))
+    scaled = op.any_of(op.Mul(product, alpha), product)
+    value = op.any_of(inside, op.Add(scaled, bias), scaled)
+    value = op.any_of(op.Where(keep, value, fill), op.Where(drop, fill, value), value)
+    value = _scaled(op, op.Swish(value, alpha=1.0), *scales[0])
+    for mask in masks:
+        value = _masked(op, value, *mask)
+    value = _scaled(op, value, *scales[1])
+    return op.any_of(op.Cast(value, to=narrow), value)
+
+
+def _affine_of_heads(op: Any, turned: Any, gamma: Any, beta: Any) -> Any:
+    """A scale and a shift after a norm of each head: one number a head, one vector for all heads, or all of it."""
+
+    def spans(vector: Any) -> Any:
+        return op.any_of(op.shape(vector, "h 1"), op.shape(vector, "dv"), op.shape(vector, "h dv"))
+
+    def affine(value: Any, scale: Any, shift: Any) -> Any:
+        return op.Add(op.Mul(value, scale), shift)
+
+    flat = op.Reshape(turned)
+    in_heads = op.any_of(op.shape(flat, "_ h dv"), op.shape(turned, "B N h dv"))
+    in_rows = op.any_of(op.shape(flat, "_ E"), op.shape(flat, "B N E"))
+    return op.any_of(
+        affine(in_heads, spans(gamma), spans(beta)), affine(in_rows, op.shape(gamma, "E"), op.shape(beta, "E"))
+    )
+
+
+@pattern
+def hstu_attention(  # type: ignore[no-untyped-def]
+    op,
+    query,
+    key_t,
+    value,
+    alpha: Scalar,
+    bias,
+    keep_score,
+    drop_score,
+    score_fill: Scalar,
+    factor_1: Scalar,
+    divisor_1,
+    mask_1,
+    keep_1,
+    drop_1,
+    mask_2,
+    keep_2,
+    drop_2,
+    factor_2: Scalar,
+    divisor_2,
+    factor_3: Scalar,
+    divisor_3,
+    head_gamma: Optional,
+    head_beta: Optional,
+    group_gamma,
+    group_beta,
+    factor_4: Scalar,
+    divisor_4,
+    gamma: Optional,
+    beta: Optional,
+    epsilon: Attribute,
+    gate,
+):
+    product = op.MatMul(op.shape(query, "B h N d"), op.shape(key_t, "B h d M"))
+    weights = _weights(
+        op,
+        product,
+        (alpha, bias, keep_score, drop_score, score_fill),
+        ((factor_1, divisor_1), (factor_2, divisor_2)),
+        ((mask_1, keep_1, drop_1), (mask_2, keep_2, drop_2)),
+    )
+    context = _scaled(op, op.MatMul(weights, op.shape(value, "B h M dv")), factor_3, divisor_3)
+    # A norm for each head comes before the heads are merged, wherever the model has it; its scale and shift need not.
+    per_head = op.named("group", op.LayerNormalization(context, head_gamma, head_beta, axis=-1, epsilon=epsilon))
+    context = op.any_of(per_head, context)
+    turned = op.any_of(op.Transpose(context, perm=[0, 2, 1, 3]), op.shape(context, "B 1 N dv"))
+    affine = _affine_of_heads(op, turned, group_gamma, group_beta)
+    merged = op.shape(op.any_of(op.Reshape(op.any_of(affine, turned)), affine), "B N E")
+    merged = op.named("merged", _scaled(op, merged, factor_4, divisor_4))
+    normed = op.any_of(op.named("layer", op.LayerNormalization(merged, gamma, beta, axis=-1, epsilon=epsilon)), merged)
+    return op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
+
+
+@pattern
+def hstu_attention_of_one_head(  # type: ignore[no-untyped-def]
+    op,
+    query,
+    key_t,
+    value,
+    alpha: Scalar,
+    bias,
+    keep_score,
+    drop_score,
+    score_fill: Scalar,
+    factor_1: Scalar,
+    divisor_1,
+    mask_1,
+    keep_1,
+    drop_1,
+    mask_2,
+    keep_2,
+    drop_2,
+    factor_2: Scalar,
+    divisor_2,
+    factor_3: Scalar,
+    divisor_3,
+    gamma: Optional,
+    beta: Optional,
+    epsilon: Attribute,
+    gate,
+):
+    """A model with one head may have no axis for it."""
+    weights = _weights(
+        op,
+        op.MatMul(op.shape(query, "B N d"), op.shape(key_t, "B d M")),
+        (alpha, bias, keep_score, drop_score, score_fill),
+        ((factor_1, divisor_1), (factor_2, divisor_2)),
+        ((mask_1, keep_1, drop_1), (mask_2, keep_2, drop_2)),
+    )
+    context = op.MatMul(op.shape(weights, "B N N"), op.shape(value, "B M dv"))
+    merged = _scaled(op, context, factor_3, divisor_3)
+    merged = op.named("merged", op.shape(merged, "B N E"))
+    normed = op.any_of(op.named("layer", op.LayerNormalization(merged, gamma, beta, axis=-1, epsilon=epsilon)), merged)
+    return op.any_of(op.Mul(normed, op.shape(gate, "B N E")), normed)
+
+
+@hstu_attention_of_one_head.require
+@hstu_attention.require
+def sizes_are_static(match: Match, view: View) -> str | None:
+    for name, what in (("h", "the number of heads"), ("d", "the head size"), ("dv", "the head size of the value")):
+        if not isinstance(match.get(name, 1), int):
+            return f"{what} is {match[name]}, it must be known"
+    return None
+
+
+@hstu_attention_of_one_head.require
+@hstu_attention.require
+def queries_and_keys_are_the_same_positions(match: Match, view: View) -> str | None:
+    if match["N"] != match["M"]:
+        return f"there are {match['N']} queries and {match['M']} keys, HSTU's are of the same positions"
+    return None
+
+
+@hstu_attention_of_one_head.require
+@hstu_attention.require
+def operands_have_one_type(match: Match, view: View) -> str | None:
+    types = {view.dtype(match[name]) for name in ("query", "key_t", "value")}
+    return "query, key and value have different types" if len(types) > 1 else None
+
+
+@hstu_attention_of_one_head.require
+@hstu_attention.require
+def masks_fit_the_scores(match: Match, view: View) -> str | None:
+    scores = _scores(match)
+    for name in ("bias", *_MASKS, "keep_score", "drop_score"):
+        problem = misfit(view, match[name], scores, "bias" if name == "bias" else "mask") if name in match else None
+        if problem is not None:
+            return problem
+    return None
+
+
+@hstu_attention_of_one_head.require
+@hstu_attention.require
+def masked_scores_weigh_nothing(match: Match, view: View) -> str | None:
+    fill = view.scalar(match["score_fill"]) if "score_fill" in match else None
+    if fill is None or SILU_IS_ZERO >= fill > -np.inf:
+        return None
+    return f"masked scores become {fill:g}, of which SiLU is not zero"
+
+
+@hstu_attention.require
+def one_norm_alone(match: Match, view: View) -> str | None:
+    if "group_gamma" in match and ("group" not in match or "head_gamma" in match):
+        return "the heads are scaled and shifted other than after their norm"
+    for name in ("head_gamma", "head_beta"):
+        if name in match and view.shape(match[name]) != (match["dv"],):
+            return f"the norm of each head has the scale or shift {match[name]}, which is no vector of {match['dv']}"
+    if "group" in match and "layer" in match:
+        return "each head is normed, and all of them together once more"
+    if "group" in match and ("factor_4" in match or "divisor_4" in match):
+        return "the heads are scaled after their norm"
+    return None
+
+
+@hstu_attention_of_one_head.require
+@hstu_attention.require
+def affine_spans_the_last_axis(match: Match, view: View) -> str | None:
+    return affine_problem(match, view, match["merged"])
+
+
+_MASKS = ("mask_1", "keep_1", "drop_1", "mask_2", "keep_2", "drop_2")
+
+
+def _scores(match: Match) -> tuple[Any, ...]:
+    return tuple(match[name] for name in ("B", "h", "N", "M") if name in match)
+
+
+def hstu_body(  # type: ignore[no-untyped-def]
+    op: Body,
+    q,
+    k,
+    v,
+    bias,
+    mask,
+    scale,
+    lengths,
+    u,
+    gamma,
+    beta,
+    num_heads,
+    alpha,
+    bias_order,
+    norm_length,
+    causal,
+    norm,
+    gate_activation,
+    epsilon,
+    mode,
+    is_causal,
+    divides_by_n,
+) -> Any:
+    """a = silu(s) * mask, s = alpha q k^T + bias or alpha (q k^T + bias);  y = norm(merge(a v / N)) * act(u)."""
+    heads = op.Reshape(num_heads, op.ints(1))
+    zero, one = op.Squeeze(op.ints(0)), op.Squeeze(op.ints(1))
+    length = op.Slice(op.Shape(v), op.ints(1), op.ints(2), op.ints(0))
+    position = op.Range(zero, op.Squeeze(length), one)
+
+    def split(x: str, perm: list[int]) -> str:
+        shape = op.Shape(x)
+        rows, width = (op.Slice(shape, op.ints(start), op.ints(end), op.ints(0)) for start, end in ((0, 2), (2, 3)))
+        four = op.Reshape(op.float32(x), op.Concat(rows, heads, op.Div(width, heads), axis=0))
+        return str(op.Transpose(four, perm=perm))
+
+    scores = op.MatMul(split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1]))
+    if bias is not None and bias_order == "inside_alpha":
+        scores = op.Mul(op.Add(scores, op.float32(bias)), alpha)
+    else:
+        scores = op.Mul(scores, alpha)
+        scores = scores if bias is None else op.Add(scores, op.float32(bias))
+    weights = op.Mul(scores, op.Sigmoid(scores))
+    if mask is not None:
+        weights = op.Mul(weights, op.float32(mask))
+    if is_causal:
+        weights = op.Where(op.LessOrEqual(position, op.Unsqueeze(position, op.ints(1))), weights, 0.0)
+    if lengths is not None:
+        present = op.Less(position, op.Unsqueeze(op.Cast(lengths, to=TensorProto.INT64), op.ints(1)))
+        weights = op.Where(op.Unsqueeze(present, op.ints(1, 2)), weights, 0.0)
+    context = op.MatMul(weights, split(v, [0, 2, 1, 3]))
+    if scale is not None:
+        context = op.Mul(context, op.float32(scale))
+    else:
+        context = op.Div(context, op.float32(length) if divides_by_n else norm_length)
+    if norm == "group":
+        context = op.normalise(context, "layer", None, None, epsilon)
+    four = op.Transpose(context, perm=[0, 2, 1, 3])
+    if norm == "group":
+        per_head = op.Concat(heads, op.ints(-1), axis=0)
+        four = four if gamma is None else op.Mul(four, op.Reshape(op.float32(gamma), per_head))
+        four = four if beta is None else op.Add(four, op.Reshape(op.float32(beta), per_head))
+    y = op.Reshape(four, op.Shape(v))
+    if norm == "layer":
+        y = op.normalise(y, "layer", gamma, beta, epsilon)
+    if u is not None:
+        y = op.Mul(y, _activated(op, op.float32(u), gate_activation))
+    if lengths is not None:
+        y = op.Where(op.Unsqueeze(present, op.ints(2)), y, 0.0)
+    return op.like(y, q)
+
+
+def _activated(op: Body, x: str, activation: str) -> str:
+    if activation == "none":
+        return x
+    gate = op.Sigmoid(x)
+    return str(gate if activation == "sigmoid" else op.Mul(x, gate))
+
+
+HSTUHierarchicalAttention = FusedOp(
+    name="HSTUHierarchicalAttention",
+    inputs=("q", "k", "v", "bias", "mask", "scale", "lengths", "u", "gamma", "beta"),
+    attributes=(
+        "num_heads",
+        "alpha",
+        "bias_order",
+        "norm_length",
+        "causal",
+        "norm",
+        "gate_activation",
+        "epsilon",
+        "mode",
+    ),
+    outputs=("y",),
+    types=FLOATS,
+    body=hstu_body,
+    structure=lambda attributes: {
+        "is_causal": bool(attributes["causal"]),
+        "divides_by_n": attributes["norm_length"] == 0,
+    },
+)
+
+
+def build(match: Match, view: View) -> Fused | str:
+    like = match.root
+    masks, causal = split_causal(view, _masks(match, view), like)
+    length, scale = _length(match, view, masks)
+    if length is None:
+        return "the weights are divided by something else than one number for each position"
+    norm = "group" if "group" in match else "layer" if "layer" in match else "none"
+    activation, gate = _gate(match, view)
+    inputs = {
+        "q": _rows(view, match, "query", match["d"]),
+        "k": _rows(view, match, "key_t", match["d"]),
+        "v": _rows(view, match, "value", match["dv"]),
+        "bias": _four_axes(view, match, unexpanded(view, match["bias"], _scores(match))) if "bias" in match else None,
+        "mask": conjunction(view, [_four_axes(view, match, mask) for mask in masks], like),
+        "scale": None if scale is None else _four_axes(view, match, scale),
+        "u": gate,
+        "gamma": _affine(match, view, "gamma", neutral=1.0),
+        "beta": _affine(match, view, "beta", neutral=0.0),
+    }
+    attributes = {
+        "num_heads": match.get("h", 1),
+        "alpha": float(view.scalar(match["alpha"]) or 0.0) if "alpha" in match else 1.0,
+        "bias_order": "inside_alpha" if "inside" in match else "outside_alpha",
+        "norm_length": length,
+        "causal": int(causal),
+        "norm": norm,
+        "gate_activation": activation,
+        "epsilon": float(match.get("epsilon", 0.0)),
+        "mode": "silu",
+    }
+    taken = {"bias": "bias" in match, "mask": causal or bool(masks), "norm": norm != "none", "gate": gate is not None}
+    return Fused(
+        inputs, {"y": like.outputs[0]}, attributes, parts=tuple(part for part, is_in in taken.items() if is_in)
+    )
+
+
+def _masks(match: Match, view: View) -> list[str]:
+    """What the weights are multiplied with, or kept where: bool where the model has it as bool."""
+    found: list[str] = []
+    for name in (*_MASKS, "keep_score", "drop_score"):
+        if name not in match:
+            continue
+        mask = unexpanded(view, match[name], _scores(match))
+        cast = producer(view, mask, "Cast")
+        if cast is not None and view.dtype(cast.inputs[0]) == TensorProto.BOOL:
+            mask = unexpanded(view, view.resolve(cast.inputs[0]), _scores(match))
+        found.append(negated(view, mask, match.root) if name.startswith("drop") else mask)
+    return found
+
+
+def _length(match: Match, view: View, masks: list[str]) -> tuple[float | None, str | None]:
+    """(norm_length, scale): what the weights are divided by, or a tensor they are multiplied with, taken from the masks."""
+    factor = 1.0
+    for place in range(1, 5):
+        factor *= float(view.scalar(match[f"factor_{place}"]) or 0.0) if f"factor_{place}" in match else 1.0
+    divisors = [place for place in range(1, 5) if f"divisor_{place}" in match]
+    if factor <= 0 or len(divisors) > 1 or (divisors and factor != 1.0):
+        return None, None
+    rows = (match["B"], 1, match["N"], 1) if "h" in match else (match["B"], match["N"], 1)
+    if divisors:
+        divisor = match[f"divisor_{divisors[0]}"]
+        if view.dimension(divisor) == match["N"]:
+            return 0.0, None
+        if divisors[0] == 4 or not view.broadcasts_to(divisor, rows):
+            return None, None
+        return 1.0, view.add("Reciprocal", [divisor], like=match.root)
+    scale = next((mask for mask in masks if view.dtype(mask) in FLOATS and view.broadcasts_to(mask, rows)), None)
+    if scale is not None and factor == 1.0:
+        masks.remove(scale)
+        return 1.0, scale
+    # The reciprocal of a whole number, as far as the type it is written in can hold it.
+    whole = round(1 / factor)
+    return float(whole) if abs(factor * whole - 1) < 1e-3 else 1 / factor, None
+
+
+def _four_axes(view: View, match: Match, value: str) -> str:
+    """The value as it broadcasts to [B, h, N, N], also where the scores have no axis for their one head."""
+    if "h" not in match and view.rank(value) == 3:
+        return view.add("Unsqueeze", [value, view.array(np.array([1], dtype=np.int64), value)], like=match.root)
+    return four_axes(view, value, match.root)
+
+
+def _gate(match: Match, view: View) -> tuple[str, str | None]:
+    """(gate_activation, u)."""
+    if "gate" not in match:
+        return "none", None
+    node = view.producer(match["gate"])
+    if node is not None and node.domain == "":
+        if node.op_type == "Sigmoid":
+            return "sigmoid", view.resolve(node.inputs[0])
+        if node.op_type == "Swish" and view.attribute(node, "alpha") == 1.0:
+            return "silu", view.resolve(node.inputs[0])
+    return "none", match["gate"]
+
+
+def _affine(match: Match, view: View, name: str, neutral: float) -> str | None:
+    """Scale or shift of the norm, [h*dv] or [h]; None where there is none, or it does nothing."""
+    value = next((match[item] for item in (f"head_{name}", f"group_{name}", name) if item in match), None)
+    array = None if value is None else view.constant(value)
+    if value is None or (array is not None and bool(np.all(np.asarray(array, dtype=np.float32) == neutral))):
+        return None
+    shape = view.shape(value) or ()
+    if "group" in match and shape == (match["dv"],) and match["h"] > 1:
+        return view.add("Tile", [value, view.array(np.array([match["h"]], dtype=np.int64), value)], like=match.root)
+    if len(shape) > 1:
+        return view.add("Reshape", [value, view.array(np.array([-1], dtype=np.int64), value)], like=match.root)
+    return value
+
+
+def _rows(view: View, match: Match, name: str, size: int) -> str:
+    """Query, key or value as [B, N, h*d]: what was split into heads, or what the heads are when merged again."""
+    value, key = match[name], name == "key_t"
+    if "h" not in match:
+        return _turned(view, value, [0, 2, 1], match.root) if key else value
+    heads = match["h"]
+    whole = before_split(view, value, heads, key=key)
+    if whole is not None:
+        return whole
+    reshape = producer(view, value, "Reshape")
+    if reshape is not None and heads == 1 and view.rank(reshape.inputs[0]) == 3:
+        whole = view.resolve(reshape.inputs[0])
+        return _turned(view, whole, [0, 2, 1], match.root) if key else whole
+    four = _turned(view, value, [0, 3, 1, 2] if key else [0, 2, 1, 3], match.root)
+    target = view.array(np.array([0, 0, heads * size], dtype=np.int64), value)
+    return view.add("Reshape", [four, target], like=match.root)
+
+
+def _turned(view: View, value: str, perm: list[int], like: Any) -> str:
+    """The value transposed, or what it was before the opposite transpose."""
+    transpose = producer(view, value, "Transpose")
+    if transpose is not None and list(view.attribute(transpose, "perm") or []) == [
+        perm.index(axis) for axis in range(len(perm))
+    ]:
+        return view.resolve(transpose.inputs[0])
+    return view.add("Transpose", [value], {"perm": perm}, like=like)
+
+
+FUSION = Fusion(
+    name="HSTUHierarchicalAttention",
+    pattern=(hstu_attention, hstu_attention_of_one_head),
+    operator=HSTUHierarchicalAttention,
+    build=build,
+    summary="HSTU attention: SiLU of the scores, divided by a length, with its norm and its gate",
+    anchor="Swish",
+    rim=("norm", "gate"),
+)

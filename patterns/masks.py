@@ -1,0 +1,128 @@
+"""Attention masks that multiply: what they are made of, and whether a causal mask is among it.
+
+A mask is bool (true keeps) or a float tensor that the weights are multiplied with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+
+from onnx_fuse.patterns.heads import four_axes
+from onnx_fuse.patterns.interface import View
+
+_FLIPS = {"Not": 0, "Sub": 1, "Equal": 0}
+_COMPARISONS = {"LessOrEqual": (1, 0), "GreaterOrEqual": (0, 1), "Less": (0, 1), "Greater": (1, 0)}
+"""Comparison -> which operands are the row and the column, in a lower triangle or (where strict) in what it leaves out."""
+
+
+def split_causal(view: View, masks: Sequence[str], like: Any) -> tuple[list[str], bool]:
+    """The masks without the causal one, and whether there was one: its triangle or an And with it."""
+    rest: list[str] = []
+    causal = False
+    for mask in masks:
+        parts = _conjuncts(view, mask, like)
+        others = [part for part in parts if not is_lower_triangle(view, part)]
+        causal = causal or len(others) < len(parts)
+        rest += [mask] if len(others) == len(parts) else others
+    return rest, causal
+
+
+def negated(view: View, mask: str, like: Any) -> str:
+    """The bool mask that keeps what this one drops."""
+    node = view.producer(mask)
+    if node is not None and node.domain == "" and node.op_type == "Not":
+        return view.resolve(node.inputs[0])
+    return view.add("Not", [mask], like=like)
+
+
+def conjunction(view: View, masks: Sequence[str], like: Any) -> str | None:
+    """One mask of four axes that keeps what all of them keep; None for none."""
+    kinds: dict[bool, str] = {}
+    for mask in (four_axes(view, item, like) for item in masks):
+        is_bool = view.dtype(mask) == TensorProto.BOOL
+        so_far = kinds.get(is_bool)
+        kinds[is_bool] = mask if so_far is None else view.add("And" if is_bool else "Mul", [so_far, mask], like=like)
+    if len(kinds) < 2:
+        return next(iter(kinds.values()), None)
+    factor = view.add("Cast", [kinds[True]], {"to": view.dtype(kinds[False])}, like=like)
+    return view.add("Mul", [kinds[False], factor], like=like)
+
+
+def is_lower_triangle(view: View, mask: str, *, flipped: bool = False) -> bool:
+    """Whether a mask keeps (flipped: drops) the columns up to the row, and no others, for every row of a square."""
+    shape = view.shape(mask)
+    if shape is None or len(shape) < 2 or shape[-1] != shape[-2] or any(dim != 1 for dim in shape[:-2]):
+        return False
+    array = view.constant(mask)
+    if array is not None:
+        square = np.asarray(array).reshape(array.shape[-2:])
+        wanted = np.tril(np.ones(square.shape, dtype=bool))
+        return bool(np.array_equal(square.astype(np.float32), wanted != flipped))
+    node = view.producer(mask)
+    if node is None or node.domain != "":
+        return False
+    if node.op_type in ("Cast", "Reshape", "Unsqueeze"):
+        return is_lower_triangle(view, node.inputs[0], flipped=flipped)
+    if node.op_type in _FLIPS:
+        place = _FLIPS[node.op_type]
+        other = 1.0 if node.op_type == "Sub" else 0.0
+        if node.op_type != "Not" and view.scalar(node.inputs[1 - place]) != other:
+            return False
+        return is_lower_triangle(view, node.inputs[place], flipped=not flipped)
+    if node.op_type == "Trilu":
+        diagonal = view.scalar(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else 0.0
+        kind = (view.attribute(node, "upper"), diagonal)
+        return kind == ((1, 1.0) if flipped else (0, 0.0)) and _is_ones(view, node.inputs[0])
+    if node.op_type in _COMPARISONS and (node.op_type in ("Less", "Greater")) == flipped:
+        row, column = (node.inputs[place] for place in _COMPARISONS[node.op_type])
+        return _counts(view, row, -2) and _counts(view, column, -1)
+    return False
+
+
+def _conjuncts(view: View, mask: str, like: Any) -> list[str]:
+    """Bool masks of which the mask is the And, each to be broadcast to four axes."""
+    node = view.producer(mask)
+    before, after = (view.shape(item) for item in (node.inputs[0], mask)) if node is not None else (None, None)
+    if node is None or node.domain != "" or before is None or after is None:
+        return [mask]
+    if node.op_type == "And":
+        return [part for item in node.inputs for part in _conjuncts(view, item, like)]
+    either = view.producer(node.inputs[0]) if node.op_type == "Not" else None
+    if either is not None and either.domain == "" and either.op_type == "Or":
+        return [part for item in either.inputs for part in _conjuncts(view, negated(view, item, like), like)]
+    if node.op_type in ("Reshape", "Unsqueeze"):
+        stripped = after[next((axis for axis, dim in enumerate(after) if dim != 1), len(after)) :]
+        if before[len(before) - len(stripped) :] == stripped:
+            return _conjuncts(view, node.inputs[0], like)
+        if len(before) == 3 and after == (before[0], 1, *before[1:]):
+            parts = _conjuncts(view, node.inputs[0], like)
+            axis = view.array(np.array([1], dtype=np.int64), like.outputs[0])
+            return [view.add("Unsqueeze", [part, axis], like=like) if view.rank(part) == 3 else part for part in parts]
+    return [mask]
+
+
+def _is_ones(view: View, value: str) -> bool:
+    node = view.producer(value)
+    if node is None or node.domain != "":
+        return False
+    if node.op_type == "ConstantOfShape":
+        filled = view.attribute(node, "value")
+        return filled is not None and bool(np.all(numpy_helper.to_array(filled) == 1))
+    return node.op_type in ("Expand", "Cast") and (view.scalar(node.inputs[0]) == 1.0 or _is_ones(view, node.inputs[0]))
+
+
+def _counts(view: View, value: str, axis: int) -> bool:
+    """Whether a value is 0, 1, 2, ... along one of its last two axes, and the same along the others."""
+    shape = view.shape(value) or ()
+    if len(shape) < -axis or any(dim != 1 for place, dim in enumerate(shape) if place != len(shape) + axis):
+        return False
+    node = view.producer(value)
+    while node is not None and node.domain == "" and node.op_type in ("Reshape", "Unsqueeze"):
+        node = view.producer(node.inputs[0])
+    if node is None or node.domain != "" or node.op_type != "Range":
+        return False
+    return view.scalar(node.inputs[0]) == 0.0 and view.scalar(node.inputs[2]) == 1.0

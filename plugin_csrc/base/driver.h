@@ -1,0 +1,26 @@
+// The CUDA driver, opened when the first kernel is launched: a machine without one can still load the library.
+#pragma once
+
+#include <cuda.h>
+
+namespace gr {
+
+// The functions that launching needs. A name is what cuda.h makes of it: the version that these headers belong to.
+struct Driver {
+  decltype(&::cuGetErrorString) getErrorString;
+  decltype(&::cuCtxGetCurrent) ctxGetCurrent;
+  decltype(&::cuCtxGetDevice) ctxGetDevice;
+  decltype(&::cuDeviceGetAttribute) deviceGetAttribute;
+  decltype(&::cuModuleLoadDataEx) moduleLoadDataEx;
+  decltype(&::cuModuleGetFunction) moduleGetFunction;
+  decltype(&::cuFuncSetAttribute) funcSetAttribute;
+  decltype(&::cuLaunchKernel) launchKernel;
+
+  // Refuses with what the driver says if `result` is an error; `what` is the call.
+  void check(CUresult result, char const* what) const;
+};
+
+// Refuses where there is no driver.
+Driver const& driver();
+
+}  // namespace gr

@@ -1,0 +1,208 @@
+#include "kernels.h"
+
+#include <zlib.h>
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "driver.h"
+#include "log.h"
+#include "refusal.h"
+
+// What onnx_fuse.runtime.plugins generates.
+extern "C" unsigned char const gr_kernel_blob[];
+extern gr::KernelVariant const gr_kernel_variants[];
+extern int32_t const gr_kernel_variant_count;
+
+namespace gr {
+namespace {
+
+constexpr int kStaticSharedLimit = 48 * 1024;
+
+struct Loaded {
+  CUfunction function;
+  KernelImage const* image;
+};
+
+std::vector<char> unpack(KernelImage const& image) {
+  std::vector<char> data(image.size + 1);  // PTX ends with a zero
+  uLongf size = image.size;
+  int const status = uncompress(reinterpret_cast<Bytef*>(data.data()), &size, gr_kernel_blob + image.offset, image.packedSize);
+  if (status != Z_OK || size != image.size) {
+    refuse("the kernel ", image.symbol, " is damaged");
+  }
+  return data;
+}
+
+int attribute(CUdevice device, CUdevice_attribute name) {
+  int value = 0;
+  driver().check(driver().deviceGetAttribute(&value, name, device), "cuDeviceGetAttribute");
+  return value;
+}
+
+bool runsOn(KernelImage const& image, int architecture) {
+  if (image.ptx) {
+    return image.architecture <= architecture;
+  }
+  if (image.exact) {
+    return image.architecture == architecture;
+  }
+  return image.architecture / 10 == architecture / 10 && image.architecture <= architecture;
+}
+
+// Machine code before PTX, of each the newest.
+bool better(KernelImage const& image, KernelImage const* than) {
+  return than == nullptr || std::pair(!image.ptx, image.architecture) > std::pair(!than->ptx, than->architecture);
+}
+
+CUfunction loadImage(KernelImage const& image) {
+  std::vector<char> const data = unpack(image);
+  CUmodule module = nullptr;
+  driver().check(driver().moduleLoadDataEx(&module, data.data(), 0, nullptr, nullptr), "cuModuleLoadDataEx");
+  CUfunction function = nullptr;
+  driver().check(driver().moduleGetFunction(&function, module, image.symbol), "cuModuleGetFunction");
+  if (image.sharedBytes > kStaticSharedLimit) {
+    driver().check(
+        driver().funcSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, image.sharedBytes),
+        "cuFuncSetAttribute");
+  }
+  return function;
+}
+
+Loaded load(KernelVariant const& variant) {
+  CUdevice device{};
+  driver().check(driver().ctxGetDevice(&device), "cuCtxGetDevice");
+  int const architecture = 10 * attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
+                           attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+  std::vector<KernelImage const*> refused;
+  while (true) {
+    KernelImage const* best = nullptr;
+    for (int32_t index = 0; index < variant.imageCount; ++index) {
+      KernelImage const& image = variant.images[index];
+      bool const tried = std::find(refused.begin(), refused.end(), &image) != refused.end();
+      if (!tried && runsOn(image, architecture) && better(image, best)) {
+        best = &image;
+      }
+    }
+    if (best == nullptr) {
+      refuse("the kernel ", variant.name, " was not built for sm_", architecture);
+    }
+    try {
+      return {loadImage(*best), best};
+    } catch (Refusal const& refusal) {
+      // A driver older than the compiler refuses its machine code, and may take the PTX.
+      log(Severity::kWARNING, std::string(variant.name) + (best->ptx ? " as PTX of sm_" : " for sm_") +
+                                  std::to_string(best->architecture) + ": " + refusal.what());
+      refused.push_back(best);
+    }
+  }
+}
+
+// The only state that plugins share: what was loaded, by context.
+Loaded const& loaded(KernelVariant const& variant) {
+  static std::mutex mutex;
+  static std::map<std::pair<CUcontext, KernelVariant const*>, Loaded> all;
+  CUcontext context = nullptr;
+  driver().check(driver().ctxGetCurrent(&context), "cuCtxGetCurrent");
+  if (context == nullptr) {
+    refuse("no CUDA context is current");
+  }
+  std::lock_guard<std::mutex> const lock(mutex);
+  auto const key = std::pair(context, &variant);
+  auto found = all.find(key);
+  if (found == all.end()) {
+    found = all.emplace(key, load(variant)).first;
+  }
+  return found->second;
+}
+
+KernelVariant const* lookUp(std::string const& name) noexcept {
+  for (int32_t index = 0; index < gr_kernel_variant_count; ++index) {
+    if (name == gr_kernel_variants[index].name) {
+      return &gr_kernel_variants[index];
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+int64_t KernelVariant::constant(std::string_view wanted) const {
+  for (int32_t index = 0; index < constantCount; ++index) {
+    if (wanted == constants[index].name) {
+      return constants[index].value;
+    }
+  }
+  refuse("the kernel ", name, " has no constant ", wanted);
+}
+
+KernelVariant const& findKernel(std::string const& name) {
+  KernelVariant const* const found = lookUp(name);
+  if (found == nullptr) {
+    refuse("the library has no kernel ", name);
+  }
+  return *found;
+}
+
+bool hasKernel(std::string const& name) noexcept { return lookUp(name) != nullptr; }
+
+Arguments::Value& Arguments::add(char kind) {
+  mKinds += kind;
+  return mValues.emplace_back();
+}
+
+Arguments& Arguments::pointer(void const* value) {
+  add('p').pointer = value;
+  return *this;
+}
+
+Arguments& Arguments::int32(int64_t value) {
+  if (value < std::numeric_limits<int32_t>::min() || value > std::numeric_limits<int32_t>::max()) {
+    refuse("a size of ", value, " does not fit into 32 bits");
+  }
+  add('i').int32 = static_cast<int32_t>(value);
+  return *this;
+}
+
+Arguments& Arguments::int64(int64_t value) {
+  add('l').int64 = value;
+  return *this;
+}
+
+Arguments& Arguments::float32(float value) {
+  add('f').float32 = value;
+  return *this;
+}
+
+void prepareKernel(KernelVariant const& variant) { loaded(variant); }
+
+void launchKernel(KernelVariant const& variant, Grid grid, Arguments& arguments, CUstream stream) {
+  if (arguments.mKinds != variant.signature) {
+    refuse("the kernel ", variant.name, " takes (", variant.signature, "), not (", arguments.mKinds, ")");
+  }
+  if (grid.x <= 0 || grid.y <= 0 || grid.z <= 0) {
+    return;
+  }
+  if (grid.x > std::numeric_limits<int32_t>::max() || grid.y > 65535 || grid.z > 65535) {
+    refuse("a grid of ", grid.x, " x ", grid.y, " x ", grid.z, " blocks is too large for ", variant.name);
+  }
+  Loaded const& kernel = loaded(variant);
+  std::vector<void*> parameters;
+  for (auto& value : arguments.mValues) {
+    parameters.push_back(&value);
+  }
+  // Triton's kernels end with two hidden pointers, to scratch memory that these kernels do not use.
+  void* scratch = nullptr;
+  parameters.insert(parameters.end(), 2, &scratch);
+  KernelImage const& image = *kernel.image;
+  driver().check(
+      driver().launchKernel(kernel.function, static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
+                            static_cast<unsigned>(grid.z), static_cast<unsigned>(image.threads), 1, 1,
+                            static_cast<unsigned>(image.sharedBytes), stream, parameters.data(), nullptr),
+      "cuLaunchKernel");
+}
+
+}  // namespace gr

@@ -1,0 +1,82 @@
+// The kernels that were compiled ahead of time, and how they are launched.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace gr {
+
+// A constant that a kernel was compiled with, such as its tile size.
+struct KernelConstant {
+  char const* name;
+  int64_t value;
+};
+
+// One variant compiled for one architecture.
+struct KernelImage {
+  char const* symbol;
+  int32_t architecture;  // 90 for sm_90
+  bool exact;            // runs on this architecture only
+  bool ptx;
+  int32_t threads;
+  int32_t sharedBytes;
+  uint32_t offset;  // of the image packed with zlib, in the library's blob
+  uint32_t packedSize;
+  uint32_t size;
+};
+
+struct KernelVariant {
+  char const* name;
+  char const* signature;  // one letter for each argument: p(ointer), i(nt32), l(ong, int64), f(loat32)
+  KernelConstant const* constants;
+  int32_t constantCount;
+  KernelImage const* images;
+  int32_t imageCount;
+
+  // Refuses where the kernel has no such constant.
+  int64_t constant(std::string_view wanted) const;
+};
+
+// Refuses where nothing of this name was compiled.
+KernelVariant const& findKernel(std::string const& name);
+bool hasKernel(std::string const& name) noexcept;
+
+struct Grid {
+  int64_t x{1};
+  int64_t y{1};
+  int64_t z{1};
+};
+
+// Arguments of a kernel in the order of its signature; they live here until it is launched.
+class Arguments {
+ public:
+  Arguments& pointer(void const* value);
+  Arguments& int32(int64_t value);  // refuses what does not fit
+  Arguments& int64(int64_t value);
+  Arguments& float32(float value);
+
+ private:
+  friend void launchKernel(KernelVariant const&, Grid, Arguments&, CUstream);
+  union Value {
+    void const* pointer;
+    int32_t int32;
+    int64_t int64;
+    float float32;
+  };
+  Value& add(char kind);
+
+  std::deque<Value> mValues;  // a deque keeps its elements where they are
+  std::string mKinds;
+};
+
+// Loads a kernel for the current device, so that a launch after it allocates nothing.
+void prepareKernel(KernelVariant const& variant);
+// An empty grid launches nothing.
+void launchKernel(KernelVariant const& variant, Grid grid, Arguments& arguments, CUstream stream);
+
+}  // namespace gr

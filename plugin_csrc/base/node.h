@@ -1,0 +1,84 @@
+// What a node of the model says: its attributes, and which of the operator's inputs and outputs it has.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace gr {
+
+enum class Kind { kInt, kFloat, kString, kInts, kFloats };
+
+struct Attribute {
+  char const* name;
+  Kind kind;
+  bool optional{false};
+};
+
+// Which element types a tensor may have. T is float32, float16 or bfloat16, and the same for the whole node.
+enum class Role {
+  kData,    // T
+  kAffine,  // T or float32
+  kIndex,   // int32 or int64
+  kMask,    // bool or T
+};
+
+struct Input {
+  char const* name;  // ends in '*' for any number of inputs name1, name2, ...
+  Role role;
+  bool optional{false};
+};
+
+// The description of an operator, the same as that of the Python operator.
+struct Signature {
+  char const* name;
+  std::vector<Input> inputs;
+  std::vector<char const*> outputs;  // all of type T; those after the first are optional
+  std::vector<Attribute> attributes;
+
+  // The input that a present name stands for, or nullptr.
+  Input const* input(std::string_view present) const;
+};
+
+class Node {
+ public:
+  // Refuses attributes that are missing, of another type, or name inputs and outputs that the operator does not have.
+  Node(Signature const& signature, nvinfer1::PluginFieldCollection const& fields);
+
+  // Names of the inputs and outputs that the node has, in their order.
+  std::vector<std::string> const& inputs() const { return mInputs; }
+  std::vector<std::string> const& outputs() const { return mOutputs; }
+  // Position of an input or output, or -1 where the node does not have it.
+  int32_t input(std::string_view name) const;
+  int32_t output(std::string_view name) const;
+  bool hasInput(std::string_view name) const { return input(name) >= 0; }
+
+  int64_t integer(std::string const& name) const;
+  float number(std::string const& name) const;
+  std::string const& text(std::string const& name) const;
+  std::vector<int64_t> integers(std::string const& name) const;  // empty where absent
+  std::vector<float> numbers(std::string const& name) const;     // empty where absent
+  // The place of the attribute's text in `choices`; refuses any other.
+  int32_t choice(std::string const& name, std::vector<char const*> const& choices) const;
+
+  // The attributes as fields that the constructor takes again; the node owns them.
+  nvinfer1::PluginFieldCollection const& fields() const;
+
+ private:
+  using Value = std::variant<std::vector<int32_t>, std::vector<float>, std::string>;
+
+  Value const& value(std::string const& name) const;
+
+  std::map<std::string, Value> mValues;
+  std::vector<std::string> mInputs;
+  std::vector<std::string> mOutputs;
+  mutable std::vector<nvinfer1::PluginField> mFields;
+  mutable nvinfer1::PluginFieldCollection mCollection{};
+};
+
+}  // namespace gr

@@ -1,0 +1,125 @@
+// What an operator has to tell: its description, its output shapes, its workspace and its launch.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels.h"
+#include "node.h"
+#include "refusal.h"
+
+namespace gr {
+
+// "fp32", "fp16" or "bf16": how kernels name an element type. Refuses any other.
+char const* typeName(nvinfer1::DataType type);
+int64_t elementSize(nvinfer1::DataType type);
+
+// A tensor at run time, with its sizes; `data` is null while kernels are only prepared.
+struct Tensor {
+  nvinfer1::DataType type{};
+  std::vector<int64_t> sizes;
+  void* data{nullptr};
+
+  int64_t size(int32_t axis) const;  // from the end where negative
+  int64_t rank() const { return static_cast<int64_t>(sizes.size()); }
+  int64_t elements() const;
+  // Elements of all axes but the last.
+  int64_t rows() const;
+};
+
+// Output shapes as expressions of the input shapes.
+class Shapes {
+ public:
+  using Expression = nvinfer1::IDimensionExpr const*;
+
+  Shapes(Node const& node, nvinfer1::DimsExprs const* inputs, int32_t count, nvinfer1::IExprBuilder& builder);
+
+  // The shape of an input of the node; refuses where its rank is not `rank` (-1: any).
+  nvinfer1::DimsExprs const& input(std::string const& name, int32_t rank = -1) const;
+  Expression constant(int64_t value) const;
+  Expression apply(nvinfer1::DimensionOperation operation, Expression left, Expression right) const;
+  // The size of an axis where it is known now, else -1.
+  static int64_t known(Expression expression);
+  static nvinfer1::DimsExprs of(std::vector<Expression> const& sizes);
+  // Refuses where two sizes are known and differ; `what` names them.
+  static void requireEqual(Expression left, Expression right, char const* what);
+
+ private:
+  Node const& mNode;
+  nvinfer1::DimsExprs const* mInputs;
+  nvinfer1::IExprBuilder& mBuilder;
+};
+
+// The tensors of one run. In a dry run kernels are looked up and loaded, but nothing is launched.
+class Run {
+ public:
+  Run(Node const& node, nvinfer1::PluginTensorDesc const* inputs, nvinfer1::PluginTensorDesc const* outputs,
+      void const* const* inputData, void* const* outputData, void* workspace, cudaStream_t stream);
+
+  bool has(std::string_view input) const { return mNode.hasInput(input); }
+  bool makes(std::string_view output) const { return mNode.output(output) >= 0; }
+  Tensor const& input(std::string_view name) const;
+  Tensor const& output(std::string_view name) const;
+  // All inputs, in their order.
+  std::vector<Tensor> const& inputs() const { return mInputs; }
+  // The data of an input or output, or `otherwise` where the node does not have it.
+  void* dataOr(std::string_view name, void* otherwise) const;
+  // What a pointer given for an optional tensor points to, as the kernels count it: 0 nothing, 1 T, 2 float32, 3 bytes.
+  int32_t kind(std::string_view name) const;
+  // The same for integers: 0 nothing, 1 int32, 2 int64.
+  int32_t integerKind(std::string_view name) const;
+  // The element type T of the node.
+  char const* type() const { return typeName(mOutputs.at(0).type); }
+  void* workspace() const { return mWorkspace; }
+
+  void launch(std::string const& kernel, Grid grid, Arguments& arguments) const;
+
+ private:
+  Node const& mNode;
+  std::vector<Tensor> mInputs;
+  std::vector<Tensor> mOutputs;
+  void* mWorkspace;
+  cudaStream_t mStream;
+  bool mDry;
+};
+
+class Operator {
+ public:
+  virtual ~Operator() = default;
+  Operator() = default;
+  Operator(Operator const&) = delete;
+  Operator& operator=(Operator const&) = delete;
+
+  // Takes what it needs from the attributes; refuses values that it has no kernel for.
+  virtual void read(Node const& node) = 0;
+  // The shapes of the node's outputs, in their order.
+  virtual std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const = 0;
+  // Bytes needed for the largest sizes.
+  virtual size_t workspace(std::vector<Tensor> const& inputs) const {
+    static_cast<void>(inputs);
+    return 0;
+  }
+  virtual void run(Run const& run) const = 0;
+};
+
+// An operator's description and how to make one.
+struct Entry {
+  Signature signature;
+  std::unique_ptr<Operator> (*make)();
+};
+
+// Every operator of the library.
+std::vector<Entry> const& operators();
+
+template <typename Derived>
+std::unique_ptr<Operator> makeOperator() {
+  return std::make_unique<Derived>();
+}
+
+inline int64_t ceilDivide(int64_t value, int64_t by) { return (value + by - 1) / by; }
+
+}  // namespace gr

@@ -1,0 +1,31 @@
+// FusedSwish(x) = x * sigmoid(beta * x)
+#include "../base/operator.h"
+
+namespace gr {
+namespace {
+
+class FusedSwish final : public Operator {
+ public:
+  void read(Node const& node) override { mBeta = node.number("beta"); }
+
+  std::vector<nvinfer1::DimsExprs> shapes(Node const&, Shapes const& shapes) const override { return {shapes.input("x")}; }
+
+  void run(Run const& run) const override {
+    Tensor const& x = run.input("x");
+    std::string const kernel = std::string("fused_swish.") + run.type();
+    Arguments arguments;
+    arguments.pointer(x.data).pointer(run.output("output").data).int64(x.elements()).float32(mBeta);
+    run.launch(kernel, {ceilDivide(x.elements(), findKernel(kernel).constant("BLOCK"))}, arguments);
+  }
+
+ private:
+  float mBeta{1.0F};
+};
+
+}  // namespace
+
+Entry fusedSwish() {
+  return {{"FusedSwish", {{"x", Role::kData}}, {"output"}, {{"beta", Kind::kFloat}}}, makeOperator<FusedSwish>};
+}
+
+}  // namespace gr

@@ -1,0 +1,89 @@
+// HierarchicalSequenceFusion(x, level_embeddings, level_mask?) -> (y, level_weights?): rows mixed with weighted levels
+#include "../base/operator.h"
+
+namespace gr {
+namespace {
+
+constexpr size_t kSlots = 4;
+constexpr int64_t kMostLevels = 128;
+
+// As `pick` in hierarchical_sequence_fusion.py.
+std::string kernelName(char const* type, int64_t width, int64_t levels) {
+  bool const odd = width % 16 != 0;
+  std::string const name = std::string("hierarchical_sequence_fusion.") + type;
+  return name + (levels <= 16 && !odd ? ".l16" : ".l128") + (odd ? ".any" : "");
+}
+
+class HierarchicalSequenceFusion final : public Operator {
+ public:
+  void read(Node const& node) override {
+    mTemperature = node.number("temperature");
+    mWindows = node.integers("windows");
+    mFactors = node.numbers("window_weights");
+    mTruncates = node.choice("pad", {"zero", "truncate"});
+    if (mWindows.size() > kSlots || mFactors.size() != mWindows.size()) {
+      refuse("the kernel takes up to ", kSlots, " windows with a weight each, not ", mWindows.size(), " windows and ",
+             mFactors.size(), " weights");
+    }
+    for (int64_t const window : mWindows) {
+      if (window < 1 || window % 2 == 0) {
+        refuse("a window has to be odd, not ", window);
+      }
+    }
+  }
+
+  std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
+    nvinfer1::DimsExprs const& x = shapes.input("x", 3);
+    nvinfer1::DimsExprs const& levels = shapes.input("level_embeddings", 2);
+    Shapes::requireEqual(x.d[2], levels.d[1], "the last axes of x and level_embeddings");
+    if (Shapes::known(levels.d[0]) < 0 || Shapes::known(levels.d[0]) > kMostLevels) {
+      refuse("the kernel takes up to ", kMostLevels, " levels, a number known when the engine is built");
+    }
+    nvinfer1::DimsExprs const weights = Shapes::of({x.d[0], x.d[1], levels.d[0]});
+    std::vector<nvinfer1::DimsExprs> made;
+    for (std::string const& output : node.outputs()) {
+      made.push_back(output == "y" ? x : weights);
+    }
+    return made;
+  }
+
+  void run(Run const& run) const override {
+    Tensor const& x = run.input("x");
+    Tensor const& embeddings = run.input("level_embeddings");
+    int64_t const width = x.size(2);
+    std::string const kernel = kernelName(run.type(), width, embeddings.size(0));
+    Arguments arguments;
+    arguments.pointer(x.data).pointer(embeddings.data).pointer(run.dataOr("level_mask", x.data));
+    arguments.pointer(run.output("y").data).pointer(run.dataOr("level_weights", x.data));
+    arguments.int64(x.rows()).int32(x.size(1)).int32(width).int32(embeddings.size(0)).float32(mTemperature);
+    arguments.int32(run.kind("level_mask")).int32(run.makes("level_weights") ? 1 : 0).int32(mTruncates);
+    for (size_t slot = 0; slot < kSlots; ++slot) {
+      arguments.int32(slot < mWindows.size() ? mWindows[slot] / 2 : -1);
+    }
+    for (size_t slot = 0; slot < kSlots; ++slot) {
+      arguments.float32(slot < mFactors.size() ? mFactors[slot] : 0.0F);
+    }
+    run.launch(kernel, {ceilDivide(x.rows(), findKernel(kernel).constant("ROWS"))}, arguments);
+  }
+
+ private:
+  float mTemperature{1.0F};
+  std::vector<int64_t> mWindows;
+  std::vector<float> mFactors;
+  int32_t mTruncates{1};
+};
+
+}  // namespace
+
+Entry hierarchicalSequenceFusion() {
+  return {{"HierarchicalSequenceFusion",
+           {{"x", Role::kData}, {"level_embeddings", Role::kData}, {"level_mask", Role::kMask, true}},
+           {"y", "level_weights"},
+           {{"temperature", Kind::kFloat},
+            {"windows", Kind::kInts, true},
+            {"window_weights", Kind::kFloats, true},
+            {"pad", Kind::kString}}},
+          makeOperator<HierarchicalSequenceFusion>};
+}
+
+}  // namespace gr

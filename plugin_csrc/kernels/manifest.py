@@ -1,0 +1,34 @@
+"""What is compiled ahead of time: a kernel with its argument types and constants. Nothing here imports triton."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TYPES = ("fp32", "fp16", "bf16")
+"""Element types that every operator has kernels for, in Triton's words."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel to be compiled for every architecture.
+
+    Args:
+        name: what the plugin asks for: the operator's file, the type and what else tells variants apart, joined by dots, such
+            as "hstu_attention.fp16.d64".
+        function: the `triton.jit` function.
+        signature: run-time argument -> Triton type ("*fp16", "i32", "i64", "fp32"), in the function's order. Pointers are taken
+            to be aligned to 16 bytes.
+        constants: `tl.constexpr` argument -> value. The plugin can read those that are integers (tile sizes, for its grid).
+        divisible: names of integer arguments that are multiples of 16.
+        num_warps, num_stages: as in `triton.compile`.
+    """
+
+    name: str
+    function: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    divisible: frozenset[str] = field(default_factory=frozenset)
+    num_warps: int = 4
+    num_stages: int = 2

@@ -1,0 +1,223 @@
+"""One pass over rows: sum, LayerNorm or RMSNorm, gate. The whole of FusedSkipLayerNorm; what follows the products of
+FusedAttentionLayerNorm, FusedLinearLayerNorm and HSTUHierarchicalAttention where their own kernels cannot hold a row.
+
+    z = x + bias + skip
+    y = norm(z) * gamma + beta
+    y = y * act(gate), 0 for rows at and beyond `lengths`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from onnx_fuse.plugin_csrc.kernels.common import (
+    ABSENT,
+    LAYER,
+    NO_NORM,
+    NORMS,
+    element_of,
+    integers_of,
+    kind_of,
+    load_integers,
+    load_optional,
+    start,
+    store,
+    table,
+    variant,
+)
+from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
+
+NO_GATE = tl.constexpr(0)
+PLAIN = tl.constexpr(1)
+SILU = tl.constexpr(2)
+SIGMOID = tl.constexpr(3)
+"""The attribute `gate_activation`; `NO_GATE` where there is no gate."""
+
+GATES = {"none": 1, "silu": 2, "sigmoid": 3}
+
+
+@triton.jit
+def activate(gate, activation):
+    """act(gate)"""
+    factor = tl.sigmoid(gate)
+    return tl.where(activation == PLAIN, gate, tl.where(activation == SILU, gate * factor, factor))
+
+
+@triton.jit
+def moments(z, inside, count, norm):
+    """(mean, sum of squares around it) of each row of a tile of which `count` columns are inside; the mean is 0 unless "layer"."""
+    mean = tl.where(norm == LAYER, tl.sum(z, 1) / count, 0.0)
+    centred = tl.where(inside, z - mean[:, None], 0.0)
+    return mean, tl.sum(centred * centred, 1)
+
+
+@triton.jit
+def merged(mean, square, z, inside, before, count, norm):
+    """`moments` of the first `before` columns and of a tile with the next `count`, together (Chan et al., 1979)."""
+    part_mean, part_square = moments(z, inside, count, norm)
+    step = part_mean - mean
+    share = count.to(tl.float32) / (before + count)
+    return mean + step * share, square + part_square + step * step * share * before
+
+
+@triton.jit
+def affine(z, mean, scale, gamma, gamma_kind, beta, beta_kind, columns, inside):
+    """(z - mean) * scale * gamma + beta for a tile of rows."""
+    factor = load_optional(gamma, gamma_kind, columns, inside, 1.0)
+    shift = load_optional(beta, beta_kind, columns, inside, 0.0)
+    return (z - mean[:, None]) * scale[:, None] * factor[None, :] + shift[None, :]
+
+
+@triton.jit
+def summed(x, x_kind, bias, bias_kind, skip, skip_kind, offsets, columns, mask, width):
+    z = load_optional(x, x_kind, offsets, mask, 0.0)
+    z += load_optional(bias, bias_kind, columns, columns < width, 0.0)[None, :]
+    return tl.where(mask, z + load_optional(skip, skip_kind, offsets, mask, 0.0), 0.0)
+
+
+@triton.jit
+def norm_rows(
+    x,
+    bias,
+    skip,
+    gamma,
+    beta,
+    gate,
+    lengths,
+    output,
+    total,
+    rows,
+    width,
+    positions,
+    epsilon,
+    norm,
+    x_kind,
+    bias_kind,
+    skip_kind,
+    gamma_kind,
+    beta_kind,
+    activation,
+    lengths_kind,
+    has_total,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    start_of_row = row[:, None] * width
+    keep = row < rows
+    if lengths_kind != ABSENT:
+        keep &= row % positions < load_integers(lengths, lengths_kind, row // positions, row < rows)
+
+    mean = tl.zeros([ROWS], tl.float32)
+    square = tl.zeros([ROWS], tl.float32)
+    columns = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (columns < width)[None, :]
+    z = tl.zeros([ROWS, BLOCK], tl.float32)
+    if WHOLE:
+        z = summed(x, x_kind, bias, bias_kind, skip, skip_kind, start_of_row + columns[None, :], columns, inside, width)
+        mean, square = moments(z, inside, width, norm)
+    else:
+        for first in range(0, width, BLOCK):
+            columns = first + tl.arange(0, BLOCK)
+            inside = (row < rows)[:, None] & (columns < width)[None, :]
+            z = summed(
+                x, x_kind, bias, bias_kind, skip, skip_kind, start_of_row + columns[None, :], columns, inside, width
+            )
+            mean, square = merged(mean, square, z, inside, first, tl.minimum(width - first, BLOCK), norm)
+    scale = tl.where(norm == NO_NORM, 1.0, 1.0 / tl.sqrt(square / width + epsilon))
+
+    for first in range(0, width, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        inside = (row < rows)[:, None] & (columns < width)[None, :]
+        offsets = start_of_row + columns[None, :]
+        if not WHOLE:
+            z = summed(x, x_kind, bias, bias_kind, skip, skip_kind, offsets, columns, inside, width)
+        if has_total:
+            store(total, offsets, z, inside)
+        y = affine(z, mean, scale, gamma, gamma_kind, beta, beta_kind, columns, columns < width)
+        if activation != NO_GATE:
+            y *= activate(tl.load(gate + offsets, mask=inside, other=0.0).to(tl.float32), activation)
+        store(output, offsets, tl.where(keep[:, None], y, 0.0), inside)
+
+
+ROWS_OF = {256: 8, 1024: 2, 4096: 1}
+"""Columns held at once -> rows of a program."""
+
+_TYPES = table(
+    ("*T", "x bias skip gamma beta gate output total"), ("*i32", "lengths"), ("i64", "rows"), ("fp32", "epsilon")
+)
+
+
+def pick(element: str, width: int) -> Variant:
+    """The variant for rows of `width`; every width is accepted.
+
+    A multiple of 16 up to 4096 is held in registers by the smallest of `.256`, `.1024`, `.4096` that it fits in; `.wide` takes
+    the other multiples of 16 and `.any` the rest, both in several steps, of which the later ones read from the cache.
+    """
+    block = next((block for block in ROWS_OF if width <= block), None)
+    if width % 16:
+        suffix, constants = "any", {"ROWS": 4, "BLOCK": 256, "WHOLE": False}
+    elif block is None:
+        suffix, constants = "wide", {"ROWS": 1, "BLOCK": 2048, "WHOLE": False}
+    else:
+        suffix, constants = str(block), {"ROWS": ROWS_OF[block], "BLOCK": block, "WHOLE": True}
+    warps = 8 if suffix == "4096" else 4
+    divisible = () if suffix == "any" else ("width",)
+    name = f"norm_rows.{element}.{suffix}"
+    return variant(name, norm_rows, element, _TYPES, constants, divisible, num_warps=warps)
+
+
+def variants() -> Iterator[Variant]:
+    return (pick(element, width) for element in TYPES for width in (256, 1024, 4096, 8192, 1))
+
+
+def launch(
+    x: Any,
+    output: Any,
+    *,
+    norm: str,
+    epsilon: float,
+    bias: Any = None,
+    skip: Any = None,
+    gamma: Any = None,
+    beta: Any = None,
+    gate: Any = None,
+    gate_activation: str = "none",
+    lengths: Any = None,
+    total: Any = None,
+) -> None:
+    """output[rows, width] (type T) from x (T or float32, may be `output` itself) along its last axis.
+
+    skip and gate have the shape of x; skip, bias, gamma and beta are T or float32; gate is T; lengths [B] is int32 or int64,
+    where x is [B, positions, width]. `total` (T) receives z where the operator has that output.
+
+    Arguments: x, bias, skip, gamma, beta, gate, lengths, output, total (x in place of what is absent), rows (int64), width,
+    positions (1 without lengths), epsilon, norm (`NORMS`), kinds of x, bias, skip, gamma, beta, activation (`GATES`, 0 without
+    gate), kind of lengths, has_total. Grid: ceil(rows / ROWS).
+    """
+    width = x.shape[-1]
+    rows = x.numel() // width if width else 0
+    chosen = pick(element_of(output), width)
+    optional = (bias, skip, gamma, beta, gate, lengths)
+    start(
+        chosen,
+        triton.cdiv(rows, chosen.constants["ROWS"]),
+        x,
+        *(x if tensor is None else tensor for tensor in optional),
+        output,
+        x if total is None else total,
+        rows,
+        width,
+        1 if lengths is None else x.shape[1],
+        epsilon,
+        NORMS[norm],
+        *(kind_of(tensor, output) for tensor in (x, bias, skip, gamma, beta)),
+        0 if gate is None else GATES[gate_activation],
+        integers_of(lengths),
+        int(total is not None),
+    )

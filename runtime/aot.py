@@ -1,0 +1,257 @@
+"""Compiles Triton kernels ahead of time, for GPUs that need not be there, and writes them as sources of the plugin library."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import multiprocessing
+import os
+import pkgutil
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from onnx_fuse.errors import UsageError
+from onnx_fuse.plugin_csrc.kernels.manifest import Variant
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+"""Compute capabilities that kernels are compiled for: 90 for sm_90."""
+PTX_ARCHITECTURE = 80
+"""The oldest of them, whose PTX later GPUs without machine code of their own translate."""
+
+EXACT = frozenset({90, 100, 120})
+# Triton compiles these for sm_90a, sm_100a and sm_120a, whose code runs on no other chip.
+_SHARED_LIMIT_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+_LETTERS = {"i32": "i", "i64": "l", "fp32": "f"}
+
+
+@dataclass(frozen=True)
+class Image:
+    """A kernel compiled for one architecture.
+
+    Attributes:
+        architecture: compute capability, 90 for sm_90.
+        ptx: PTX rather than machine code.
+        symbol: the function's name in it.
+        threads: threads of a block.
+        shared: bytes of shared memory of a block.
+        size: bytes before packing.
+        packed: the cubin or PTX, packed with zlib.
+    """
+
+    architecture: int
+    ptx: bool
+    symbol: str
+    threads: int
+    shared: int
+    size: int
+    packed: bytes
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A variant with its images. `signature` has one letter for each run-time argument (p, i, l, f)."""
+
+    name: str
+    signature: str
+    constants: Mapping[str, int]
+    images: tuple[Image, ...]
+
+
+def kernel_modules() -> list[str]:
+    """Names of the modules that hold the kernels of onnx-fuse's own operators."""
+    from onnx_fuse.plugin_csrc import kernels
+
+    return [
+        f"{kernels.__name__}.{module.name}"
+        for module in pkgutil.iter_modules(kernels.__path__)
+        if module.name not in ("common", "manifest")
+    ]
+
+
+def compile_kernels(
+    modules: Sequence[str],
+    architectures: Sequence[int] = ARCHITECTURES,
+    *,
+    jobs: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Kernel]:
+    """Compiles every variant of the modules (names, or paths of .py files) for every architecture.
+
+    Triton's own cache (TRITON_CACHE_DIR) makes it quick when little has changed.
+
+    Raises:
+        UsageError: triton is not installed, an architecture is not known, or a kernel does not compile or needs more than the
+            GPU has.
+    """
+    unknown = sorted(set(architectures) - set(ARCHITECTURES))
+    if unknown:
+        raise UsageError(
+            f"Kernels cannot be compiled for {', '.join(f'sm_{item}' for item in unknown)}.",
+            f"Choose among {', '.join(str(item) for item in ARCHITECTURES)}.",
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise UsageError(
+            "Kernels are compiled with triton, which is not installed.", "pip install 'onnx-fuse[kernels]'"
+        )
+    tasks = [(module, item.name, tuple(architectures)) for module in modules for item in variants(module)]
+    kernels: list[Kernel] = []
+    # Whether Triton interprets or compiles is settled when a kernel is defined: compiling has processes of its own.
+    context = multiprocessing.get_context("spawn")
+    with _environment(), ProcessPoolExecutor(jobs or os.cpu_count() or 1, mp_context=context) as pool:
+        for number, kernel in enumerate(pool.map(_compiled, tasks), 1):
+            if isinstance(kernel, str):
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise UsageError(kernel, "Change the kernel or its variants in the file that is named.")
+            kernels.append(kernel)
+            if progress is not None:
+                progress(f"{number}/{len(tasks)} {kernel.name}")
+    return kernels
+
+
+def _loaded(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    spec = importlib.util.spec_from_file_location(f"onnx_fuse_kernels_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UsageError(f"{name} is no Python file.", "Give a file with Triton kernels and a function `variants()`.")
+    if spec.name not in sys.modules:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[spec.name]
+
+
+@contextlib.contextmanager
+def _environment() -> Any:
+    """What the compiling processes inherit: no interpreter, no line tables, and the rounding that the kernels were tested with."""
+    wanted = {"TRITON_DISABLE_LINE_INFO": "1", "TRITON_DEFAULT_FP_FUSION": "1", "TRITON_INTERPRET": "0"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _compiled(task: tuple[str, str, tuple[int, ...]]) -> Kernel | str:
+    """The kernel, or the sentence that says why there is none."""
+    module, name, architectures = task
+    variant = next(item for item in variants(module) if item.name == name)
+    images: list[Image] = []
+    for architecture in architectures:
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+                warnings.simplefilter("ignore")
+                images.extend(_images(variant, architecture))
+        except Exception as error:
+            text = " ".join(str(error).split())[:500]
+            return (
+                f"The kernel {name} of {module} does not compile for sm_{architecture}: {type(error).__name__}: {text}"
+            )
+    return Kernel(name, letters(variant), numbers(variant), tuple(images))
+
+
+def letters(variant: Variant) -> str:
+    """One letter for each run-time argument, as `Kernel.signature`."""
+    return "".join("p" if kind.startswith("*") else _LETTERS[kind] for kind in variant.signature.values())
+
+
+def numbers(variant: Variant) -> dict[str, int]:
+    """The constants of a variant that are integers, which a plugin can read."""
+    return {name: int(value) for name, value in variant.constants.items() if isinstance(value, int)}
+
+
+def variants(module: str) -> list[Variant]:
+    """The variants that a module (its name, or the path of a .py file) asks for; none where it only shares kernels of others."""
+    make = getattr(_loaded(module), "variants", None)
+    return [] if make is None else list(make())
+
+
+def _images(variant: Variant, architecture: int) -> Iterable[Image]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    order = {name: index for index, name in enumerate(variant.function.arg_names)}
+    signature = {name: variant.signature.get(name, "constexpr") for name in order}
+    aligned = [name for name, kind in variant.signature.items() if kind.startswith("*") or name in variant.divisible]
+    source = ASTSource(
+        variant.function,
+        signature,
+        dict(variant.constants),
+        {(order[name],): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
+    result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    found = result.metadata
+    limit = _SHARED_LIMIT_KB[architecture] * 1024
+    if found.shared > limit:
+        raise ValueError(f"it needs {found.shared} bytes of shared memory, the GPU has {limit}")
+    if found.global_scratch_size or found.profile_scratch_size:
+        raise ValueError("it needs scratch memory, which a plugin does not have")
+    yield _image(result, architecture, False)
+    if architecture == PTX_ARCHITECTURE:
+        yield _image(result, architecture, True)
+
+
+def _image(result: Any, architecture: int, ptx: bool) -> Image:
+    data = result.asm["ptx"].encode() if ptx else result.asm["cubin"]
+    found = result.metadata
+    return Image(architecture, ptx, found.name, 32 * found.num_warps, found.shared, len(data), zlib.compress(data, 9))
+
+
+def write_sources(kernels: Sequence[Kernel], folder: Path) -> None:
+    """Writes kernels.bin (all images), kernels.S (which includes it) and kernels.cpp (the table); files that are right stay."""
+    blob = bytearray()
+    lines = ['#include "base/kernels.h"', "", "namespace {", ""]
+    rows = []
+    for number, kernel in enumerate(kernels):
+        constants = [f'{{"{name}", {value}}}' for name, value in kernel.constants.items()] or ["{nullptr, 0}"]
+        lines.append(f"gr::KernelConstant const constants{number}[] = {{{', '.join(constants)}}};")
+        images = []
+        for image in kernel.images:
+            flags = [str(image.architecture in EXACT and not image.ptx).lower(), str(image.ptx).lower()]
+            numbers = [image.threads, image.shared, len(blob), len(image.packed), image.size]
+            images.append(
+                f'{{"{image.symbol}", {image.architecture}, {", ".join(flags)}, {", ".join(map(str, numbers))}}}'
+            )
+            blob += image.packed
+        lines.append(f"gr::KernelImage const images{number}[] = {{{', '.join(images)}}};")
+        rows.append(
+            f'    {{"{kernel.name}", "{kernel.signature}", constants{number}, {len(kernel.constants)}, images{number}, '
+            f"{len(kernel.images)}}},"
+        )
+    lines += ["", "}  // namespace", "", "extern gr::KernelVariant const gr_kernel_variants[];", ""]
+    lines += ["gr::KernelVariant const gr_kernel_variants[] = {", *rows, "};"]
+    lines += [
+        "extern int32_t const gr_kernel_variant_count;",
+        f"int32_t const gr_kernel_variant_count = {len(kernels)};",
+        "",
+    ]
+    assembly = (
+        '.section .rodata\n.global gr_kernel_blob\n.hidden gr_kernel_blob\ngr_kernel_blob:\n.incbin "kernels.bin"\n.byte 0\n'
+        '.section .note.GNU-stack,"",@progbits\n'
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (
+        ("kernels.cpp", "\n".join(lines).encode()),
+        ("kernels.S", assembly.encode()),
+        ("kernels.bin", bytes(blob)),
+    ):
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)

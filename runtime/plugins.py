@@ -1,0 +1,231 @@
+"""The plugin library: building it, finding it, and checking that it is whole before it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx_fuse
+from onnx_fuse.errors import UsageError
+from onnx_fuse.runtime import aot
+
+LIBRARY = "libgr_ml_infra_tensorrt_plugins.so"
+VARIABLE = "ONNX_FUSE_PLUGINS"
+"""Environment variable that names plugin libraries, separated like PATH."""
+
+_HEADERS = {"tensorrt": "kernel-lens", "cuda": "nvidia-cuda-runtime"}
+# The PyPI wheels that carry the headers, for machines without an installation of TensorRT or CUDA.
+
+
+@dataclass(frozen=True)
+class Library:
+    """A plugin library that was built, as the file beside it (`LIBRARY.json`) tells.
+
+    Attributes:
+        path: the shared library.
+        version: of onnx-fuse.
+        sha256: of the library's bytes.
+        architectures: compute capabilities it has machine code for.
+        variants: number of kernel variants.
+        size: bytes.
+        seconds: how long building it took.
+    """
+
+    path: Path
+    version: str
+    sha256: str
+    architectures: tuple[int, ...]
+    variants: int
+    size: int
+    seconds: float
+
+
+def cache_folder() -> Path:
+    """Where this version keeps what it builds, for this user."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "onnx-fuse" / onnx_fuse.__version__
+
+
+def source_folder() -> Path:
+    """The library's sources, in the repository or in an installed package."""
+    spec = importlib.util.find_spec("onnx_fuse.plugin_csrc")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def build(
+    output: Path | None = None,
+    *,
+    architectures: Sequence[int] = aot.ARCHITECTURES,
+    jobs: int | None = None,
+    sanitize: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Library:
+    """Compiles the kernels and the library; what has not changed is not compiled again.
+
+    Args:
+        output: where to put the library; its place in the user's cache if None.
+        architectures: compute capabilities to compile for, 90 for sm_90.
+        jobs: processes at a time; one for each core if None.
+        sanitize: with address and undefined behaviour sanitizers.
+        progress: called with a word on what is being done.
+
+    Raises:
+        UsageError: triton, a C++ compiler, CMake or headers are missing, or something does not compile.
+    """
+    started = time.perf_counter()
+    say = progress or (lambda _: None)
+    output = cache_folder() / LIBRARY if output is None else Path(output)
+    work = cache_folder() / "build"
+    kernels = aot.compile_kernels(aot.kernel_modules(), architectures, jobs=jobs, progress=say)
+    # One folder for each set of architectures and flags, so that they do not undo each other's work.
+    name = "-".join(["sm", *(str(item) for item in architectures), *(["sanitize"] if sanitize else [])])
+    aot.write_sources(kernels, work / name / "kernels")
+    say("compiling the library")
+    cmake(work / name, {"KERNELS": str(work / name / "kernels"), "SANITIZE": "ON" if sanitize else "OFF"}, jobs)
+    data = (work / name / LIBRARY).read_bytes()
+    built = Library(
+        path=output.resolve(),
+        version=onnx_fuse.__version__,
+        sha256=hashlib.sha256(data).hexdigest(),
+        architectures=tuple(architectures),
+        variants=len(kernels),
+        size=len(data),
+        seconds=round(time.perf_counter() - started, 1),
+    )
+    facts = {key: value for key, value in asdict(built).items() if key != "path"}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _put(_record(output), (json.dumps(facts, indent=2) + "\n").encode())
+    _put(output, data)
+    return built
+
+
+def _record(library: Path) -> Path:
+    return library.with_name(f"{library.name}.json")
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Writes a file in one go: whoever has the old one open keeps it."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(data)
+    os.chmod(file.name, 0o755 if path.suffix == ".so" else 0o644)
+    os.replace(file.name, path)
+
+
+def cmake(work: Path, settings: Mapping[str, str], jobs: int | None = None) -> None:
+    """Configures and builds plugin_csrc in a folder.
+
+    Raises:
+        UsageError: CMake, a C++ compiler or headers are missing, or it does not compile.
+    """
+    for tool, remedy in (("cmake", "pip install cmake"), ("g++", "Install a C++ compiler, such as the package g++.")):
+        if shutil.which(tool) is None:
+            raise UsageError(f"Building the plugin library needs {tool}.", remedy)
+    given = [f"-D{name}={value}" for name, value in settings.items()]
+    _run(["cmake", "-S", str(source_folder()), "-B", str(work), *given, *_header_hints()])
+    _run(["cmake", "--build", str(work), "--parallel", str(jobs or os.cpu_count() or 1)])
+
+
+def _run(command: Sequence[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        output = (result.stdout + result.stderr).strip().splitlines()
+        telling = [line for line in output if "error" in line.lower()][:8] or output[-8:]
+        raise UsageError("The plugin library does not compile: " + "\n".join(telling), f"Run: {' '.join(command)}")
+
+
+def _header_hints() -> list[str]:
+    """Where CMake may look for headers last: in wheels, which are fetched if nothing else has them."""
+    hints = {
+        "tensorrt": _package_folder("kernel_lens", "include/tensorrt"),
+        "cuda": _package_folder("nvidia", "cu13/include"),
+    }
+    installed = {
+        "tensorrt": _installed("TENSORRT_ROOT", "NvInferRuntime.h", ("/usr/include", "/usr/include/x86_64-linux-gnu")),
+        "cuda": _installed("CUDA_HOME", "cuda_runtime_api.h", ("/usr/local/cuda/include", "/usr/include")),
+    }
+    for name, folder in hints.items():
+        if folder is None and not installed[name]:
+            hints[name] = _fetched(name)
+    return [f"-D{name.upper()}_HINT={folder}" for name, folder in hints.items() if folder is not None]
+
+
+def _installed(variable: str, header: str, folders: Sequence[str]) -> bool:
+    root = os.environ.get(variable)
+    places = [Path(root) / "include", Path(root)] if root else []
+    return any((folder / header).is_file() for folder in [*places, *map(Path, folders)])
+
+
+def _package_folder(package: str, inside: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    places = [] if spec is None else [Path(place) / inside for place in spec.submodule_search_locations or ()]
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _fetched(name: str) -> Path:
+    """The include folder of a wheel from PyPI, unpacked into the cache."""
+    target = cache_folder() / "headers" / name
+    if not target.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", folder, _HEADERS[name]]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            wheel = next(iter(Path(folder).glob("*.whl")), None)
+            if wheel is None:
+                raise UsageError(
+                    f"The headers of {name} are not installed, and the wheel {_HEADERS[name]} that has them could not be "
+                    f"fetched: {result.stderr.strip()[-300:]}",
+                    "Set TENSORRT_ROOT and CUDA_HOME to where they are.",
+                )
+            unpacked = Path(folder) / "unpacked"
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(unpacked)
+            header = "NvInferRuntime.h" if name == "tensorrt" else "cuda_runtime_api.h"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(next(unpacked.rglob(header)).parent, target)
+    return target
+
+
+def find(given: Sequence[str | os.PathLike[str]] = ()) -> list[Path]:
+    """The plugin libraries to load: those given, else those of ONNX_FUSE_PLUGINS (none where it is empty), else the one in the
+    package, else the one in the user's cache, else none."""
+    if given:
+        return [Path(item) for item in given]
+    named = os.environ.get(VARIABLE)
+    if named is not None:
+        return [Path(item) for item in named.split(os.pathsep) if item]
+    for folder in (source_folder(), cache_folder()):
+        if (folder / LIBRARY).is_file():
+            return [folder / LIBRARY]
+    return []
+
+
+def described(path: Path) -> Library | None:
+    """What the file beside a library says of it; None where there is none.
+
+    Raises:
+        UsageError: the library is not the one that was built: cut short, damaged, or replaced.
+    """
+    try:
+        facts = json.loads(_record(path).read_text())
+        library = Library(path=path, **{**facts, "architectures": tuple(facts["architectures"])})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{_record(path)} cannot be read: {error}", "Build the plugin library again.") from error
+    if hashlib.sha256(path.read_bytes()).hexdigest() != library.sha256:
+        raise UsageError(
+            f"The plugin library {path} is not the one that was built: its hash differs.",
+            "Build it again: onnx-fuse plugins build.",
+        )
+    return library

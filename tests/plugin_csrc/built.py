@@ -1,0 +1,116 @@
+"""The plugin library that the tests share, built once, and what its plugins launch through a driver that records.
+
+Its C++ is the real one. Its kernels are not: compiling all of them takes minutes, and nothing here runs one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnx_fuse.plugin_csrc.kernels.manifest import Variant
+from onnx_fuse.runtime import aot, harness, plugins
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache"
+ARCHITECTURE = 80
+
+
+@cache
+def library() -> Path:
+    """The library, with an image for one architecture and PTX; test processes wait for the first one to build it."""
+    CACHE.mkdir(exist_ok=True)
+    target = CACHE / "plugins"
+    with (CACHE / "plugins.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        patch.setenv("XDG_CACHE_HOME", str(CACHE))
+        aot.write_sources([_kernel(variant) for variant in all_variants()], target / "kernels")
+        plugins.cmake(target, {"KERNELS": str(target / "kernels")})
+        harness.tools()
+    return target / plugins.LIBRARY
+
+
+def all_variants() -> list[Variant]:
+    """Every variant of every operator."""
+    return [variant for module in aot.kernel_modules() for variant in aot.variants(module)]
+
+
+def _kernel(variant: Variant) -> aot.Kernel:
+    symbol, threads = variant.function.__name__, 32 * variant.num_warps
+    data = {False: b"\x7fELF", True: b".version"}
+    images = [
+        aot.Image(ARCHITECTURE, ptx, symbol, threads, 0, len(text), zlib.compress(text)) for ptx, text in data.items()
+    ]
+    return aot.Kernel(variant.name, aot.letters(variant), aot.numbers(variant), tuple(images))
+
+
+def tools() -> Path:
+    """The folder of the harness and the recording driver."""
+    library()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(CACHE))
+        return plugins.cache_folder() / "harness"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with its grid and its arguments, addresses as numbers."""
+
+    kernel: str
+    programs: int
+    arguments: tuple[Any, ...]
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, function: Callable[[], Any]) -> tuple[list[Launch], Any]:
+    """What a kernel's `launch` starts, and what it returns; nothing runs."""
+    seen: list[Launch] = []
+
+    def record(chosen: Any, programs: int, *arguments: Any) -> None:
+        if programs:
+            plain = [item.data_ptr() if hasattr(item, "data_ptr") else item for item in arguments]
+            seen.append(Launch(chosen.name, programs, tuple(plain)))
+
+    for name in aot.kernel_modules():
+        module = sys.modules.get(name)
+        if module is not None and hasattr(module, "start"):
+            monkeypatch.setattr(module, "start", record)
+    return seen, function()
+
+
+def enqueued(runs: Sequence[Mapping[str, Any]], folder: Path, **environment: str) -> list[dict[str, Any]]:
+    """What plugins enqueue: the answers of `tests.plugin_csrc.worker`."""
+    file = folder / "signatures"
+    letters = {variant.function.__name__: aot.letters(variant) for variant in all_variants()}
+    file.write_text("".join(f"{symbol} {text}\n" for symbol, text in letters.items()))
+    variables = {
+        **os.environ,
+        "LD_LIBRARY_PATH": str(tools()),
+        "FAKE_CUDA_LOG": str(folder / "log"),
+        "FAKE_CUDA_SIGNATURES": str(file),
+        "FAKE_CUDA_SM": str(ARCHITECTURE),
+        "XDG_CACHE_HOME": str(CACHE),
+        **environment,
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.plugin_csrc.worker"],
+        input=json.dumps({"library": str(library()), "runs": list(runs)}),
+        capture_output=True,
+        text=True,
+        env=variables,
+        cwd=ROOT,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    answers: list[dict[str, Any]] = json.loads(result.stdout)
+    return answers

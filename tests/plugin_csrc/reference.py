@@ -1,0 +1,63 @@
+"""What the kernel tests share: data in each type, and the rule that decides whether a result is right.
+
+A reference is a function of torch tensors. In float64 it says what is wanted; in the operator's own type it is the unfused
+baseline, and a result may be off by twice what the baseline is off, relative to the scale of the output. What one rounding of
+the output costs is always allowed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ALLOWED = {torch.float32: 2.0**-20, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+"""Twice half the distance of two neighbouring numbers at the output's scale; for float32 also what the order of sums costs."""
+
+
+def drawn(shape: Iterable[int], dtype: Any, seed: int = 0, magnitude: float = 1.0) -> Any:
+    """Normal numbers, rounded to the type."""
+    return (torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) * magnitude).to(dtype)
+
+
+def error(result: Any, wanted: Any) -> float:
+    """Greatest error relative to the greatest finite wanted value."""
+    if not wanted.numel():
+        return 0.0
+    scale = wanted.abs().max().item() or 1.0
+    return float((result.double() - wanted).abs().max().item() / scale)
+
+
+def check(result: Any, reference: Callable[..., Any], *inputs: Any) -> None:
+    """Asserts that a result has every element written and is as good as it has to be.
+
+    reference: from the inputs, of which those that are floating point come in one type, to the output.
+    """
+
+    def computed(dtype: Any) -> Any:
+        return reference(*(_in(item, dtype) for item in inputs))
+
+    wanted = computed(torch.float64)
+    assert result.shape == wanted.shape
+    assert not torch.isnan(result).any(), "an element is NaN or was not written"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        baseline = error(computed(result.dtype), wanted)
+    limit = max(ALLOWED[result.dtype], 2 * baseline if baseline == baseline else 0.0)
+    assert error(result, wanted) <= limit
+
+
+def _in(item: Any, dtype: Any) -> Any:
+    return item.to(dtype) if isinstance(item, torch.Tensor) and item.is_floating_point() else item
+
+
+def normalised(z: Any, norm: str, gamma: Any, beta: Any, epsilon: float) -> Any:
+    """LayerNorm or RMSNorm of the last axis."""
+    if norm != "none":
+        z = z - z.mean(-1, keepdim=True) if norm == "layer" else z
+        z = z / torch.sqrt((z * z).mean(-1, keepdim=True) + epsilon)
+    z = z if gamma is None else z * gamma
+    return z if beta is None else z + beta

@@ -1,0 +1,228 @@
+"""The plugin library in NVIDIA's parser and builder, and the errors that a user of it meets."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onnx import TensorProto, helper, save
+
+pytest.importorskip("triton")
+torch = pytest.importorskip("torch")
+
+import onnx_fuse  # noqa: E402
+from onnx_fuse.errors import UsageError  # noqa: E402
+from onnx_fuse.patterns.operator import FusedOp  # noqa: E402
+from onnx_fuse.runtime import aot, harness, plugins  # noqa: E402
+from tests.plugin_csrc.built import CACHE, ROOT, enqueued, library  # noqa: E402
+from tests.plugin_csrc.test_launches import CASES, Case, described  # noqa: E402
+
+OPERATORS: dict[str, FusedOp] = {fusion.operator.name: fusion.operator for fusion in onnx_fuse.fusions()}
+USED = sorted({case.name for case in CASES})
+TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
+    torch.int32: TensorProto.INT32,
+    torch.int64: TensorProto.INT64,
+    torch.bool: TensorProto.BOOL,
+}
+
+
+def write(case: Case, path: Path, *, dynamic: bool = False, **changed: Any) -> Path:
+    """A model of one fused node; with `dynamic`, axes of size 2 (the batch) are left open."""
+    operator = OPERATORS[case.name]
+    sizes = {
+        name: [("batch" if dynamic and at == 2 and not axis else at) for axis, at in enumerate(item.shape)]
+        for name, item in case.inputs.items()
+    }
+    inputs = [helper.make_tensor_value_info(name, TYPES[item.dtype], sizes[name]) for name, item in case.inputs.items()]
+    attributes = {**{name: case.attributes.get(name) for name in operator.attributes}, **changed}
+    node = operator.make_node(
+        {name: name for name in case.inputs}, {name: name for name in case.outputs}, attributes, "node"
+    )
+    kind = next(item.dtype for item in case.inputs.values() if item.dtype.is_floating_point)
+    outputs = [onnx_output(name, TYPES[kind]) for name in case.outputs]
+    graph = helper.make_graph([node], "one", inputs, outputs)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("gr.ml.infra", 1)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+def onnx_output(name: str, kind: int) -> Any:
+    info = helper.make_empty_tensor_value_info(name)
+    info.type.tensor_type.elem_type = kind
+    return info
+
+
+def in_tensorrt(models: list[Path], *capabilities: str, libraries: list[Path] | None = None) -> list[dict[str, Any]]:
+    given = {
+        "libraries": [str(item) for item in ([library()] if libraries is None else libraries)],
+        "models": [str(model) for model in models],
+        "capabilities": capabilities,
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.plugin_csrc.tensorrt_worker"],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    answers: list[dict[str, Any]] = json.loads(result.stdout)
+    return answers
+
+
+def test_every_operator_has_a_plugin_with_its_attributes() -> None:
+    assert sorted(OPERATORS) == USED
+    examples = {case.name: case.attributes for case in reversed(CASES)}
+    for name, operator in OPERATORS.items():
+        found = harness.fields(library(), name)
+        assert sorted(found) == sorted([*operator.attributes, "inputs", "outputs"])
+        for attribute, value in examples[name].items():
+            one = (value or [None])[0] if isinstance(value, list) else value
+            assert one is None or found[attribute] == type(one).__name__, f"{name}.{attribute}"
+
+
+def test_every_case_becomes_a_plugin(tmp_path: Path) -> None:
+    cases = [
+        (case, dynamic)
+        for case in CASES
+        if 0 not in next(iter(case.inputs.values())).shape
+        for dynamic in (False, True)
+    ]
+    models = [write(case, tmp_path / f"{number}.onnx", dynamic=dynamic) for number, (case, dynamic) in enumerate(cases)]
+    for (case, dynamic), answer in zip(cases, in_tensorrt(models), strict=True):
+        assert answer["accepted"] and answer["plugins"] == ["node"], f"{case.name} {dynamic} {answer}"
+
+
+def test_engines_are_built_ahead_of_time(tmp_path: Path) -> None:
+    cases = {case.name: case for case in CASES if 0 not in next(iter(case.inputs.values())).shape}
+    models = [write(case, tmp_path / f"{name}.onnx", dynamic=True) for name, case in cases.items()]
+    for name, answer in zip(cases, in_tensorrt(models, "SM80", "SM86", "SM89", "SM120"), strict=True):
+        assert all(isinstance(size, int) and size > 1000 for size in answer["engines"].values()), f"{name}: {answer}"
+
+
+def test_what_the_operator_does_not_take_is_refused_with_a_reason(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "FusedSkipLayerNorm")
+    wrong = write(case, tmp_path / "wrong.onnx", norm="batch")
+    (answer,) = in_tensorrt([wrong])
+    assert not answer["accepted"]
+    assert any('attribute norm is "batch", which is not known' in text for text in answer["log"])
+
+
+@pytest.mark.parametrize(
+    "attributes, reason",
+    [
+        ({"inputs": "x", "outputs": "output"}, "attribute beta is missing"),
+        ({"beta": 1, "inputs": "x", "outputs": "output"}, "attribute beta has to be a float"),
+        ({"beta": [1.0, 2.0], "inputs": "x", "outputs": "output"}, "attribute beta has to be one number, not 2"),
+        ({"beta": 1.0, "inputs": "x,y", "outputs": "output"}, "FusedSwish has no input y"),
+        ({"beta": 1.0, "inputs": "", "outputs": "output"}, "input x is missing"),
+        ({"beta": 1.0, "inputs": "x", "outputs": "z"}, "FusedSwish has no output z"),
+        ({"beta": 1.0, "inputs": "x", "outputs": ""}, "attribute outputs names none"),
+    ],
+)
+def test_wrong_attributes(attributes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UsageError, match="FusedSwish is refused") as error:
+        harness.Plugin(library(), "FusedSwish", attributes)
+    assert reason in error.value.cause
+
+
+def test_wrong_types_are_refused() -> None:
+    plugin = harness.Plugin(library(), "FusedSwish", {"beta": 1.0, "inputs": "x", "outputs": "output"})
+    x = harness.Tensor("int32", (2, 3))
+    assert plugin.refused_position([x], [x]) == 0
+    with pytest.raises(UsageError, match="no kernels for data type"):
+        plugin.outputs([x])
+    half, single = harness.Tensor("float16", (2, 3)), harness.Tensor("float32", (2, 3))
+    assert plugin.refused_position([half], [single]) == 1
+    with pytest.raises(UsageError, match="has 2 inputs, its attribute inputs names 1"):
+        plugin.outputs([half, half])
+    plugin.close()
+
+
+def test_without_a_driver_nothing_is_launched() -> None:
+    plugin = harness.Plugin(library(), "FusedSwish", {"beta": 1.0, "inputs": "x", "outputs": "output"})
+    x = harness.Tensor("float16", (2, 3), 256)
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        with pytest.raises(UsageError, match="no CUDA driver"):
+            plugin.enqueue([x], [x])
+    plugin.close()
+
+
+def test_a_driver_that_refuses_machine_code_gets_ptx(tmp_path: Path) -> None:
+    case = CASES[0]
+    made = case.launch()
+    run = {
+        "name": case.name,
+        "attributes": {**case.attributes, "inputs": "x", "outputs": "output"},
+        "inputs": [described(item) for item in case.inputs.values()],
+        "outputs": [described(made)],
+    }
+    for settings in ({"FAKE_CUDA_REFUSES_CUBINS": "1"}, {"FAKE_CUDA_SM": "103"}):
+        (answer,) = enqueued([run], tmp_path, **settings)
+        assert len(answer["launches"]) == 1, f"{settings}: {answer}"
+    (answer,) = enqueued([run], tmp_path, FAKE_CUDA_SM="75")
+    assert "was not built for sm_75" in answer["error"]
+
+
+def test_a_library_that_is_not_what_was_built(tmp_path: Path) -> None:
+    copy = tmp_path / plugins.LIBRARY
+    copy.write_bytes(library().read_bytes())
+    facts = {"version": "1", "sha256": "0" * 64, "architectures": [80], "variants": 1, "size": 1, "seconds": 1.0}
+    copy.with_name(f"{copy.name}.json").write_text(json.dumps(facts))
+    with pytest.raises(UsageError, match="its hash differs"):
+        plugins.described(copy)
+    copy.with_name(f"{copy.name}.json").write_text("{")
+    with pytest.raises(UsageError, match="cannot be read"):
+        plugins.described(copy)
+
+
+def test_the_library_registers_itself_for_callers_from_c() -> None:
+    loaded = ctypes.CDLL(str(library()))
+    assert loaded.get_num_registered_plugins() == len(USED)
+    script = f"import ctypes; print(ctypes.CDLL({str(library())!r}).initialize_gr_ml_infra_plugins())"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "-1"  # no TensorRT is loaded there
+
+
+def test_where_libraries_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(plugins.VARIABLE, os.pathsep.join(["/a/x.so", "/b/y.so"]))
+    assert plugins.find() == [Path("/a/x.so"), Path("/b/y.so")]
+    assert plugins.find(["z.so"]) == [Path("z.so")]
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    assert plugins.find() == []
+    monkeypatch.delenv(plugins.VARIABLE)
+    assert plugins.find() == []
+    cached = plugins.cache_folder() / plugins.LIBRARY
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    assert plugins.find() == [cached]
+
+
+def test_a_real_kernel_is_compiled_for_every_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(CACHE / "triton"))
+    (module,) = [name for name in aot.kernel_modules() if name.endswith(".fused_swish")]
+    kernels = aot.compile_kernels([module], jobs=1)
+    assert [kernel.name for kernel in kernels] == [f"fused_swish.{kind}" for kind in ("fp32", "fp16", "bf16")]
+    for kernel in kernels:
+        assert kernel.signature == "pplf"
+        assert [image.architecture for image in kernel.images if not image.ptx] == list(aot.ARCHITECTURES)
+        assert [image.architecture for image in kernel.images if image.ptx] == [aot.PTX_ARCHITECTURE]
+        assert all(image.symbol == "fused_swish" and image.threads == 128 for image in kernel.images)
+
+
+def test_an_architecture_that_is_not_known() -> None:
+    with pytest.raises(UsageError, match="cannot be compiled for sm_70"):
+        aot.compile_kernels([], [70, 80])
