@@ -114,8 +114,11 @@ class FusePass:
     def _search(self, fusion: Fusion, view: View, log: Log) -> tuple[list[Candidate], list[NearMiss]]:
         found: list[Candidate] = []
         missed: list[NearMiss] = []
+        present = frozenset(view.operators())
         try:
             for pattern in fusion.patterns:
+                if pattern.others and not pattern.needs <= present:
+                    continue  # the patterns of fewer results tell more
                 for node in view.nodes(pattern.root_keys):
                     result = match_at(pattern, node, view)
                     if isinstance(result, Match):

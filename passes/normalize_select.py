@@ -319,7 +319,8 @@ def _same_for_all(view: View, value: str, found: Selection) -> np.ndarray | None
     if not np.array_equal(array, np.broadcast_to(np.expand_dims(first, found.batch), array.shape)):
         return None
     rest = [*whole[: found.batch], *whole[found.batch + 1 :]]
-    return np.broadcast_to(first, rest) if all(isinstance(dim, int) for dim in rest) else None
+    sizes = [dim for dim in rest if isinstance(dim, int)]
+    return np.broadcast_to(first, sizes) if len(sizes) == len(rest) else None
 
 
 # -- Concat ------------------------------------------------------------------------------------------------------------
@@ -333,7 +334,7 @@ def _join(view: View, node: Node) -> bool:
     if not isinstance(axis, int):
         return False
     parts = [(value, selected(view, value)) for value in node.inputs]
-    runs = [list(run) for _, run in itertools.groupby(parts, key=lambda part: _kind(*part, axis))]
+    runs = [list(run) for _, run in itertools.groupby(parts, key=lambda part: _kind(part[0], part[1], axis))]
     joined: list[str] = []
     for run in runs:
         found = [part for _, part in run if part is not None]
