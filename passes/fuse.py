@@ -114,8 +114,11 @@ class FusePass:
     def _search(self, fusion: Fusion, view: View, log: Log) -> tuple[list[Candidate], list[NearMiss]]:
         found: list[Candidate] = []
         missed: list[NearMiss] = []
+        present = frozenset(view.operators())
         try:
             for pattern in fusion.patterns:
+                if pattern.others and not pattern.needs <= present:
+                    continue  # the patterns of fewer results tell more
                 for node in view.nodes(pattern.root_keys):
                     result = match_at(pattern, node, view)
                     if isinstance(result, Match):
@@ -138,7 +141,11 @@ class FusePass:
 def _interesting(miss: NearMiss, fusion: Fusion, view: View) -> bool:
     if fusion.anchor is None:
         return miss.matched >= min(2, miss.pattern.size)
-    if any(op_type == fusion.anchor for op_type, _ in miss.reached):
+    # An attempt that stopped at its root tells nothing, though the root be the anchor.
+    if any(
+        op_type == fusion.anchor and (miss.matched or position != miss.root.position)
+        for op_type, position in miss.reached
+    ):
         return True
     # The outermost node may be the right operator with another attribute: then nothing before it was looked at.
     return miss.matched == 0 and miss.failed_at == miss.root.name and _is_before(fusion.anchor, miss.root, view)

@@ -216,9 +216,10 @@ class Rewriter:
             told = ((output, self._read_outside(output, dead)) for output in others)
             reason = next((f"its output {output} {phrase}" for output, phrase in told if phrase), None)
             return Refusal(candidate, node.name, reason or "the fused node reads what it makes as well")
+        may_stay = self._may_stay(candidate)
         for position in sorted(candidate.covers):
             node = self.graph.nodes[position]
-            if position in dead or node.op_type in CHEAP or made.intersection(node.outputs):
+            if position in dead | may_stay or node.op_type in CHEAP or made.intersection(node.outputs):
                 continue
             stays, reason = self._why_it_stays(node, dead, candidate.covers)
             return Refusal(candidate, stays.name, reason)
@@ -226,6 +227,12 @@ class Rewriter:
         if isinstance(place, str):
             return Refusal(candidate, where, place)
         return Planned(candidate, outputs, tuple(carriers), frozenset(made), frozenset(dead), place, frozenset(leaves))
+
+    def _may_stay(self, candidate: Candidate) -> frozenset[int]:
+        """Positions of covered nodes that an outside reader may keep in the graph."""
+        values = set(candidate.fused.may_stay)
+        nodes = [node for node in candidate.match.nodes if values.intersection(node.outputs)] if values else []
+        return frozenset().union(*(self.view.covers(node) for node in nodes))
 
     def _beside(self, carriers: Sequence[Node], outputs: Iterable[str]) -> list[str]:
         """What carriers read besides the fused node's outputs and each other."""

@@ -271,6 +271,7 @@ class Pattern:
         root: the term that a match is anchored at.
         others: further outputs the function returned; each is matched from a reader of a value already bound.
         variables: name -> variable.
+        needs: (domain, operator type) of nodes that every match holds.
         requirements: functions (match, view) -> None, or the sentence that says why the match is refused.
     """
 
@@ -310,6 +311,7 @@ class Pattern:
             raise PatternError(f"pattern {name} is a bare variable", "A pattern's result must be an operator.")
         self._operands = _root_operands(self.root)
         self.size = _size(self.root, *self.others)
+        self.needs: frozenset[tuple[str, str]] = frozenset().union(*map(_needs, (self.root, *self.others)))
 
     def may_start_at(self, key: tuple[str, str], operands: Sequence[tuple[str, str] | None]) -> bool:
         """Whether a node of this key whose operands are made by nodes of those keys can be the root: a quick first look."""
@@ -390,6 +392,16 @@ def _own_size(term: Term) -> int:
     if isinstance(term, Tree):
         return term.least - 1 + term.least * _size(term.leaf)
     return int(isinstance(term, Op))
+
+
+def _needs(term: Term) -> frozenset[tuple[str, str]]:
+    """(domain, operator type) of nodes that a term matches whichever alternative is taken."""
+    if isinstance(term, AnyOf):
+        return frozenset.intersection(*map(_needs, term.alternatives))
+    inner: frozenset[tuple[str, str]] = frozenset().union(*map(_needs, _inner(term)))
+    if isinstance(term, Op) and len(term.op_types) == 1:
+        return inner | {(term.domain, term.op_types[0])}
+    return inner
 
 
 def _inner(term: Term) -> tuple[Term, ...]:

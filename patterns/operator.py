@@ -28,7 +28,7 @@ class FusedOp:
         name: operator type, which is also the plugin's name.
         inputs: input names in order; "ids_*" stands for any number of inputs ids_1, ids_2, ... Optional ones may be absent
             anywhere: the node names those present, in this order, in its attribute `inputs`.
-        outputs: output names in order; the first is always there.
+        outputs: output names in order; the first is always there, unless `build` chooses among them.
         attributes: names of the attributes; a node always carries all of them.
         body: `body(op, **inputs, **attributes, **structure)` writes the operator with a `Body` and returns the output's name (a
             tuple for several). Absent inputs are None. Numeric attributes arrive as the name of a constant that refers to the
@@ -191,6 +191,7 @@ class Fused:
         attributes: attribute name -> value.
         optional_outputs: outputs that are made only if something outside the match reads the value.
         parts: what of the optional parts was swallowed, for the report.
+        may_stay: values inside the match that may stay in the graph for an outside reader, cheap enough to be made twice.
     """
 
     inputs: Mapping[str, str | None]
@@ -198,6 +199,7 @@ class Fused:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     optional_outputs: Mapping[str, str] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
+    may_stay: tuple[str, ...] = ()
 
 
 Build = Callable[[Match, View], "Fused | str"]

@@ -101,6 +101,7 @@ def _pattern(wanted: tuple[str, ...]) -> Pattern:
             summed = op.any_of(
                 op.ReduceSum(op.Mul(x, column), axes=[1], keepdims=0),
                 op.shape(op.Reshape(op.MatMul(row, x)), "B D"),
+                op.shape(op.Reshape(op.MatMul(op.Transpose(x, perm=[0, 2, 1]), column)), "B D"),
             )
             weight = op.ReduceSum(weights, axes=[1], keepdims=1)
             clipped = op.any_of(op.Max(weight, floor), op.Clip(weight, min=least, max=_absent))
@@ -356,7 +357,25 @@ def build(match: Match, view: View) -> Fused:
     }
     mask = match.get("keep", match.get("scores_keep"))
     inputs = {"items": match["items"], "user": match.get("user"), "time_weights": weights, "mask": mask}
-    return Fused(inputs, dict(zip(wanted, match.values, strict=True)), attributes, parts=wanted)
+    return Fused(
+        inputs, dict(zip(wanted, match.values, strict=True)), attributes, parts=wanted, may_stay=_light(match, view)
+    )
+
+
+def _light(match: Match, view: View) -> tuple[str, ...]:
+    """What is made of mask, weights and positions alone: [B, S] at most, where the items are [B, S, D].
+
+    Several sequences, say of items and of their categories, often share these.
+    """
+    heavy = {match["items"], match.get("user")}
+    light: list[str] = []
+    for node in match.nodes:
+        inputs = view.inputs(node)
+        if heavy.isdisjoint(inputs):
+            light += node.outputs
+        else:
+            heavy.update(node.outputs)
+    return tuple(light)
 
 
 FUSION = Fusion(
