@@ -193,9 +193,7 @@ class _Reading:
         steps = tuple(
             replace(step, inputs=tuple(renames.get(name, name) for name in step.inputs)) for step in self.steps
         )
-        read = {name for step in steps for name in step.inputs}
-        read |= {dim for size in self.sizes.values() for dim in (size if isinstance(size, tuple) else (size,))}
-        unused = tuple(name for name in self.inputs if name not in read and not read.intersection(inputs[name].dims))
+        unused = self._unused({name for step in steps for name in step.inputs})
         outputs = {}
         for index, value in enumerate(self.results):
             outputs["output" if len(self.results) == 1 else f"output_{index + 1}"] = self.tensors[value]
@@ -211,6 +209,20 @@ class _Reading:
             attributes={name: value for value, name in self.epsilons.items()},
             unused=unused,
         )
+
+    def _unused(self, read: set[str]) -> tuple[str, ...]:
+        """The inputs that no step reads; a size that only one of these has could not be known."""
+        unused = tuple(name for name in self.inputs if name not in read)
+        known = {dim for name, tensor in self.inputs.items() if name in read for dim in tensor.dims}
+        shapes = [self.tensors[step.outputs[0]].dims for step in self.steps if step.op_type in SHAPED]
+        wanted = {dim for dims in shapes for dim in dims}
+        wanted |= {dim for size in self.sizes.values() for dim in (size if isinstance(size, tuple) else (size,))}
+        if missing := (wanted & self.dims) - known:
+            raise LearnError(
+                f"The size {min(map(str, missing))} is that of an input of which nothing else is used.",
+                "Take an example that reads its inputs.",
+            )
+        return unused
 
     # -- values --------------------------------------------------------------------------------------------------------
 

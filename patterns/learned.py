@@ -34,6 +34,7 @@ _TENSORRT = frozenset(
 )
 """Names that TensorRT's parser knows beside those of ONNX (and those of TRT_...), or that only later releases of onnx have."""
 
+_ABSENT = "no input"
 _MOST_PARTS = 8
 _TOLERANCE = 1e-5
 _REDUCE_AXES_INPUT = 18
@@ -207,7 +208,7 @@ class _PatternOf:
         self.form = form
         self.variables: dict[str, Variable] = {}
         self.requirements: list[Requirement] = [self._types_fit]
-        self.terms: dict[str, Term] = {"": self._variable("absent", "optional")}
+        self.terms: dict[str, Term] = {"": self._variable(_ABSENT, "optional")}
 
     def pattern(self) -> Pattern:
         definition, form = self.definition, self.form
@@ -237,7 +238,7 @@ class _PatternOf:
         if attribute is not None:
             return self._variable(attribute, "scalar")
         if array.size == 1:
-            return Number(float(array.reshape(-1)[0]), _TOLERANCE)
+            return Number(float(array.reshape(-1)[0]), _TOLERANCE if array.dtype.kind == "f" else 0.0)
         return self._variable(name, "constant")
 
     def _dims(self, value: str) -> Dims:
@@ -297,6 +298,8 @@ class _PatternOf:
     # -- requirements --------------------------------------------------------------------------------------------------
 
     def _types_fit(self, match: Match, view: View) -> str | None:
+        if _ABSENT in match:
+            return f"{match[_ABSENT]} stands where the example has no input"
         for name, tensor in self.definition.inputs.items():
             found = view.dtype(match[name])
             if found in FLOATS if tensor.is_float else found == tensor.dtype:
@@ -422,6 +425,8 @@ def _number(form: Form, name: str) -> float | None:
 def _equal(found: np.ndarray | None, wanted: np.ndarray | None) -> bool:
     if found is None or wanted is None or found.shape != wanted.shape:
         return False
+    if found.dtype.kind != "f" or wanted.dtype.kind != "f":
+        return found.dtype == wanted.dtype and np.array_equal(found, wanted)
     return bool(np.allclose(found, wanted, rtol=_TOLERANCE, atol=0.0, equal_nan=True))
 
 

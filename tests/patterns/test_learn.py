@@ -201,6 +201,23 @@ def test_refuses_inputs_of_another_type() -> None:
     assert "is INT32" in reason(model(text.replace("int64", "int32")), fusion)
 
 
+def test_whole_numbers_must_be_equal() -> None:
+    text = (
+        "(float[B, 200000] x) => (float[B] z) <int64 place = {100000}> { g = Gather<axis = 1>(x, place) z = Tanh(g) }"
+    )
+    fusion = from_onnx(model(text), "Pick")
+    assert fused(model(text), fusion) == {"Pick": 1}
+    assert fused(model(text.replace("100000}", "100001}")), fusion) == {}
+
+
+def test_an_input_that_the_example_lacks() -> None:
+    text = "(float[B] x) => (float[B] z) <float most = {6.0}> { c = Clip(x, , most) z = Tanh(c) }"
+    bounded = "(float[B] x) => (float[B] z) <float most = {6.0}, float least = {0.0}> { c = Clip(x, least, most) z = Tanh(c) }"
+    fusion = from_onnx(model(text), "Capped")
+    assert fused(model(text), fusion) == {"Capped": 1}
+    assert fused(model(bounded), fusion) == {}
+
+
 def test_a_reshape_must_lead_to_the_same_shape() -> None:
     text = """(float[B, S, 8] x) => (float[B, S, 2, 4] z) <int64[4] target = {0, 0, 2, 4}>
     { t = Tanh(x) r = Reshape(t, target) z = Sigmoid(r) }"""
