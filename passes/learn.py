@@ -24,7 +24,7 @@ from onnx_fuse.passes.graph import Graph, Node
 from onnx_fuse.passes.graph import Reference as Unknown
 from onnx_fuse.passes.normalize import normalize
 from onnx_fuse.passes.view import ATTRIBUTE_INPUTS, View
-from onnx_fuse.patterns.learned import SHAPED, Form, Reference, Step, Tensor, part_bounds
+from onnx_fuse.patterns.learned import SHAPED, Form, Reference, Step, Tensor, filling, part_bounds
 
 _LARGEST = 1 << 26
 _NORMS = ("LayerNormalization", "RMSNormalization")
@@ -32,7 +32,6 @@ _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _RANDOM = re.compile(r"Random|Multinomial|Bernoulli|Dropout")
 _NOT_LEARNED = {
     "Pad": "what newer opsets can say of its axes",
-    "ConstantOfShape": "the value it fills with",
     "CastLike": "the type it casts to",
 }
 
@@ -328,6 +327,8 @@ class _Reading:
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
         attributes = {} if node.op_type in SHAPED else self._attributes(node)
+        if node.op_type == "ConstantOfShape" and inputs[0] not in self.sizes:
+            raise LearnError(f"The shape that {node.name} fills is not known.", "Fill the shape of an input.")
         self._add(node.op_type, inputs, list(node.outputs), attributes)
         if node.op_type in SHAPED:
             self._require_determined(node, self.tensors[self.names[value]])
@@ -411,6 +412,8 @@ class _Reading:
         return found
 
     def _checked(self, node: Node, name: str, value: Any) -> Any:
+        if node.op_type == "ConstantOfShape":
+            return filling(value)
         items = value if isinstance(value, list) else [value]
         if isinstance(value, Unknown) or any(isinstance(item, Product) for item in items):
             raise LearnError(

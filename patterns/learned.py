@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import PatternError
 from onnx_fuse.patterns.body import Body
@@ -389,6 +389,8 @@ def _expecting(op_type: str, name: str, wanted: Any) -> Callable[[Any], bool | s
     shown = f"{wanted:g}" if isinstance(wanted, float) else str(wanted)
 
     def check(found: Any) -> bool | str:
+        if op_type == "ConstantOfShape":
+            return filling(found) == wanted or shown
         if found is None:
             return wanted is None or wanted == default or shown
         if isinstance(wanted, float):
@@ -398,6 +400,13 @@ def _expecting(op_type: str, name: str, wanted: Any) -> Callable[[Any], bool | s
         return bool(found == wanted) or shown
 
     return check
+
+
+def filling(tensor: Any) -> list[float | int]:
+    """What a ConstantOfShape fills with: [number, TensorProto.DataType]."""
+    if tensor is None:
+        return [0.0, int(TensorProto.FLOAT)]
+    return [numpy_helper.to_array(tensor).item(), int(tensor.data_type)]
 
 
 def _synonyms(step: Step, inputs: Sequence[Term], form: Form) -> list[Term]:
@@ -577,6 +586,10 @@ class _Writer:
         return self.op.node(step.op_type, x, self.op.ints(*step.attributes["axes"]))
 
     _unsqueeze = _squeeze
+
+    def _constantofshape(self, step: Step, shape: str) -> Any:
+        number, dtype = step.attributes["value"]
+        return self.op.ConstantOfShape(shape, value=helper.make_tensor("value", dtype, [1], [number]))
 
     def _clip(self, step: Step, x: str) -> Any:
         dtype = helper.tensor_dtype_to_np_dtype(self.form.tensors[step.outputs[0]].dtype)

@@ -17,7 +17,7 @@ from onnx_fuse import learned_file, learning
 from onnx_fuse.errors import LearnError, ModelError, UsageError
 from onnx_fuse.learning import LearnedFusion, from_onnx, load
 from onnx_fuse.patterns.learned import name_problem
-from onnx_fuse.torch_export import Export
+from onnx_fuse.torch_export import Export, quiet
 from tests.helpers import assert_same_results, copied, model
 
 torch = pytest.importorskip("torch")
@@ -130,6 +130,34 @@ def copied_node(node: NodeProto) -> NodeProto:
     copy = NodeProto()
     copy.CopyFrom(node)
     return copy
+
+
+class Causal(torch.nn.Module):  # type: ignore[misc]
+    """A mask that follows from the length alone: a constant where the length is fixed."""
+
+    def forward(self, x: Any) -> Any:
+        length = x.shape[1]
+        lower = torch.tril(torch.ones(length, length))
+        return (x @ x.transpose(1, 2)).masked_fill(lower == 0, float("-inf")).softmax(-1) @ x
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_what_follows_from_sizes(dynamic: bool, tmp_path: Path) -> None:
+    module, x, axes = Causal().eval(), torch.randn(2, 5, 8), {"x": {0: "B", 1: "S"}}
+    fusion = from_torch(module, (x,), dynamic_shapes=axes, exporters=("script",))
+    assert fusion.operator.inputs == ("x",)
+    path = tmp_path / "causal.onnx"
+    options = {"dynamo": False, "opset_version": 17, "input_names": ["x"], "dynamic_axes": axes if dynamic else None}
+    with quiet():
+        torch.onnx.export(module, (x,), str(path), **options)
+    assert fused(onnx.load(path), fusion) == {"Causal": 1}
+    anti = copied(onnx.load(path))
+    for node in anti.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Trilu" and attribute.name == "upper":
+                attribute.i = 1
+    if dynamic:
+        assert fused(anti, fusion) == {}
 
 
 def test_a_float16_model() -> None:
