@@ -255,18 +255,29 @@ class _PatternOf:
             return
         attributes = {} if step.op_type in SHAPED else self._attributes(step)
         op = Op((step.op_type,), inputs, attributes)
-        forms: list[Term] = [op, *_synonyms(step, inputs, self.form)]
+        forms: list[Term] = [op, *_synonyms(step, inputs, self.form), *self._filled(step)]
         for index, value in enumerate(step.outputs):
             if not value:
                 continue
             term = Output(op, index) if len(step.outputs) > 1 else forms[0] if len(forms) == 1 else AnyOf(tuple(forms))
             if value in self.form.tensors:
                 dims = self._dims(value)
-                term = Shaped(term, dims if step.op_type in SHAPED else ("_",) * len(dims))
+                term = Shaped(term, dims if step.op_type in (*SHAPED, "ConstantOfShape") else ("_",) * len(dims))
             if value in computed:
                 # In a model with fixed sizes it is a constant.
                 term = AnyOf((term, self._variable(f"{value}_folded", "constant")))
             self.terms[value] = term
+
+    def _filled(self, step: Step) -> list[Term]:
+        """One number all over is a ConstantOfShape or an Expand; which shape it has is asked of the result."""
+        if step.op_type == "ConstantOfShape":
+            return [Op(("Expand",), (Number(float(step.attributes["value"][0])),))]
+        number = _number(self.form, step.inputs[0]) if step.op_type == "Expand" else None
+        if number is None:
+            return []
+        wanted = [number, self.form.tensors[step.outputs[0]].dtype]
+        shape = self._variable(f"{step.outputs[0]}_shape", "value")
+        return [Op(("ConstantOfShape",), (shape,), {"value": _expecting("ConstantOfShape", "value", wanted)})]
 
     def _attributes(self, step: Step) -> dict[str, Any]:
         wanted: dict[str, Any] = {}

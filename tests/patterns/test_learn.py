@@ -173,6 +173,16 @@ def test_operands_and_comparisons_in_the_other_order() -> None:
     assert fused(model(text), from_onnx(model(other), "Below")) == {"Below": 1}
 
 
+def test_a_filled_shape_by_either_operator() -> None:
+    text = """(float[B, S] x) => (float[B, S] z) <float one = {1.0}, int64[1] zero = {0}>
+    { s = Shape(x) f = Expand(one, s) c = CumSum(f, zero) z = Mul(c, x) }"""
+    filled = text.replace("Expand(one, s)", "ConstantOfShape<value = float[1] {1.0}>(s)")
+    for source, target in ((text, filled), (filled, text)):
+        fusion = from_onnx(model(source), "Counted")
+        assert fused(model(target), fusion) == {"Counted": 1}
+        assert fused(model(target.replace("{1.0}", "{2.0}")), fusion) == {}
+
+
 def test_a_part_is_a_part_by_slice_or_split() -> None:
     split = (
         "(float[B, 8] x) => (float[B, 4] z) { a, b = Split<axis = 1, num_outputs = 2>(x) c = Tanh(b) z = Mul(a, c) }"
