@@ -147,7 +147,7 @@ def fuse(
             result = onnx_fuse.fuse(
                 model,
                 fusions=fusion_names or None,
-                enable=[*_names(enable), *learned],
+                enable=(*_names(enable), *learned),
                 disable=_names(disable),
                 require=required or None,
                 select=select.value,

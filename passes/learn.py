@@ -24,7 +24,7 @@ from onnx_fuse.passes.graph import Graph, Node
 from onnx_fuse.passes.graph import Reference as Unknown
 from onnx_fuse.passes.normalize import normalize
 from onnx_fuse.passes.view import ATTRIBUTE_INPUTS, View
-from onnx_fuse.patterns.learned import SHAPED, Form, Reference, Step, Tensor, part_bounds
+from onnx_fuse.patterns.learned import SHAPED, Form, Reference, Step, Tensor, filling, part_bounds
 
 _LARGEST = 1 << 26
 _NORMS = ("LayerNormalization", "RMSNormalization")
@@ -32,7 +32,6 @@ _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _RANDOM = re.compile(r"Random|Multinomial|Bernoulli|Dropout")
 _NOT_LEARNED = {
     "Pad": "what newer opsets can say of its axes",
-    "ConstantOfShape": "the value it fills with",
     "CastLike": "the type it casts to",
 }
 
@@ -193,9 +192,7 @@ class _Reading:
         steps = tuple(
             replace(step, inputs=tuple(renames.get(name, name) for name in step.inputs)) for step in self.steps
         )
-        read = {name for step in steps for name in step.inputs}
-        read |= {dim for size in self.sizes.values() for dim in (size if isinstance(size, tuple) else (size,))}
-        unused = tuple(name for name in self.inputs if name not in read and not read.intersection(inputs[name].dims))
+        unused = self._unused({name for step in steps for name in step.inputs})
         outputs = {}
         for index, value in enumerate(self.results):
             outputs["output" if len(self.results) == 1 else f"output_{index + 1}"] = self.tensors[value]
@@ -211,6 +208,20 @@ class _Reading:
             attributes={name: value for value, name in self.epsilons.items()},
             unused=unused,
         )
+
+    def _unused(self, read: set[str]) -> tuple[str, ...]:
+        """The inputs that no step reads; a size that only one of these has could not be known."""
+        unused = tuple(name for name in self.inputs if name not in read)
+        known = {dim for name, tensor in self.inputs.items() if name in read for dim in tensor.dims}
+        shapes = [self.tensors[step.outputs[0]].dims for step in self.steps if step.op_type in SHAPED]
+        wanted = {dim for dims in shapes for dim in dims}
+        wanted |= {dim for size in self.sizes.values() for dim in (size if isinstance(size, tuple) else (size,))}
+        if missing := (wanted & self.dims) - known:
+            raise LearnError(
+                f"The size {min(map(str, missing))} is that of an input of which nothing else is used.",
+                "Take an example that reads its inputs.",
+            )
+        return unused
 
     # -- values --------------------------------------------------------------------------------------------------------
 
@@ -316,6 +327,8 @@ class _Reading:
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
         attributes = {} if node.op_type in SHAPED else self._attributes(node)
+        if node.op_type == "ConstantOfShape" and inputs[0] not in self.sizes:
+            raise LearnError(f"The shape that {node.name} fills is not known.", "Fill the shape of an input.")
         self._add(node.op_type, inputs, list(node.outputs), attributes)
         if node.op_type in SHAPED:
             self._require_determined(node, self.tensors[self.names[value]])
@@ -399,6 +412,8 @@ class _Reading:
         return found
 
     def _checked(self, node: Node, name: str, value: Any) -> Any:
+        if node.op_type == "ConstantOfShape":
+            return filling(value)
         items = value if isinstance(value, list) else [value]
         if isinstance(value, Unknown) or any(isinstance(item, Product) for item in items):
             raise LearnError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import PatternError
 from onnx_fuse.patterns.body import Body
@@ -34,6 +34,7 @@ _TENSORRT = frozenset(
 )
 """Names that TensorRT's parser knows beside those of ONNX (and those of TRT_...), or that only later releases of onnx have."""
 
+_ABSENT = "no input"
 _MOST_PARTS = 8
 _TOLERANCE = 1e-5
 _REDUCE_AXES_INPUT = 18
@@ -207,7 +208,7 @@ class _PatternOf:
         self.form = form
         self.variables: dict[str, Variable] = {}
         self.requirements: list[Requirement] = [self._types_fit]
-        self.terms: dict[str, Term] = {"": self._variable("absent", "optional")}
+        self.terms: dict[str, Term] = {"": self._variable(_ABSENT, "optional")}
 
     def pattern(self) -> Pattern:
         definition, form = self.definition, self.form
@@ -237,7 +238,7 @@ class _PatternOf:
         if attribute is not None:
             return self._variable(attribute, "scalar")
         if array.size == 1:
-            return Number(float(array.reshape(-1)[0]), _TOLERANCE)
+            return Number(float(array.reshape(-1)[0]), _TOLERANCE if array.dtype.kind == "f" else 0.0)
         return self._variable(name, "constant")
 
     def _dims(self, value: str) -> Dims:
@@ -254,18 +255,29 @@ class _PatternOf:
             return
         attributes = {} if step.op_type in SHAPED else self._attributes(step)
         op = Op((step.op_type,), inputs, attributes)
-        forms: list[Term] = [op, *_synonyms(step, inputs, self.form)]
+        forms: list[Term] = [op, *_synonyms(step, inputs, self.form), *self._filled(step)]
         for index, value in enumerate(step.outputs):
             if not value:
                 continue
             term = Output(op, index) if len(step.outputs) > 1 else forms[0] if len(forms) == 1 else AnyOf(tuple(forms))
             if value in self.form.tensors:
                 dims = self._dims(value)
-                term = Shaped(term, dims if step.op_type in SHAPED else ("_",) * len(dims))
+                term = Shaped(term, dims if step.op_type in (*SHAPED, "ConstantOfShape") else ("_",) * len(dims))
             if value in computed:
                 # In a model with fixed sizes it is a constant.
                 term = AnyOf((term, self._variable(f"{value}_folded", "constant")))
             self.terms[value] = term
+
+    def _filled(self, step: Step) -> list[Term]:
+        """One number all over is a ConstantOfShape or an Expand; which shape it has is asked of the result."""
+        if step.op_type == "ConstantOfShape":
+            return [Op(("Expand",), (Number(float(step.attributes["value"][0])),))]
+        number = _number(self.form, step.inputs[0]) if step.op_type == "Expand" else None
+        if number is None:
+            return []
+        wanted = [number, self.form.tensors[step.outputs[0]].dtype]
+        shape = self._variable(f"{step.outputs[0]}_shape", "value")
+        return [Op(("ConstantOfShape",), (shape,), {"value": _expecting("ConstantOfShape", "value", wanted)})]
 
     def _attributes(self, step: Step) -> dict[str, Any]:
         wanted: dict[str, Any] = {}
@@ -297,6 +309,8 @@ class _PatternOf:
     # -- requirements --------------------------------------------------------------------------------------------------
 
     def _types_fit(self, match: Match, view: View) -> str | None:
+        if _ABSENT in match:
+            return f"{match[_ABSENT]} stands where the example has no input"
         for name, tensor in self.definition.inputs.items():
             found = view.dtype(match[name])
             if found in FLOATS if tensor.is_float else found == tensor.dtype:
@@ -386,6 +400,8 @@ def _expecting(op_type: str, name: str, wanted: Any) -> Callable[[Any], bool | s
     shown = f"{wanted:g}" if isinstance(wanted, float) else str(wanted)
 
     def check(found: Any) -> bool | str:
+        if op_type == "ConstantOfShape":
+            return filling(found) == wanted or shown
         if found is None:
             return wanted is None or wanted == default or shown
         if isinstance(wanted, float):
@@ -395,6 +411,13 @@ def _expecting(op_type: str, name: str, wanted: Any) -> Callable[[Any], bool | s
         return bool(found == wanted) or shown
 
     return check
+
+
+def filling(tensor: Any) -> list[float | int]:
+    """What a ConstantOfShape fills with: [number, TensorProto.DataType]."""
+    if tensor is None:
+        return [0.0, int(TensorProto.FLOAT)]
+    return [numpy_helper.to_array(tensor).item(), int(tensor.data_type)]
 
 
 def _synonyms(step: Step, inputs: Sequence[Term], form: Form) -> list[Term]:
@@ -422,6 +445,8 @@ def _number(form: Form, name: str) -> float | None:
 def _equal(found: np.ndarray | None, wanted: np.ndarray | None) -> bool:
     if found is None or wanted is None or found.shape != wanted.shape:
         return False
+    if found.dtype.kind != "f" or wanted.dtype.kind != "f":
+        return found.dtype == wanted.dtype and np.array_equal(found, wanted)
     return bool(np.allclose(found, wanted, rtol=_TOLERANCE, atol=0.0, equal_nan=True))
 
 
@@ -572,6 +597,10 @@ class _Writer:
         return self.op.node(step.op_type, x, self.op.ints(*step.attributes["axes"]))
 
     _unsqueeze = _squeeze
+
+    def _constantofshape(self, step: Step, shape: str) -> Any:
+        number, dtype = step.attributes["value"]
+        return self.op.ConstantOfShape(shape, value=helper.make_tensor("value", dtype, [1], [number]))
 
     def _clip(self, step: Step, x: str) -> Any:
         dtype = helper.tensor_dtype_to_np_dtype(self.form.tensors[step.outputs[0]].dtype)

@@ -11,8 +11,11 @@ import onnx
 import pytest
 
 import onnx_fuse
+from onnx_fuse import custom_op_table
 from onnx_fuse.errors import LearnError, ModelError, RequirementError, UsageError, VerificationError
+from onnx_fuse.learning import from_onnx
 from onnx_fuse.passes.checker import check
+from tests.helpers import model
 
 torch = pytest.importorskip("torch")
 
@@ -181,14 +184,16 @@ class Gates(torch.nn.Module):  # type: ignore[misc]
         return torch.ops.onnx_fuse_tests.gated(torch.ops.onnx_fuse_tests.gated(a, b, 0.5), b, 2.0)
 
 
-def table(**options: Any) -> Any:
+def table() -> Any:
     shapes = {"x": {0: "B"}, "gate": {0: "B"}}
     arguments = (torch.randn(3, 8), torch.randn(3, 8), 0.5)
-    return onnx_fuse.custom_op(gated, plain_gated, arguments, op="Gated", dynamic_shapes=shapes, **options)
+    return onnx_fuse.custom_op(
+        gated, plain_gated, arguments, op="Gated", dynamic_shapes=shapes, attributes={"sharpness": 0.5}
+    )
 
 
 def test_a_torch_operator_becomes_a_node_with_a_body(tmp_path: Path) -> None:
-    translations = table(attributes={"sharpness": 0.5})
+    translations = table()
     done = onnx_fuse.export(
         Gates(), (torch.randn(3, 8),), tmp_path / "gates.onnx", dynamic_shapes={"x": {0: "batch"}},
         custom_translation_table=translations,
@@ -219,9 +224,10 @@ def test_a_torch_operator_becomes_a_node_with_a_body(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_no_attribute_must_be_the_examples() -> None:
-    (translate,) = table().values()
-    with pytest.raises(UsageError, match=r"has a body for sharpness=0\.5, the model calls it with 2\.0"):
-        translate("x", "gate", 2.0)
+    fusion = from_onnx(model("(float[B] x) => (float[B] y) <float h = {0.5}> { m = Mul(x, h) y = Tanh(m) }"), "Half")
+    translate = custom_op_table._translation(fusion, ["x", "factor"], {"factor": 0.5})
+    with pytest.raises(UsageError, match=r"has a body for factor=0\.5, the model calls it with 2\.0"):
+        translate("x", 2.0)
 
 
 def test_what_cannot_be_an_operator() -> None:

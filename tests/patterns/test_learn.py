@@ -17,7 +17,7 @@ from onnx_fuse import learned_file, learning
 from onnx_fuse.errors import LearnError, ModelError, UsageError
 from onnx_fuse.learning import LearnedFusion, from_onnx, load
 from onnx_fuse.patterns.learned import name_problem
-from onnx_fuse.torch_export import Export
+from onnx_fuse.torch_export import Export, quiet
 from tests.helpers import assert_same_results, copied, model
 
 torch = pytest.importorskip("torch")
@@ -132,6 +132,34 @@ def copied_node(node: NodeProto) -> NodeProto:
     return copy
 
 
+class Causal(torch.nn.Module):  # type: ignore[misc]
+    """A mask that follows from the length alone: a constant where the length is fixed."""
+
+    def forward(self, x: Any) -> Any:
+        length = x.shape[1]
+        lower = torch.tril(torch.ones(length, length))
+        return (x @ x.transpose(1, 2)).masked_fill(lower == 0, float("-inf")).softmax(-1) @ x
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_what_follows_from_sizes(dynamic: bool, tmp_path: Path) -> None:
+    module, x, axes = Causal().eval(), torch.randn(2, 5, 8), {"x": {0: "B", 1: "S"}}
+    fusion = from_torch(module, (x,), dynamic_shapes=axes, exporters=("script",))
+    assert fusion.operator.inputs == ("x",)
+    path = tmp_path / "causal.onnx"
+    options = {"dynamo": False, "opset_version": 17, "input_names": ["x"], "dynamic_axes": axes if dynamic else None}
+    with quiet():
+        torch.onnx.export(module, (x,), str(path), **options)
+    assert fused(onnx.load(path), fusion) == {"Causal": 1}
+    anti = copied(onnx.load(path))
+    for node in anti.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Trilu" and attribute.name == "upper":
+                attribute.i = 1
+    if dynamic:
+        assert fused(anti, fusion) == {}
+
+
 def test_a_float16_model() -> None:
     text = GATE.replace("float[", "float16[").replace(" <float half = {0.5}, float two = {2.0}>", "")
     weights = {"half": np.array(0.5, np.float16), "two": np.array(2.0, np.float16)}
@@ -143,6 +171,16 @@ def test_operands_and_comparisons_in_the_other_order() -> None:
     other = "(float[B] x, float[B] y) => (bool[B] z) <float two = {2.0}> { s = Pow(x, two) z = Greater(y, s) }"
     assert fused(model(other), from_onnx(model(text), "Below")) == {"Below": 1}
     assert fused(model(text), from_onnx(model(other), "Below")) == {"Below": 1}
+
+
+def test_a_filled_shape_by_either_operator() -> None:
+    text = """(float[B, S] x) => (float[B, S] z) <float one = {1.0}, int64[1] zero = {0}>
+    { s = Shape(x) f = Expand(one, s) c = CumSum(f, zero) z = Mul(c, x) }"""
+    filled = text.replace("Expand(one, s)", "ConstantOfShape<value = float[1] {1.0}>(s)")
+    for source, target in ((text, filled), (filled, text)):
+        fusion = from_onnx(model(source), "Counted")
+        assert fused(model(target), fusion) == {"Counted": 1}
+        assert fused(model(target.replace("{1.0}", "{2.0}")), fusion) == {}
 
 
 def test_a_part_is_a_part_by_slice_or_split() -> None:
@@ -199,6 +237,23 @@ def test_refuses_inputs_of_another_type() -> None:
     text = "(int64[B, 8] ids, float[4, 8] t) => (float[B, 8, 8] z) { r = Gather(t, ids) z = Tanh(r) }"
     fusion = from_onnx(model(text), "LookUp")
     assert "is INT32" in reason(model(text.replace("int64", "int32")), fusion)
+
+
+def test_whole_numbers_must_be_equal() -> None:
+    text = (
+        "(float[B, 200000] x) => (float[B] z) <int64 place = {100000}> { g = Gather<axis = 1>(x, place) z = Tanh(g) }"
+    )
+    fusion = from_onnx(model(text), "Pick")
+    assert fused(model(text), fusion) == {"Pick": 1}
+    assert fused(model(text.replace("100000}", "100001}")), fusion) == {}
+
+
+def test_an_input_that_the_example_lacks() -> None:
+    text = "(float[B] x) => (float[B] z) <float most = {6.0}> { c = Clip(x, , most) z = Tanh(c) }"
+    bounded = "(float[B] x) => (float[B] z) <float most = {6.0}, float least = {0.0}> { c = Clip(x, least, most) z = Tanh(c) }"
+    fusion = from_onnx(model(text), "Capped")
+    assert fused(model(text), fusion) == {"Capped": 1}
+    assert fused(model(bounded), fusion) == {}
 
 
 def test_a_reshape_must_lead_to_the_same_shape() -> None:
