@@ -147,11 +147,9 @@ _TYPES = table(
 
 def pick(element: str, width: int) -> Variant:
     """The variant for tables of `width` columns, which may be any: `.1024` and `.4096` hold a whole row of a multiple of 16
-    columns, `.wide` takes longer ones, `.any` those that are no multiple of 16."""
-    if width % 16:
+    columns, `.any` takes the rest."""
+    if width % 16 or width > 4096:
         suffix, constants = "any", {"ROWS": 4, "BLOCK": 256, "WHOLE": False}
-    elif width > 4096:
-        suffix, constants = "wide", {"ROWS": 1, "BLOCK": 2048, "WHOLE": False}
     else:
         block = 1024 if width <= 1024 else 4096
         suffix, constants = str(block), {"ROWS": ROWS_OF[block], "BLOCK": block, "WHOLE": True}
@@ -162,7 +160,7 @@ def pick(element: str, width: int) -> Variant:
 
 
 def variants() -> Iterator[Variant]:
-    return (pick(element, width) for element in TYPES for width in (1024, 4096, 8192, 1))
+    return (pick(element, width) for element in TYPES for width in (1024, 4096, 1))
 
 
 def launch(

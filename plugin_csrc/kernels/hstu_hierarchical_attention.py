@@ -1,0 +1,475 @@
+"""HSTUHierarchicalAttention, in both modes; a program makes a tile of rows of one head.
+
+"silu" (arXiv 2402.17152), without a softmax and so without running maxima:
+
+    s = alpha q k^T + bias_factor * bias;  a = silu(s) * mask * causal;  o = (a v) / norm_length, or * scale
+    y = norm(o) * gamma + beta, times act(u)
+
+"level_softmax": the keys are cut into levels of ceil(N / levels), each with a softmax of its own:
+
+    o = sum_l w_l softmax_{j in K_l, mask}(decay^l alpha q k_j) v_j / sum over the active levels of w_l,  w_l = (l + 1) / levels
+
+Keys at and beyond `lengths` do not count, rows there are 0. Norm and gate are part of the kernel where the norm is that of one
+head; a LayerNorm over several heads is a second launch, of norm_rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from onnx_fuse.plugin_csrc.kernels import norm_rows
+from onnx_fuse.plugin_csrc.kernels.common import (
+    ABSENT,
+    dot,
+    element_of,
+    integers_of,
+    kind_of,
+    load,
+    load_integers,
+    load_mask,
+    load_optional,
+    narrow,
+    start,
+    store_as,
+    table,
+    variant,
+)
+from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
+from onnx_fuse.plugin_csrc.kernels.norm_rows import GATES, NO_GATE, activate
+
+
+@triton.jit
+def valid_length(lengths, lengths_kind, batch, length):
+    """Rows of this sample that count."""
+    limit = tl.zeros([], tl.int64) + length
+    if lengths_kind != ABSENT:
+        limit = tl.minimum(limit, load_integers(lengths, lengths_kind, batch, batch >= 0))
+    return limit.to(tl.int32)
+
+
+@triton.jit
+def finish(
+    o,
+    u,
+    gamma,
+    beta,
+    output,
+    offsets,
+    head,
+    row,
+    limit,
+    inside,
+    value_size,
+    affine_head,
+    affine_column,
+    epsilon,
+    head_norm,
+    activation,
+    gamma_kind,
+    beta_kind,
+    output_kind,
+):
+    """Norm over the head, gate and store of a tile [ROWS, SIZE] of one head."""
+    column = tl.arange(0, o.shape[1])
+    if head_norm:
+        known = (column < value_size)[None, :]
+        mean = tl.sum(tl.where(known, o, 0.0), 1) / value_size
+        o = tl.where(known, o - mean[:, None], 0.0)
+        o = o * (1.0 / tl.sqrt(tl.sum(o * o, 1) / value_size + epsilon))[:, None]
+        place = head * affine_head + column * affine_column
+        o *= load_optional(gamma, gamma_kind, place, column < value_size, 1.0)[None, :]
+        o += load_optional(beta, beta_kind, place, column < value_size, 0.0)[None, :]
+    if activation != NO_GATE:
+        o *= activate(load(u, offsets, inside), activation)
+    store_as(output, output_kind, offsets, tl.where((row < limit)[:, None], o, 0.0), inside)
+
+
+@triton.jit
+def hstu_silu(
+    q,
+    k,
+    v,
+    bias,
+    mask,
+    scale,
+    lengths,
+    u,
+    gamma,
+    beta,
+    output,
+    length,
+    heads,
+    size,
+    value_size,
+    bias_batch,
+    bias_head,
+    mask_batch,
+    mask_head,
+    mask_row,
+    mask_column,
+    scale_batch,
+    scale_row,
+    affine_head,
+    affine_column,
+    alpha,
+    bias_factor,
+    inverse_length,
+    epsilon,
+    causal,
+    head_norm,
+    activation,
+    bias_kind,
+    mask_kind,
+    scale_kind,
+    lengths_kind,
+    gamma_kind,
+    beta_kind,
+    output_kind,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    tiles = tl.cdiv(length, ROWS)
+    tile = tiles - 1 - tl.program_id(0) % tiles  # the longest first, where the mask is causal
+    head = tl.program_id(0) // tiles % heads
+    batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
+    limit = valid_length(lengths, lengths_kind, batch, length)
+
+    row = tile * ROWS + tl.arange(0, ROWS)
+    part = tl.arange(0, SIZE)
+    width = tl.cast(heads, tl.int64) * size
+    value_width = tl.cast(heads, tl.int64) * value_size
+    k += batch * length * width + head * size
+    v += batch * length * value_width + head * value_size
+    here = batch * length + row
+    inside = (row < length)[:, None] & (part < size)[None, :]
+    queries = tl.load(q + (here * width + head * size)[:, None] + part[None, :], mask=inside, other=0.0)
+
+    end = tl.where(tile * ROWS < limit, limit, 0)
+    if causal:
+        end = tl.minimum(end, (tile + 1) * ROWS)
+    o = tl.zeros([ROWS, SIZE], tl.float32)
+    for first in range(0, end, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        valid = (column < limit)[:, None]
+        keys = tl.load(k + (column * width)[:, None] + part[None, :], mask=valid & (part < size)[None, :], other=0.0)
+        scores = alpha * dot(queries, tl.trans(keys))
+        known = (row < length)[:, None] & (column < limit)[None, :]
+        if bias_kind != ABSENT:
+            offsets = bias_batch * batch + bias_head * head + row.to(tl.int64)[:, None] * length + column[None, :]
+            scores += bias_factor * load_optional(bias, bias_kind, offsets, known, 0.0)
+        weights = scores * tl.sigmoid(scores)
+        if mask_kind != ABSENT:
+            offsets = (
+                mask_batch * batch + mask_head * head + (row * mask_row)[:, None] + (column * mask_column)[None, :]
+            )
+            weights *= load_mask(mask, mask_kind, offsets, known)
+        if causal:
+            known &= column[None, :] <= row[:, None]
+        weights = tl.where(known, weights, 0.0)
+        values = tl.load(
+            v + (column * value_width)[:, None] + part[None, :], mask=valid & (part < value_size)[None, :], other=0.0
+        )
+        o = dot(narrow(weights, v.dtype.element_ty), values, o)
+
+    factor = load_optional(scale, scale_kind, batch * scale_batch + row * scale_row, row < length, inverse_length)
+    inside = (row < length)[:, None] & (part < value_size)[None, :]
+    offsets = (here * value_width + head * value_size)[:, None] + part[None, :]
+    finish(
+        o * factor[:, None],
+        u,
+        gamma,
+        beta,
+        output,
+        offsets,
+        head,
+        row,
+        limit,
+        inside,
+        value_size,
+        affine_head,
+        affine_column,
+        epsilon,
+        head_norm,
+        activation,
+        gamma_kind,
+        beta_kind,
+        output_kind,
+    )
+
+
+@triton.jit
+def hstu_level_softmax(
+    q,
+    k,
+    v,
+    mask,
+    lengths,
+    gamma,
+    beta,
+    output,
+    length,
+    heads,
+    size,
+    value_size,
+    mask_batch,
+    mask_head,
+    mask_row,
+    mask_column,
+    affine_head,
+    affine_column,
+    levels,
+    decay,
+    alpha,
+    epsilon,
+    head_norm,
+    mask_kind,
+    lengths_kind,
+    gamma_kind,
+    beta_kind,
+    output_kind,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    tiles = tl.cdiv(length, ROWS)
+    tile = tl.program_id(0) % tiles
+    head = tl.program_id(0) // tiles % heads
+    batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
+    limit = valid_length(lengths, lengths_kind, batch, length)
+
+    row = tile * ROWS + tl.arange(0, ROWS)
+    part = tl.arange(0, SIZE)
+    width = tl.cast(heads, tl.int64) * size
+    value_width = tl.cast(heads, tl.int64) * value_size
+    k += batch * length * width + head * size
+    v += batch * length * value_width + head * value_size
+    here = batch * length + row
+    inside = (row < length)[:, None] & (part < size)[None, :]
+    queries = tl.load(q + (here * width + head * size)[:, None] + part[None, :], mask=inside, other=0.0)
+
+    o = tl.zeros([ROWS, SIZE], tl.float32)
+    active = tl.zeros([ROWS], tl.float32)
+    factor = tl.zeros([], tl.float32) + alpha
+    step = tl.cdiv(length, levels)
+    for level in range(levels):
+        greatest = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        part_o = tl.zeros([ROWS, SIZE], tl.float32)
+        end = tl.minimum((level + 1) * step, limit)
+        for first in range(level * step, end, COLUMNS):
+            column = first + tl.arange(0, COLUMNS)
+            valid = (column < end)[:, None]
+            keys = tl.load(
+                k + (column * width)[:, None] + part[None, :], mask=valid & (part < size)[None, :], other=0.0
+            )
+            scores = factor * dot(queries, tl.trans(keys))
+            known = (row < length)[:, None] & (column < end)[None, :]
+            offsets = (
+                mask_batch * batch + mask_head * head + (row * mask_row)[:, None] + (column * mask_column)[None, :]
+            )
+            known &= load_mask(mask, mask_kind, offsets, known) != 0.0
+            higher = tl.maximum(greatest, tl.max(tl.where(known, scores, float("-inf")), 1))
+            base = tl.where(higher == float("-inf"), 0.0, higher)
+            weights = tl.where(known, tl.exp(scores - base[:, None]), 0.0)
+            shrink = tl.exp(greatest - base)
+            greatest = higher
+            total = total * shrink + tl.sum(weights, 1)
+            values = tl.load(
+                v + (column * value_width)[:, None] + part[None, :],
+                mask=valid & (part < value_size)[None, :],
+                other=0.0,
+            )
+            part_o = dot(narrow(weights, v.dtype.element_ty), values, part_o * shrink[:, None])
+        share = tl.where(total > 0.0, (level + 1.0) / levels, 0.0)
+        o += part_o * (share / tl.where(total > 0.0, total, 1.0))[:, None]
+        active += share
+        factor *= decay
+
+    inside = (row < length)[:, None] & (part < value_size)[None, :]
+    offsets = (here * value_width + head * value_size)[:, None] + part[None, :]
+    finish(
+        o / tl.where(active > 0.0, active, 1.0)[:, None],
+        q,
+        gamma,
+        beta,
+        output,
+        offsets,
+        head,
+        row,
+        limit,
+        inside,
+        value_size,
+        affine_head,
+        affine_column,
+        epsilon,
+        head_norm,
+        NO_GATE,
+        gamma_kind,
+        beta_kind,
+        output_kind,
+    )
+
+
+_STRIDES = ("i64", "bias_batch bias_head mask_batch mask_head mask_row mask_column scale_batch scale_row")
+_SILU_TYPES = table(
+    ("*T", "q k v bias mask scale u gamma beta output"),
+    ("*i32", "lengths"),
+    _STRIDES,
+    ("fp32", "alpha bias_factor inverse_length epsilon"),
+)
+_LEVEL_TYPES = table(
+    ("*T", "q k v mask gamma beta output"), ("*i32", "lengths"), _STRIDES, ("fp32", "decay alpha epsilon")
+)
+
+
+def tile_of(element: str, held: int) -> tuple[dict[str, int], int]:
+    """(tile sizes, warps) of attention whose heads are padded to `held`: what fits into 99 KB of shared memory."""
+    if element == "fp32":
+        rows, columns, warps = (32, 32, 4) if held <= 128 else (32, 16, 4)
+    else:
+        rows, columns, warps = {32: (128, 64, 4), 64: (128, 64, 8), 128: (128, 64, 8), 256: (64, 32, 8)}[held]
+    return {"ROWS": rows, "COLUMNS": columns, "SIZE": held}, warps
+
+
+def held_size(size: int, value_size: int) -> tuple[int, bool] | None:
+    """(padded head size, whether both sizes are multiples of 16); None for heads larger than 256."""
+    aligned = size % 16 == 0 and value_size % 16 == 0
+    sizes = (32, 64, 128, 256) if aligned else (64, 256)
+    held = next((held for held in sizes if max(size, value_size) <= held), None)
+    return None if held is None else (held, aligned)
+
+
+def pick(element: str, mode: str, size: int, value_size: int) -> Variant | None:
+    """The variant for heads of these sizes; None for heads larger than 256. Sizes that are no multiples of 16 have `.any`."""
+    found = held_size(size, value_size)
+    if found is None:
+        return None
+    held, aligned = found
+    if mode == "level_softmax":  # seldom used: two variants for each type
+        held, aligned = (64, True) if held <= 64 and aligned else (256, False)
+    function, types = (hstu_silu, _SILU_TYPES) if mode == "silu" else (hstu_level_softmax, _LEVEL_TYPES)
+    name = f"hstu_hierarchical_attention.{mode}.{element}.d{held}" + ("" if aligned else ".any")
+    divisible = ("size", "value_size") if aligned else ()
+    constants, warps = tile_of(element, held)
+    stages = 1 if element == "fp32" else 2
+    return variant(name, function, element, types, constants, divisible, num_warps=warps, num_stages=stages)
+
+
+def variants() -> Iterator[Variant]:
+    silu = [("silu", size) for size in (32, 64, 128, 256, 63, 255)]
+    for element in TYPES:
+        for mode, size in (*silu, ("level_softmax", 64), ("level_softmax", 256)):
+            chosen = pick(element, mode, size, size)
+            assert chosen is not None
+            yield chosen
+
+
+def strides_of(tensor: Any, axes: int = 4) -> list[int]:
+    """Elements from one index to the next along each axis of a contiguous tensor, 0 where it is broadcast."""
+    if tensor is None:
+        return [0] * axes
+    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
+def launch(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    num_heads: int,
+    bias: Any = None,
+    mask: Any = None,
+    scale: Any = None,
+    lengths: Any = None,
+    u: Any = None,
+    gamma: Any = None,
+    beta: Any = None,
+    alpha: float = 1.0,
+    bias_order: str = "outside_alpha",
+    norm_length: float = 0.0,
+    causal: bool = False,
+    norm: str = "none",
+    gate_activation: str = "none",
+    epsilon: float = 0.0,
+    mode: str = "silu",
+    num_levels: int = 1,
+    decay: float = 0.9,
+) -> Any:
+    """y [B, N, h dv] of the type T of q, k [B, N, h d] and v, u [B, N, h dv].
+
+    bias [1|B, 1|h, N, N], scale [1|B, 1, 1|N, 1], gamma and beta [h dv] (with "group" also [h]) are T or float32; mask
+    [1|B, 1|h, 1|N, 1|N] is T or bool; lengths [B] int32 or int64. Refused: heads larger than 256; bias, scale, u and causal in the
+    mode "level_softmax".
+
+    The norm is the kernel's (head_norm) where it is "group", or "layer" of one head. Otherwise "layer" takes two launches: the
+    kernel writes float32 without norm and gate, to y itself where T is float32 and else to a workspace of B N h dv numbers, and
+    norm_rows makes y of it, with u, gamma, beta and lengths.
+
+    Arguments of "silu": q, k, v, bias, mask, scale, lengths, u, gamma, beta (q in place of what is absent), output, length = N,
+    heads, size = d, value_size = dv; strides in elements, 0 along a broadcast axis (int64): bias (batch, head), mask (batch, head,
+    row, column), scale (batch, row); stride of gamma and beta from head to head and inside a head; alpha, bias_factor (1, or alpha
+    for "inside_alpha"), inverse_length (1 / norm_length, 1 / N where that is 0), epsilon; causal, head_norm, activation (`GATES`, 0
+    without u or where norm_rows does it); kinds of bias, mask, scale, lengths, gamma, beta, output.
+    Of "level_softmax": the same without bias, scale, u, causal and their like, with levels, decay, alpha, epsilon; see the
+    signature. Grid of both: B h ceil(N / ROWS).
+    """
+    import torch
+
+    batch, length, width = q.shape
+    size, value_size = width // num_heads, v.shape[-1] // num_heads
+    chosen = pick(element_of(q), mode, size, value_size)
+    if chosen is None:
+        raise ValueError(f"heads of {max(size, value_size)}: at most 256 are taken")
+    if mode == "level_softmax" and (causal or any(item is not None for item in (bias, scale, u))):
+        raise ValueError("level_softmax takes no bias, scale, u or causal mask")
+    y = v.new_empty(v.shape)
+    two_launches = norm == "layer" and num_heads > 1
+    needs_workspace = two_launches and element_of(v) != "fp32"
+    output = v.new_empty(v.shape, dtype=torch.float32) if needs_workspace else y
+    head_norm = norm != "none" and not two_launches
+    per_head = gamma is not None and gamma.numel() == num_heads and norm == "group"
+    affine = (1, 0) if per_head else (value_size, 1)
+    programs = batch * num_heads * triton.cdiv(length, chosen.constants["ROWS"]) if value_size else 0
+
+    def pointers(*tensors: Any) -> list[Any]:
+        return [q if tensor is None else tensor for tensor in tensors]
+
+    kinds = (integers_of(lengths), kind_of(gamma, q), kind_of(beta, q), kind_of(output, q))
+    if mode == "silu":
+        scale_strides = strides_of(scale)
+        start(
+            chosen,
+            programs,
+            *(q, k, v, *pointers(bias, mask, scale, lengths, u, gamma, beta), output),
+            *(length, num_heads, size, value_size),
+            *(*strides_of(bias)[:2], *strides_of(mask), scale_strides[0], scale_strides[2], *affine),
+            *(alpha, alpha if bias_order == "inside_alpha" else 1.0, 1.0 / (norm_length or length or 1), epsilon),
+            *(int(causal), int(head_norm), 0 if u is None or two_launches else GATES[gate_activation]),
+            *(kind_of(bias, q), kind_of(mask, q), kind_of(scale, q), *kinds),
+        )
+    else:
+        start(
+            chosen,
+            programs,
+            *(q, k, v, *pointers(mask, lengths, gamma, beta), output),
+            *(length, num_heads, size, value_size, *strides_of(mask), *affine),
+            *(num_levels, decay, alpha, epsilon, int(head_norm), kind_of(mask, q), *kinds),
+        )
+    if two_launches:
+        norm_rows.launch(
+            output,
+            y,
+            norm="layer",
+            epsilon=epsilon,
+            gamma=gamma,
+            beta=beta,
+            gate=u,
+            gate_activation=gate_activation,
+            lengths=lengths,
+        )
+    return y
