@@ -177,6 +177,12 @@ Arguments& Arguments::float32(float value) {
   return *this;
 }
 
+int64_t multiprocessors() {
+  CUdevice device{};
+  driver().check(driver().ctxGetDevice(&device), "cuCtxGetDevice");
+  return attribute(device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+}
+
 void prepareKernel(KernelVariant const& variant) { loaded(variant); }
 
 void launchKernel(KernelVariant const& variant, Grid grid, Arguments& arguments, CUstream stream) {

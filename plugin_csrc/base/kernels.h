@@ -74,6 +74,9 @@ class Arguments {
   std::string mKinds;
 };
 
+// Multiprocessors of the current device.
+int64_t multiprocessors();
+
 // Loads a kernel for the current device, so that a launch after it allocates nothing.
 void prepareKernel(KernelVariant const& variant);
 // An empty grid launches nothing.

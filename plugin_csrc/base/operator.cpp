@@ -57,6 +57,13 @@ int64_t Tensor::rows() const {
   return sizes.empty() ? 1 : std::accumulate(sizes.begin(), sizes.end() - 1, int64_t{1}, std::multiplies<>());
 }
 
+int64_t Tensor::stride(int32_t axis) const {
+  if (size(axis) == 1) {
+    return 0;
+  }
+  return std::accumulate(sizes.begin() + axis + 1, sizes.end(), int64_t{1}, std::multiplies<>());
+}
+
 Shapes::Shapes(Node const& node, DimsExprs const* inputs, int32_t count, nvinfer1::IExprBuilder& builder)
     : mNode(node), mInputs(inputs), mBuilder(builder) {
   if (count != static_cast<int32_t>(node.inputs().size())) {

@@ -29,6 +29,8 @@ struct Tensor {
   int64_t elements() const;
   // Elements of all axes but the last.
   int64_t rows() const;
+  // Elements from one index to the next along an axis; 0 along one of size 1, which broadcasts.
+  int64_t stride(int32_t axis) const;
 };
 
 // Output shapes as expressions of the input shapes.
@@ -66,6 +68,8 @@ class Run {
   Tensor const& output(std::string_view name) const;
   // All inputs, in their order.
   std::vector<Tensor> const& inputs() const { return mInputs; }
+  // The stride of an optional input along an axis; 0 where the node does not have it.
+  int64_t strideOf(std::string_view name, int32_t axis) const { return has(name) ? input(name).stride(axis) : 0; }
   // The data of an input or output, or `otherwise` where the node does not have it.
   void* dataOr(std::string_view name, void* otherwise) const;
   // What a pointer given for an optional tensor points to, as the kernels count it: 0 nothing, 1 T, 2 float32, 3 bytes.

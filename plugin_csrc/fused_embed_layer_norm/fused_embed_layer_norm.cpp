@@ -9,10 +9,10 @@ constexpr int32_t kSlots = 8;
 // As `pick` in fused_embed_layer_norm.py.
 std::string kernelName(char const* type, int64_t width) {
   std::string const name = std::string("fused_embed_layer_norm.") + type;
-  if (width % 16 != 0) {
+  if (width % 16 != 0 || width > 4096) {
     return name + ".any";
   }
-  return name + (width <= 1024 ? ".1024" : width <= 4096 ? ".4096" : ".wide");
+  return name + (width <= 1024 ? ".1024" : ".4096");
 }
 
 std::string ids(int32_t slot) { return "ids_" + std::to_string(slot + 1); }

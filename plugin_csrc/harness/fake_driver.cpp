@@ -71,6 +71,10 @@ CUresult cuCtxGetDevice(CUdevice* device) {
 }
 
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice) {
+  if (attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) {
+    *value = 132;
+    return CUDA_SUCCESS;
+  }
   char const* const claimed = std::getenv("FAKE_CUDA_SM");
   int const capability = claimed == nullptr ? 80 : std::atoi(claimed);
   *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR ? capability / 10 : capability % 10;

@@ -1,0 +1,60 @@
+#include "linear.h"
+
+#include "norm_rows.h"
+
+namespace gr {
+namespace {
+
+constexpr int64_t kHeldColumns = 512;  // of a row, which the kernel can normalise itself
+constexpr int64_t kColumns = 128;
+
+bool isWide(int64_t inner, int64_t width, int32_t norm) {
+  return inner % 16 == 0 && width % 16 == 0 && norm != 0 && width > kColumns && width <= kHeldColumns;
+}
+
+// As `pick` in linear.py.
+std::string kernelName(char const* type, int64_t inner, int64_t width, int32_t norm) {
+  bool const aligned = inner % 16 == 0 && width % 16 == 0;
+  return std::string("linear.") + type + (!aligned ? ".any" : isWide(inner, width, norm) ? ".h512" : ".h128");
+}
+
+}  // namespace
+
+size_t linearWorkspace(nvinfer1::DataType type, int64_t rows, int64_t width, int32_t norm) {
+  bool const needed = norm != 0 && width > kColumns && type != nvinfer1::DataType::kFLOAT;
+  return needed ? static_cast<size_t>(rows * width) * sizeof(float) : 0;
+}
+
+void launchLinear(Run const& run, Linear const& linear, void* workspace) {
+  std::string const kernel = kernelName(run.type(), linear.inner, linear.width, linear.norm);
+  KernelVariant const& variant = findKernel(kernel);
+  Tensor const& output = run.output(linear.output);
+  bool const twice = linear.norm != 0 && linear.width > variant.constant("COLUMNS");
+  bool const wide = twice && output.type != nvinfer1::DataType::kFLOAT;
+  void* const z = wide ? workspace : output.data;
+  bool const makesTotal = run.makes(linear.total);
+  Arguments arguments;
+  arguments.pointer(linear.x).pointer(run.input(linear.weight).data);
+  for (std::string const& name : {linear.bias, linear.residual, linear.gamma, linear.beta}) {
+    arguments.pointer(run.dataOr(name, linear.x));
+  }
+  arguments.pointer(z).pointer(run.dataOr(linear.total, linear.x));
+  arguments.int64(linear.rows).int32(linear.inner).int32(linear.width).float32(linear.epsilon);
+  arguments.int32(twice ? 0 : linear.norm).int32(run.kind(linear.bias)).int32(run.kind(linear.residual));
+  arguments.int32(run.kind(linear.gamma)).int32(run.kind(linear.beta)).int32(wide ? 2 : 1);
+  arguments.int32(makesTotal && !twice ? 1 : 0);
+  int64_t const programs = linear.width == 0 ? 0
+                                             : ceilDivide(linear.rows, variant.constant("ROWS")) *
+                                                   ceilDivide(linear.width, variant.constant("COLUMNS"));
+  run.launch(kernel, {programs}, arguments);
+  if (twice) {
+    NormRows rows{linear.rows, linear.width, linear.norm, linear.epsilon, z, output.data};
+    rows.xKind = wide ? 2 : 1;
+    rows.gamma = linear.gamma;
+    rows.beta = linear.beta;
+    rows.total = linear.total;
+    launchNormRows(run, rows);
+  }
+}
+
+}  // namespace gr

@@ -1,0 +1,35 @@
+// FMInteraction(E) -> output: 0.5 * ((sum_f e_f)^2 - sum_f e_f^2), [B, D], or summed over D, [B, 1]
+#include "../base/operator.h"
+
+namespace gr {
+namespace {
+
+class FMInteraction final : public Operator {
+ public:
+  void read(Node const& node) override { mReduce = node.integer("reduce") != 0; }
+
+  std::vector<nvinfer1::DimsExprs> shapes(Node const&, Shapes const& shapes) const override {
+    nvinfer1::DimsExprs const& e = shapes.input("E", 3);
+    return {Shapes::of({e.d[0], mReduce ? shapes.constant(1) : e.d[2]})};
+  }
+
+  void run(Run const& run) const override {
+    Tensor const& e = run.input("E");
+    std::string const kernel = std::string("fm_interaction.") + run.type();
+    Arguments arguments;
+    arguments.pointer(e.data).pointer(run.output("output").data);
+    arguments.int64(e.size(0)).int32(e.size(1)).int32(e.size(2)).int32(mReduce ? 1 : 0);
+    run.launch(kernel, {ceilDivide(e.size(0), findKernel(kernel).constant("SAMPLES"))}, arguments);
+  }
+
+ private:
+  bool mReduce{false};
+};
+
+}  // namespace
+
+Entry fmInteraction() {
+  return {{"FMInteraction", {{"E", Role::kData}}, {"output"}, {{"reduce", Kind::kInt}}}, makeOperator<FMInteraction>};
+}
+
+}  // namespace gr

@@ -1,0 +1,206 @@
+// FusedAttentionLayerNorm(query, key, value, attention_bias?, mask?, out_weight?, out_bias?, residual?, gamma?, beta?)
+//   -> (output, residual_sum?): see plugin_csrc/kernels/fused_attention_layer_norm.py for the arguments of its kernel
+#include <algorithm>
+
+#include "../base/linear.h"
+#include "../base/norm_rows.h"
+
+namespace gr {
+namespace {
+
+using nvinfer1::DataType;
+using nvinfer1::DimensionOperation;
+using nvinfer1::DimsExprs;
+
+constexpr int64_t kLargestHead = 256;
+constexpr size_t kAlignment = 256;
+
+size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// As `pick` in fused_attention_layer_norm.py.
+std::string kernelName(char const* type, int64_t size, int64_t valueSize) {
+  int64_t const larger = std::max(size, valueSize);
+  bool const isAligned = size % 16 == 0 && valueSize % 16 == 0;
+  int64_t const held =
+      isAligned ? (larger <= 32 ? 32 : larger <= 64 ? 64 : larger <= 128 ? 128 : 256) : (larger <= 64 ? 64 : 256);
+  return std::string("fused_attention_layer_norm.") + type + ".d" + std::to_string(held) + (isAligned ? "" : ".any");
+}
+
+class FusedAttentionLayerNorm final : public Operator {
+ public:
+  void read(Node const& node) override {
+    mHeads = node.integer("num_heads");
+    mGroups = node.integer("num_key_value_heads");
+    mScale = node.number("scale");
+    mMaskValue = node.number("mask_value");
+    mCausal = static_cast<Causal>(node.choice("causal", {"none", "upper_left", "lower_right"}));
+    mZeroMasked = node.choice("masked_row", {"nan", "zero", "uniform"}) == 1;
+    mNorm = normOf(node);
+    mEpsilon = node.number("epsilon");
+    mHeadMajor = node.choice("layout", {"BSH", "BHSD"}) == 1;
+    mProjected = node.hasInput("out_weight");
+    mRim = mNorm != 0 || mProjected || node.hasInput("out_bias") || node.hasInput("residual") ||
+           node.output("residual_sum") >= 0;
+    mWeight = node.input("out_weight");
+    if (mHeads < 1 || mGroups < 1 || mHeads % mGroups != 0) {
+      refuse(mHeads, " heads cannot share ", mGroups, " heads of keys and values");
+    }
+  }
+
+  std::vector<DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
+    int32_t const rank = mHeadMajor ? 4 : 3;
+    DimsExprs const& query = shapes.input("query", rank);
+    DimsExprs const& value = shapes.input("value", rank);
+    Shapes::Expression const length = query.d[rank - 2];
+    checkHead(query.d[rank - 1], mHeads, "query");
+    checkHead(shapes.input("key", rank).d[rank - 1], mGroups, "key");
+    checkHead(value.d[rank - 1], mGroups, "value");
+    for (char const* name : {"attention_bias", "mask"}) {
+      if (node.hasInput(name)) {
+        shapes.input(name, 4);
+      }
+    }
+    int64_t const valueSize = Shapes::known(value.d[rank - 1]) / (mHeadMajor ? 1 : mGroups);
+    Shapes::Expression width = shapes.constant(mHeads * valueSize);
+    if (mProjected) {
+      DimsExprs const& weight = shapes.input("out_weight", 2);
+      Shapes::requireEqual(width, weight.d[0], "the width of all heads and the first axis of out_weight");
+      width = weight.d[1];
+    }
+    for (char const* vector : {"out_bias", "gamma", "beta"}) {
+      if (node.hasInput(vector)) {
+        Shapes::requireEqual(width, shapes.input(vector, 1).d[0], "the width of the output and of out_bias, gamma, beta");
+      }
+    }
+    if (node.hasInput("residual")) {
+      Shapes::requireEqual(width, shapes.input("residual", 3).d[2], "the width of the output and of residual");
+    }
+    return std::vector<DimsExprs>(node.outputs().size(), Shapes::of({query.d[0], length, width}));
+  }
+
+  size_t workspace(std::vector<Tensor> const& inputs) const override {
+    Geometry const sizes = geometry(inputs[0], inputs[1], inputs[2]);
+    if (!mProjected) {
+      return contextBytes(inputs[0].type, sizes);
+    }
+    int64_t const width = inputs[static_cast<size_t>(mWeight)].size(1);
+    return contextBytes(inputs[0].type, sizes) + linearWorkspace(inputs[0].type, sizes.batch * sizes.queries, width, mNorm);
+  }
+
+  void run(Run const& run) const override {
+    Tensor const& query = run.input("query");
+    Tensor const& output = run.output("output");
+    Geometry const sizes = geometry(query, run.input("key"), run.input("value"));
+    int64_t const rows = sizes.batch * sizes.queries;
+    bool const wide = mRim && !mProjected && output.type != DataType::kFLOAT;
+    void* const context = mProjected || wide ? run.workspace() : output.data;
+    std::string const kernel = kernelName(run.type(), sizes.size, sizes.valueSize);
+    Arguments arguments;
+    arguments.pointer(query.data).pointer(run.input("key").data).pointer(run.input("value").data);
+    arguments.pointer(run.dataOr("attention_bias", query.data)).pointer(run.dataOr("mask", query.data)).pointer(context);
+    arguments.int32(sizes.queries).int32(sizes.keys).int32(mHeads).int32(mGroups).int32(sizes.size).int32(sizes.valueSize);
+    for (char const* name : {"attention_bias", "mask"}) {
+      for (int32_t axis = 0; axis < 4; ++axis) {
+        arguments.int64(run.strideOf(name, axis));
+      }
+    }
+    arguments.float32(mScale).float32(mMaskValue).int32(mCausal != Causal::kNone ? 1 : 0);
+    arguments.int32(mCausal == Causal::kLowerRight ? sizes.keys - sizes.queries : 0).int32(mZeroMasked ? 1 : 0);
+    arguments.int32(mHeadMajor ? 1 : 0).int32(run.kind("attention_bias")).int32(run.kind("mask")).int32(wide ? 2 : 1);
+    int64_t const tiles = ceilDivide(sizes.queries, findKernel(kernel).constant("ROWS"));
+    run.launch(kernel, {sizes.valueSize == 0 ? 0 : sizes.batch * mHeads * tiles}, arguments);
+    if (mProjected) {
+      Tensor const& weight = run.input("out_weight");
+      Linear linear{context, rows, weight.size(0), weight.size(1), mNorm, mEpsilon};
+      linear.weight = "out_weight";
+      linear.bias = "out_bias";
+      linear.residual = "residual";
+      linear.total = "residual_sum";
+      launchLinear(run, linear, static_cast<char*>(run.workspace()) + contextBytes(query.type, sizes));
+    } else if (mRim) {
+      NormRows normed{rows, output.size(-1), mNorm, mEpsilon, context, output.data};
+      normed.xKind = wide ? 2 : 1;
+      normed.bias = "out_bias";
+      normed.skip = "residual";
+      normed.total = "residual_sum";
+      launchNormRows(run, normed);
+    }
+  }
+
+ private:
+  enum class Causal { kNone, kUpperLeft, kLowerRight };
+
+  struct Geometry {
+    int64_t batch;
+    int64_t queries;
+    int64_t keys;
+    int64_t size;
+    int64_t valueSize;
+  };
+
+  Geometry geometry(Tensor const& query, Tensor const& key, Tensor const& value) const {
+    int64_t const heads = mHeadMajor ? 1 : mHeads;
+    int64_t const groups = mHeadMajor ? 1 : mGroups;
+    return {query.size(0), query.size(-2), key.size(-2), query.size(-1) / heads, value.size(-1) / groups};
+  }
+
+  // What all heads write, where that is not the output.
+  size_t contextBytes(DataType type, Geometry const& sizes) const {
+    size_t const numbers = static_cast<size_t>(sizes.batch * sizes.queries * mHeads * sizes.valueSize);
+    if (mProjected) {
+      return aligned(numbers * static_cast<size_t>(elementSize(type)));
+    }
+    return mRim && type != DataType::kFLOAT ? numbers * sizeof(float) : 0;
+  }
+
+  void checkHead(Shapes::Expression width, int64_t heads, char const* name) const {
+    int64_t const count = mHeadMajor ? 1 : heads;
+    int64_t const known = Shapes::known(width);
+    if (known < 0 || known % count != 0 || known / count > kLargestHead) {
+      refuse("the last axis of ", name, " has to be known when the engine is built, ", count, " heads of at most ",
+             kLargestHead);
+    }
+  }
+
+  int64_t mHeads{1};
+  int64_t mGroups{1};
+  float mScale{1.0F};
+  float mMaskValue{0.0F};
+  Causal mCausal{};
+  bool mZeroMasked{false};
+  int32_t mNorm{0};
+  float mEpsilon{0.0F};
+  bool mHeadMajor{false};
+  bool mProjected{false};
+  bool mRim{false};
+  int32_t mWeight{-1};
+};
+
+}  // namespace
+
+Entry fusedAttentionLayerNorm() {
+  return {{"FusedAttentionLayerNorm",
+           {{"query", Role::kData},
+            {"key", Role::kData},
+            {"value", Role::kData},
+            {"attention_bias", Role::kAffine, true},
+            {"mask", Role::kMask, true},
+            {"out_weight", Role::kData, true},
+            {"out_bias", Role::kAffine, true},
+            {"residual", Role::kData, true},
+            {"gamma", Role::kAffine, true},
+            {"beta", Role::kAffine, true}},
+           {"output", "residual_sum"},
+           {{"num_heads", Kind::kInt},
+            {"num_key_value_heads", Kind::kInt},
+            {"scale", Kind::kFloat},
+            {"mask_value", Kind::kFloat},
+            {"causal", Kind::kString},
+            {"masked_row", Kind::kString},
+            {"norm", Kind::kString},
+            {"epsilon", Kind::kFloat},
+            {"layout", Kind::kString}}},
+          makeOperator<FusedAttentionLayerNorm>};
+}
+
+}  // namespace gr

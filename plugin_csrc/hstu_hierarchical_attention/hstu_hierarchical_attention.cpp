@@ -1,0 +1,185 @@
+// HSTUHierarchicalAttention(q, k, v, bias?, mask?, scale?, lengths?, u?, gamma?, beta?) -> y: see
+// plugin_csrc/kernels/hstu_hierarchical_attention.py for the maths and the arguments of its kernels
+#include <algorithm>
+
+#include "../base/norm_rows.h"
+
+namespace gr {
+namespace {
+
+constexpr int64_t kLargestHead = 256;
+constexpr int32_t kLayerNorm = 1;  // as the kernels count norms
+
+class HSTUHierarchicalAttention final : public Operator {
+ public:
+  void read(Node const& node) override {
+    mHeads = node.integer("num_heads");
+    mAlpha = node.number("alpha");
+    mBiasFactor = node.choice("bias_order", {"outside_alpha", "inside_alpha"}) == 1 ? mAlpha : 1.0F;
+    mNormLength = node.number("norm_length");
+    mCausal = node.integer("causal") != 0;
+    mNorm = static_cast<Norm>(node.choice("norm", {"none", "layer", "group"}));
+    mGate = 1 + node.choice("gate_activation", {"none", "silu", "sigmoid"});
+    mEpsilon = node.number("epsilon");
+    mLevels = node.choice("mode", {"silu", "level_softmax"}) == 1;
+    mLevelCount = node.integer("num_levels");
+    mDecay = node.number("decay");
+    if (mHeads < 1) {
+      refuse("attribute num_heads is ", mHeads);
+    }
+    if (mLevels && (mCausal || node.hasInput("bias") || node.hasInput("scale") || node.hasInput("u"))) {
+      refuse("the mode level_softmax takes no bias, scale, u or causal mask");
+    }
+    if (mLevels && mLevelCount < 1) {
+      refuse("attribute num_levels is ", mLevelCount);
+    }
+  }
+
+  std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
+    nvinfer1::DimsExprs const& v = shapes.input("v", 3);
+    for (char const* name : {"q", "k"}) {
+      Shapes::Expression const width = shapes.input(name, 3).d[2];
+      Shapes::requireEqual(width, shapes.input("q", 3).d[2], "the last axes of q and k");
+      checkHead(width, name);
+    }
+    checkHead(v.d[2], "v");
+    for (char const* name : {"bias", "mask", "scale"}) {
+      if (node.hasInput(name)) {
+        shapes.input(name, 4);
+      }
+    }
+    if (node.hasInput("lengths")) {
+      shapes.input("lengths", 1);
+    }
+    return {v};
+  }
+
+  size_t workspace(std::vector<Tensor> const& inputs) const override {
+    Tensor const& v = inputs[2];
+    bool const needed = isNormedAfter() && v.type != nvinfer1::DataType::kFLOAT;
+    return needed ? static_cast<size_t>(v.elements()) * sizeof(float) : 0;
+  }
+
+  void run(Run const& run) const override {
+    Tensor const& q = run.input("q");
+    Tensor const& v = run.input("v");
+    Tensor const& y = run.output("y");
+    bool const wide = isNormedAfter() && y.type != nvinfer1::DataType::kFLOAT;
+    void* const output = wide ? run.workspace() : y.data;
+    int64_t const length = q.size(1);
+    int64_t const valueSize = v.size(2) / mHeads;
+    std::string const kernel = kernelName(run.type(), q.size(2) / mHeads, valueSize);
+    bool const perHead = mNorm == Norm::kGroup && run.has("gamma") && run.input("gamma").elements() == mHeads;
+    bool const headNorm = mNorm != Norm::kNone && !isNormedAfter();
+    Arguments arguments;
+    arguments.pointer(q.data).pointer(run.input("k").data).pointer(v.data);
+    for (char const* name : {"bias", "mask", "scale", "lengths", "u", "gamma", "beta"}) {
+      bool const ofSilu = name == std::string("bias") || name == std::string("scale") || name == std::string("u");
+      if (!mLevels || !ofSilu) {
+        arguments.pointer(run.dataOr(name, q.data));
+      }
+    }
+    arguments.pointer(output).int32(length).int32(mHeads).int32(q.size(2) / mHeads).int32(valueSize);
+    if (!mLevels) {
+      arguments.int64(run.strideOf("bias", 0)).int64(run.strideOf("bias", 1));
+    }
+    for (int32_t axis = 0; axis < 4; ++axis) {
+      arguments.int64(run.strideOf("mask", axis));
+    }
+    if (!mLevels) {
+      arguments.int64(run.strideOf("scale", 0)).int64(run.strideOf("scale", 2));
+    }
+    arguments.int32(perHead ? 1 : valueSize).int32(perHead ? 0 : 1);
+    if (mLevels) {
+      arguments.int32(mLevelCount).float32(mDecay).float32(mAlpha).float32(mEpsilon).int32(headNorm ? 1 : 0);
+      arguments.int32(run.kind("mask"));
+    } else {
+      float const divisor = mNormLength != 0.0F ? mNormLength : static_cast<float>(std::max<int64_t>(length, 1));
+      arguments.float32(mAlpha).float32(mBiasFactor).float32(1.0F / divisor).float32(mEpsilon).int32(mCausal ? 1 : 0);
+      arguments.int32(headNorm ? 1 : 0).int32(run.has("u") && !isNormedAfter() ? mGate : 0);
+      arguments.int32(run.kind("bias")).int32(run.kind("mask")).int32(run.kind("scale"));
+    }
+    arguments.int32(run.integerKind("lengths")).int32(run.kind("gamma")).int32(run.kind("beta")).int32(wide ? 2 : 1);
+    int64_t const tiles = ceilDivide(length, findKernel(kernel).constant("ROWS"));
+    run.launch(kernel, {valueSize == 0 ? 0 : q.size(0) * mHeads * tiles}, arguments);
+    if (isNormedAfter()) {
+      NormRows rows{v.rows(), v.size(2), kLayerNorm, mEpsilon, output, y.data};
+      rows.xKind = wide ? 2 : 1;
+      rows.gate = "u";
+      rows.activation = mGate;
+      rows.lengths = "lengths";
+      rows.positions = run.has("lengths") ? length : 1;
+      launchNormRows(run, rows);
+    }
+  }
+
+ private:
+  enum class Norm { kNone, kLayer, kGroup };
+
+  // A norm over all heads does not fit into the kernel of one head: norm_rows follows.
+  bool isNormedAfter() const { return mNorm == Norm::kLayer && mHeads > 1; }
+
+  void checkHead(Shapes::Expression width, char const* name) const {
+    int64_t const known = Shapes::known(width);
+    if (known < 0 || known % mHeads != 0 || known / mHeads > kLargestHead) {
+      refuse("the last axis of ", name, " has to be known when the engine is built, ", mHeads, " heads of at most ",
+             kLargestHead);
+    }
+  }
+
+  // As `pick` in hstu_hierarchical_attention.py.
+  std::string kernelName(char const* type, int64_t size, int64_t valueSize) const {
+    int64_t const larger = std::max(size, valueSize);
+    bool aligned = size % 16 == 0 && valueSize % 16 == 0;
+    int64_t held = aligned ? (larger <= 32 ? 32 : larger <= 64 ? 64 : larger <= 128 ? 128 : 256) : (larger <= 64 ? 64 : 256);
+    if (mLevels) {
+      aligned = aligned && held <= 64;
+      held = aligned ? 64 : 256;
+    }
+    std::string const mode = mLevels ? "level_softmax" : "silu";
+    return "hstu_hierarchical_attention." + mode + "." + type + ".d" + std::to_string(held) + (aligned ? "" : ".any");
+  }
+
+  int64_t mHeads{1};
+  float mAlpha{1.0F};
+  float mBiasFactor{1.0F};
+  float mNormLength{0.0F};
+  bool mCausal{false};
+  Norm mNorm{};
+  int32_t mGate{1};
+  float mEpsilon{0.0F};
+  bool mLevels{false};
+  int64_t mLevelCount{1};
+  float mDecay{1.0F};
+};
+
+}  // namespace
+
+Entry hstuHierarchicalAttention() {
+  return {{"HSTUHierarchicalAttention",
+           {{"q", Role::kData},
+            {"k", Role::kData},
+            {"v", Role::kData},
+            {"bias", Role::kAffine, true},
+            {"mask", Role::kMask, true},
+            {"scale", Role::kAffine, true},
+            {"lengths", Role::kIndex, true},
+            {"u", Role::kData, true},
+            {"gamma", Role::kAffine, true},
+            {"beta", Role::kAffine, true}},
+           {"y"},
+           {{"num_heads", Kind::kInt},
+            {"alpha", Kind::kFloat},
+            {"bias_order", Kind::kString},
+            {"norm_length", Kind::kFloat},
+            {"causal", Kind::kInt},
+            {"norm", Kind::kString},
+            {"gate_activation", Kind::kString},
+            {"epsilon", Kind::kFloat},
+            {"mode", Kind::kString},
+            {"num_levels", Kind::kInt},
+            {"decay", Kind::kFloat}}},
+          makeOperator<HSTUHierarchicalAttention>};
+}
+
+}  // namespace gr

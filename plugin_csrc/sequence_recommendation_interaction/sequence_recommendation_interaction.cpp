@@ -1,0 +1,93 @@
+// SequenceRecommendationInteraction(items, user?, time_weights?, mask?) -> any of (scores, short_term, long_term, cooccurrence)
+#include "../base/operator.h"
+
+namespace gr {
+namespace {
+
+class SequenceRecommendationInteraction final : public Operator {
+ public:
+  void read(Node const& node) override {
+    mShortWindow = node.integer("short_window");
+    mDecay = node.number("decay");
+    mNormalize = node.integer("normalize") != 0;
+    if (node.output("scores") >= 0 && !node.hasInput("user")) {
+      refuse("scores need the input user");
+    }
+  }
+
+  std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
+    nvinfer1::DimsExprs const& items = shapes.input("items", 3);
+    if (Shapes::known(items.d[2]) < 1) {
+      refuse("the last axis of items has to be known when the engine is built");
+    }
+    if (node.hasInput("user")) {
+      Shapes::requireEqual(items.d[2], shapes.input("user", 2).d[1], "the last axes of items and user");
+    }
+    for (char const* name : {"time_weights", "mask"}) {
+      if (node.hasInput(name)) {
+        Shapes::requireEqual(items.d[1], shapes.input(name, 2).d[1], "the lengths of items, time_weights and mask");
+      }
+    }
+    std::vector<nvinfer1::DimsExprs> made;
+    for (std::string const& output : node.outputs()) {
+      if (output == "scores") {
+        made.push_back(Shapes::of({items.d[0], items.d[1]}));
+      } else if (output == "cooccurrence") {
+        made.push_back(Shapes::of({items.d[0], items.d[1], items.d[1]}));
+      } else {
+        made.push_back(Shapes::of({items.d[0], items.d[2]}));
+      }
+    }
+    return made;
+  }
+
+  void run(Run const& run) const override {
+    Tensor const& items = run.input("items");
+    int64_t const batch = items.size(0);
+    int64_t const length = items.size(1);
+    int64_t const size = items.size(2);
+    std::string const name = "sequence_recommendation_interaction.";
+    if (run.makes("scores") || run.makes("short_term") || run.makes("long_term")) {
+      std::string const kernel = name + "interests." + run.type();
+      Arguments arguments;
+      arguments.pointer(items.data);
+      for (char const* tensor : {"user", "time_weights", "mask", "scores", "short_term", "long_term"}) {
+        arguments.pointer(run.dataOr(tensor, items.data));
+      }
+      arguments.int32(length).int32(size).int32(mShortWindow).int32(mNormalize ? 1 : 0);
+      arguments.int32(run.kind("time_weights")).int32(run.kind("mask"));
+      for (char const* tensor : {"scores", "short_term", "long_term"}) {
+        arguments.int32(run.makes(tensor) ? 1 : 0);
+      }
+      run.launch(kernel, {batch * ceilDivide(size, findKernel(kernel).constant("BLOCK"))}, arguments);
+    }
+    if (run.makes("cooccurrence")) {
+      std::string const kernel = name + "cooccurrence." + run.type();
+      Arguments arguments;
+      arguments.pointer(items.data).pointer(run.dataOr("mask", items.data)).pointer(run.output("cooccurrence").data);
+      arguments.int32(length).int32(size).float32(mDecay).int32(run.kind("mask"));
+      int64_t const tiles = ceilDivide(length, findKernel(kernel).constant("ROWS"));
+      run.launch(kernel, {batch * tiles * tiles}, arguments);
+    }
+  }
+
+ private:
+  int64_t mShortWindow{0};
+  float mDecay{0.0F};
+  bool mNormalize{false};
+};
+
+}  // namespace
+
+Entry sequenceRecommendationInteraction() {
+  return {{"SequenceRecommendationInteraction",
+           {{"items", Role::kData},
+            {"user", Role::kData, true},
+            {"time_weights", Role::kAffine, true},
+            {"mask", Role::kMask, true}},
+           {"scores", "short_term", "long_term", "cooccurrence"},
+           {{"short_window", Kind::kInt}, {"decay", Kind::kFloat}, {"normalize", Kind::kInt}}},
+          makeOperator<SequenceRecommendationInteraction>};
+}
+
+}  // namespace gr
