@@ -23,7 +23,7 @@ from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
 SILU_IS_ZERO = -128.0
 """At and below this number SiLU is zero in float32."""
-_PRECISION = {TensorProto.FLOAT: 1e-6, TensorProto.FLOAT16: 1e-3, TensorProto.BFLOAT16: 8e-3}
+_PRECISION: dict[int, float] = {TensorProto.FLOAT: 1e-6, TensorProto.FLOAT16: 1e-3, TensorProto.BFLOAT16: 8e-3}
 """How far from the reciprocal of a whole number a constant may be that was meant to be one."""
 
 

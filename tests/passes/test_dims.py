@@ -136,3 +136,11 @@ def test_sums_and_differences_of_unlike_symbols_are_symbols_of_their_own() -> No
 )
 def test_they_read_as_a_person_writes_them(dim: Dim, text: str) -> None:
     assert str(dim) == text
+
+
+def test_all_but_the_first_and_the_first_are_all() -> None:
+    whole = symbol("N")
+    rest, first = d.subtract(whole, 1), d.minimum(whole, 1)
+    assert d.add(rest, first) == d.add(first, rest) == whole
+    assert d.add(rest, d.minimum(symbol("M"), 1)) != whole
+    assert d.add(d.subtract(whole, 2), first) != whole

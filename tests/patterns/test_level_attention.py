@@ -85,15 +85,15 @@ def test_body_takes_empty_axes(batch: int, length: int) -> None:
     assert helpers.run(operator_model(inputs, attributes), inputs)[0].shape == inputs["v"].shape
 
 
-def two_levels(changes: dict[str, Any]) -> ModelProto:
-    """Two levels of six positions, as text, with other numbers."""
+def two_levels(changes: dict[str, Any], width: int | str = 8) -> ModelProto:
+    """Two levels of six positions, as text, with other numbers, or values of another width."""
     numbers = {"start": 0, "middle": 3, "again": 3, "end": 6, "alpha": 0.5, "decayed": 0.4, "low": 0.5, "share": 2 / 3}
     numbers |= changes
     arrays = {
         name: np.array([value]) if isinstance(value, int) else np.array(value, np.float32)
         for name, value in numbers.items()
     }
-    arrays |= {"heads": np.array([0, 6, 2, 4]), "flat": np.array([0, 6, 8]), "two": np.array([2])}
+    arrays |= {"heads": np.array([0, 6, 2, -1]), "flat": np.array([0, 6, -1]), "two": np.array([2])}
     split = "\n".join(
         f"{name}4 = Reshape({name}, heads)\n{name}h = Transpose <perm = [0, 2, 1, 3]> ({name}4)" for name in "qkv"
     )
@@ -112,8 +112,8 @@ def two_levels(changes: dict[str, Any]) -> ModelProto:
         mean = Mul(sum, share)
         moved = Transpose <perm = [0, 2, 1, 3]> (mean)
         y = Reshape(moved, flat)"""
-    inputs = ", ".join(f"float[B,6,8] {name}" for name in "qkv")
-    return helpers.model(f"({inputs}) => (float[B,6,8] y) {{ {split}\n{levels}\n{rest} }}", weights=arrays)
+    inputs = f"float[B,6,8] q, float[B,6,8] k, float[B,6,{width}] v"
+    return helpers.model(f"({inputs}) => (float[B,6,{width}] y) {{ {split}\n{levels}\n{rest} }}", weights=arrays)
 
 
 def test_the_text_form_fuses() -> None:
@@ -138,3 +138,7 @@ def test_relatives_are_refused(changes: dict[str, Any], says: str) -> None:
     original = two_levels(changes)
     assert says in helpers.refusal(level_attention, original)
     assert NAME not in helpers.operators(onnx_fuse.fuse(original).model)
+
+
+def test_values_of_unknown_size_are_refused() -> None:
+    assert "that of the value is" in helpers.refusal(level_attention, two_levels({}, "W"))
