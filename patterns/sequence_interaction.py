@@ -384,5 +384,5 @@ FUSION = Fusion(
     operator=SequenceRecommendationInteraction,
     build=build,
     summary="a user against a sequence of items: masked scores, short-term and long-term interest, co-occurrence",
-    anchor="Reshape",
+    anchor="ReduceSum",
 )
