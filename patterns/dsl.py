@@ -311,7 +311,7 @@ class Pattern:
             raise PatternError(f"pattern {name} is a bare variable", "A pattern's result must be an operator.")
         self._operands = _root_operands(self.root)
         self.size = _size(self.root, *self.others)
-        self.needs: frozenset[tuple[str, str]] = frozenset().union(*map(_needs, (self.root, *self.others)))
+        self.needs: frozenset[tuple[str, str]] = _needs(self.root, *self.others)
 
     def may_start_at(self, key: tuple[str, str], operands: Sequence[tuple[str, str] | None]) -> bool:
         """Whether a node of this key whose operands are made by nodes of those keys can be the root: a quick first look."""
@@ -394,14 +394,20 @@ def _own_size(term: Term) -> int:
     return int(isinstance(term, Op))
 
 
-def _needs(term: Term) -> frozenset[tuple[str, str]]:
-    """(domain, operator type) of nodes that a term matches whichever alternative is taken."""
-    if isinstance(term, AnyOf):
-        return frozenset.intersection(*map(_needs, term.alternatives))
-    inner: frozenset[tuple[str, str]] = frozenset().union(*map(_needs, _inner(term)))
-    if isinstance(term, Op) and len(term.op_types) == 1:
-        return inner | {(term.domain, term.op_types[0])}
-    return inner
+def _needs(*roots: Term) -> frozenset[tuple[str, str]]:
+    """(domain, operator type) of nodes that terms match whichever alternatives are taken; a shared term is looked at once."""
+    found: dict[int, frozenset[tuple[str, str]]] = {}
+
+    def needs(term: Term) -> frozenset[tuple[str, str]]:
+        if id(term) not in found:
+            if isinstance(term, AnyOf):
+                found[id(term)] = frozenset.intersection(*map(needs, term.alternatives))
+            else:
+                own = {(term.domain, term.op_types[0])} if isinstance(term, Op) and len(term.op_types) == 1 else ()
+                found[id(term)] = frozenset(own).union(*map(needs, _inner(term)))
+        return found[id(term)]
+
+    return frozenset().union(*map(needs, roots))
 
 
 def _inner(term: Term) -> tuple[Term, ...]:
