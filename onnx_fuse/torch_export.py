@@ -80,6 +80,8 @@ def examples(
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"{module!r} is no torch.nn.Module.", "Give an instance of the module to learn from.")
     inputs = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    # A tensor that is given twice would be taken for one input.
+    inputs = tuple(item.clone() if torch.is_tensor(item) else item for item in inputs)
     module = copy.deepcopy(module).eval()
     names = list(input_names or _parameter_names(module, len(inputs)))
     if len(names) != len(inputs):
@@ -237,28 +239,41 @@ def write(
         ModelError: torch cannot export it.
     """
     options: dict[str, Any] = {"input_names": names, "output_names": output_names, "opset_version": opset}
+    attempts: list[dict[str, Any]] = [{"dynamo": False, "dynamic_axes": axes}]
     if dynamo:
-        dims = dimensions(torch, axes)
-        shapes = {name: {axis: dims[label] for axis, label in axes.get(name, {}).items()} for name in names}
         options |= {"dynamo": True, "verbose": False, "custom_translation_table": table}
-        options |= {"dynamic_shapes": _by_parameter(module, args, kwargs, shapes), "external_data": _is_large(module)}
-    else:
-        options |= {"dynamo": False, "dynamic_axes": axes}
-    try:
-        with quiet():
-            torch.onnx.export(module, tuple(args), str(path), kwargs=dict(kwargs), **options)
-    except Exception as error:  # exporters raise whatever their parts raise
-        raise ModelError(
-            f"torch cannot export {type(module).__name__}: {_sentence(error)}", "Try torch.onnx.export on it alone."
-        ) from error
+        options |= {"external_data": _is_large(module)}
+        dims = dimensions(torch, axes)
+        # A module that does not take every size, such as 1, is exported for those it does take: names alone say so.
+        attempts = [
+            {"dynamic_shapes": _by_parameter(module, args, kwargs, names, axes, kinds)}
+            for kinds in (dims, {label: label for label in dims})
+        ]
+    problem: Exception | None = None
+    for attempt in attempts:
+        try:
+            with quiet():
+                torch.onnx.export(module, tuple(args), str(path), kwargs=dict(kwargs), **options, **attempt)
+            return
+        except Exception as error:  # exporters raise whatever their parts raise
+            problem = problem or error
+    raise ModelError(
+        f"torch cannot export {type(module).__name__}: {_sentence(problem)}", "Try torch.onnx.export on it alone."
+    ) from problem
 
 
-def _by_parameter(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Mapping[str, Any]) -> Any:
-    """Shapes by forward's parameters, with None for those that are given None."""
-    parameters = [*_parameter_names(module, len(args)), *kwargs]
-    values = [*args, *kwargs.values()]
-    remaining = iter(shapes.values())
-    return {name: None if value is None else next(remaining) for name, value in zip(parameters, values, strict=True)}
+def _by_parameter(
+    module: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    names: Sequence[str],
+    axes: Axes,
+    kinds: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The dynamic shapes by forward's parameters, with None for those that are given None."""
+    shapes = iter([{axis: kinds[label] for axis, label in axes.get(name, {}).items()} for name in names])
+    given = dict(zip(_parameter_names(module, len(args)), args, strict=True)) | dict(kwargs)
+    return {name: None if value is None else next(shapes) for name, value in given.items()}
 
 
 def _is_large(module: Any) -> bool:
@@ -307,17 +322,26 @@ def _scripted(torch: Any, module: Any, inputs: Any, names: list[str], axes: Axes
 def _captured(
     torch: Any, module: Any, inputs: Any, names: list[str], axes: Axes, weights: Mapping[str, Any]
 ) -> Iterator[Export]:
-    dims = dimensions(torch, axes)
-    of_inputs = tuple({axis: dims[label] for axis, label in axes.get(name, {}).items()} for name in names)
-    shapes: tuple[Any, Any] = (of_inputs, tuple({} for _ in weights))
     # The names of weights must not be those of inputs.
     labels = [f"{name}.weight" if name in names else name for name in weights]
     arguments = (inputs, tuple(weights.values()))
+
+    def shapes(dims: Mapping[str, Any]) -> tuple[Any, Any]:
+        of_inputs = ({axis: dims[label] for axis, label in axes.get(name, {}).items()} for name in names)
+        return tuple(of_inputs), tuple({} for _ in weights)
+
+    dims = dimensions(torch, axes)
     with quiet():
         opened = _opened(torch, module, list(weights))
-        program = torch.export.export(opened, arguments, dynamic_shapes=shapes, strict=False)
+        try:
+            program = torch.export.export(opened, arguments, dynamic_shapes=shapes(dims), strict=False)
+        except Exception:
+            # The module does not take every size, such as 1: torch finds out which, and is told the names afterwards.
+            found = dict.fromkeys(dims, torch.export.Dim.AUTO)
+            program = torch.export.export(opened, arguments, dynamic_shapes=shapes(found), strict=False)
+            dims = {label: label for label in dims}
     attention = any("scaled_dot_product" in str(node.target) for node in program.graph.nodes)
-    options = {"dynamo": True, "dynamic_shapes": shapes, "verbose": False}
+    options = {"dynamo": True, "dynamic_shapes": shapes(dims), "verbose": False}
     for opset in (DYNAMO_OPSET, *((_ATTENTION_OPSET,) if attention else ())):
         model = _to_onnx(torch, program, arguments, [*names, *labels], opset, options)
         closed = _closed(model, dict(zip(labels, weights.values(), strict=True)))
@@ -368,7 +392,7 @@ def _parameter_names(module: Any, count: int) -> list[str]:
     return names[:count] if len(names) >= count else [f"input_{number + 1}" for number in range(count)]
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: BaseException | None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(": .")
 
