@@ -47,7 +47,16 @@ def attention(
     return normalised(z, how.get("norm", "none"), gamma, beta, how.get("epsilon", 0.0)), z
 
 
-def run(q: Any, k: Any, v: Any, *given: Any, residual_sum: bool = False, layout: str = "BSH", **how: Any) -> None:
+def run(
+    q: Any,
+    k: Any,
+    v: Any,
+    *given: Any,
+    residual_sum: bool = False,
+    layout: str = "BSH",
+    multiprocessors: int = 132,
+    **how: Any,
+) -> None:
     """Launch and reference on [B, h, S, d] operands, attention_bias, mask, out_weight, out_bias, residual, gamma, beta."""
     names = ("attention_bias", "mask", "out_weight", "out_bias", "residual", "gamma", "beta")
     given = (*given, *[None] * (len(names) - len(given)))
@@ -59,6 +68,7 @@ def run(q: Any, k: Any, v: Any, *given: Any, residual_sum: bool = False, layout:
         num_key_value_heads=k.shape[1],
         layout=layout,
         residual_sum=residual_sum,
+        multiprocessors=multiprocessors,
         **dict(zip(names, given, strict=True)),
         **how,
     )
@@ -166,6 +176,18 @@ def test_rim(dtype: Any, norm: str, width: int) -> None:
         epsilon=1e-5,
         residual_sum=norm == "layer",
     )
+
+
+@types
+@pytest.mark.parametrize("width, norm", [(48, "layer"), (128, "none"), (272, "rms"), (512, "layer")])
+def test_rim_as_an_epilogue(dtype: Any, width: int, norm: str) -> None:
+    """One launch for all heads, which the number of tiles decides; float32 has no such kernel."""
+    weight, out_bias = drawn((96, width), dtype, 3, 0.2), drawn((width,), torch.float32, 4)
+    residual, gamma, beta = drawn((2, 65, width), dtype, 5), drawn((width,), dtype, 6), drawn((width,), dtype, 7)
+    mask = torch.arange(70)[None, None, None] < torch.tensor([70, 9])[:, None, None, None]
+    given = (*operands(dtype, 2, 3, 65, 70, 16, 32, 3), None, mask, weight, out_bias, residual, gamma, beta)
+    how = {"norm": norm, "epsilon": 1e-5, "residual_sum": True, "mask_value": -1e4, "causal": "upper_left"}
+    run(*given, **how, multiprocessors=4)
 
 
 @types
