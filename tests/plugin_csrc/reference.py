@@ -56,8 +56,9 @@ def _in(item: Any, dtype: Any) -> Any:
 
 def normalised(z: Any, norm: str, gamma: Any, beta: Any, epsilon: float) -> Any:
     """LayerNorm or RMSNorm of the last axis."""
-    if norm != "none":
-        z = z - z.mean(-1, keepdim=True) if norm == "layer" else z
-        z = z / torch.sqrt((z * z).mean(-1, keepdim=True) + epsilon)
+    if norm == "none":
+        return z
+    z = z - z.mean(-1, keepdim=True) if norm == "layer" else z
+    z = z / torch.sqrt((z * z).mean(-1, keepdim=True) + epsilon)
     z = z if gamma is None else z * gamma
     return z if beta is None else z + beta

@@ -1,0 +1,223 @@
+"""FusedAttentionLayerNorm and FusedLinearLayerNorm, whose kernel makes attention's output projection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+torch = pytest.importorskip("torch")
+
+from onnx_fuse.plugin_csrc.kernels import fused_attention_layer_norm, fused_linear_layer_norm, linear  # noqa: E402
+from tests.plugin_csrc.reference import TYPES, check, drawn, normalised  # noqa: E402
+
+types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    bias: Any,
+    mask: Any,
+    weight: Any,
+    out_bias: Any,
+    residual: Any,
+    gamma: Any,
+    beta: Any,
+    how: Any,
+) -> Any:
+    """(output, z), on operands of the layout BHSD"""
+    times = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(times, 1) for x in (k, v))
+    scores = how["scale"] * (q @ k.transpose(2, 3))
+    scores = scores if bias is None else scores + bias
+    keep = torch.ones(scores.shape, dtype=torch.bool) if mask is None else (mask != 0).expand(scores.shape)
+    rows, columns = scores.shape[2:]
+    if how.get("causal", "none") != "none":
+        keep = keep.tril(columns - rows if how["causal"] == "lower_right" else 0)
+    scores = torch.where(keep, scores, how.get("mask_value", -torch.inf))
+    weights = torch.softmax(scores, -1)
+    weights = torch.nan_to_num(weights) if how.get("masked_row") == "zero" else weights
+    z = (weights @ v).transpose(1, 2).flatten(2)
+    z = z if weight is None else z @ weight
+    z = z if out_bias is None else z + out_bias
+    z = z if residual is None else z + residual
+    return normalised(z, how.get("norm", "none"), gamma, beta, how.get("epsilon", 0.0)), z
+
+
+def run(
+    q: Any,
+    k: Any,
+    v: Any,
+    *given: Any,
+    residual_sum: bool = False,
+    layout: str = "BSH",
+    multiprocessors: int = 132,
+    **how: Any,
+) -> None:
+    """Launch and reference on [B, h, S, d] operands, attention_bias, mask, out_weight, out_bias, residual, gamma, beta."""
+    names = ("attention_bias", "mask", "out_weight", "out_bias", "residual", "gamma", "beta")
+    given = (*given, *[None] * (len(names) - len(given)))
+    operands = [q, k, v] if layout == "BHSD" else [x.transpose(1, 2).flatten(2).contiguous() for x in (q, k, v)]
+    how = {"scale": q.shape[-1] ** -0.5, **how}
+    results = fused_attention_layer_norm.launch(
+        *operands,
+        num_heads=q.shape[1],
+        num_key_value_heads=k.shape[1],
+        layout=layout,
+        residual_sum=residual_sum,
+        multiprocessors=multiprocessors,
+        **dict(zip(names, given, strict=True)),
+        **how,
+    )
+    for place, result in enumerate(results):
+        if result is not None:
+            check(result, lambda *inputs, place=place: attention(*inputs, how)[place], q, k, v, *given)
+
+
+def operands(
+    dtype: Any, batch: int, heads: int, rows: int, columns: int, size: int, value_size: int, groups: int
+) -> Any:
+    shapes = ((heads, rows, size), (groups, columns, size), (groups, columns, value_size))
+    return [drawn((batch, *shape), dtype, seed) for seed, shape in enumerate(shapes)]
+
+
+@types
+@pytest.mark.parametrize(
+    "batch, heads, rows, columns, size, value_size, groups",
+    [
+        (0, 2, 3, 3, 16, 16, 2),
+        (2, 2, 0, 3, 16, 16, 2),
+        (1, 2, 3, 0, 16, 16, 2),
+        (1, 1, 1, 1, 8, 8, 1),
+        (1, 2, 63, 65, 32, 32, 1),
+        (1, 4, 129, 64, 64, 16, 2),
+        (2, 1, 17, 130, 50, 50, 1),
+        (1, 1, 33, 40, 128, 96, 1),
+        (1, 2, 5, 33, 256, 256, 2),
+        (1, 1, 5, 7, 65, 3, 1),
+    ],
+)
+@pytest.mark.parametrize("layout", ["BSH", "BHSD"])
+def test_sizes(
+    dtype: Any, batch: int, heads: int, rows: int, columns: int, size: int, value_size: int, groups: int, layout: str
+) -> None:
+    run(*operands(dtype, batch, heads, rows, columns, size, value_size, groups), layout=layout)
+
+
+@types
+@pytest.mark.parametrize(
+    "causal, rows, columns",
+    [("upper_left", 70, 70), ("lower_right", 140, 66), ("lower_right", 3, 130), ("upper_left", 5, 70)],
+)
+@pytest.mark.parametrize("mask_value", [float("-inf"), -1e4, -3.4028234663852886e38])
+def test_causal(dtype: Any, causal: str, mask_value: float, rows: int, columns: int) -> None:
+    mask_value = max(mask_value, -6e4) if dtype == torch.float16 and mask_value > -torch.inf else mask_value
+    given = operands(dtype, 1, 1, rows, columns, 16, 16, 1)
+    run(*given, causal=causal, mask_value=mask_value, masked_row="zero")
+
+
+@types
+@pytest.mark.parametrize("mask_value, masked_row", [(float("-inf"), "zero"), (-1e4, "uniform")])
+@pytest.mark.parametrize("kind", ["all", "none", "left", "right", "holes", "causal rows without a key"])
+def test_masks(dtype: Any, mask_value: float, masked_row: str, kind: str) -> None:
+    steps, draw = torch.arange(150), torch.Generator().manual_seed(3)
+    mask = {
+        "all": torch.ones(2, 1, 1, 150, dtype=torch.bool),
+        "none": torch.zeros(1, 1, 1, 1, dtype=torch.bool),
+        "left": (steps >= 100).expand(2, 2, 70, 150).contiguous(),
+        "right": (steps < 9)[None, None, None],
+        "holes": torch.rand((2, 1, 70, 150), generator=draw) > 0.5,
+        "causal rows without a key": (steps > 20)[None, None, None].to(dtype),
+    }[kind]
+    causal = "upper_left" if kind.startswith("causal") else "none"
+    given = operands(dtype, 2, 2, 70, 150, 16, 16, 2)
+    run(*given, None, mask, mask_value=mask_value, masked_row=masked_row, causal=causal)
+
+
+@types
+def test_masked_row_is_nan_where_the_model_makes_it_so(dtype: Any) -> None:
+    q, k, v = (x.transpose(1, 2).flatten(2) for x in operands(dtype, 1, 1, 3, 3, 16, 16, 1))
+    mask = torch.tensor([True, False, True])[None, None, :, None]
+    out, _ = fused_attention_layer_norm.launch(
+        q, k, v, num_heads=1, num_key_value_heads=1, scale=1.0, mask=mask, masked_row="nan"
+    )
+    assert torch.isnan(out).any(-1).tolist() == [[False, True, False]]
+
+
+@types
+@pytest.mark.parametrize("shape", [(1, 2, 40, 70), (2, 1, 1, 70), (1, 1, 40, 1)])
+@pytest.mark.parametrize("magnitude", [1.0, 30.0])
+def test_bias(dtype: Any, shape: tuple[int, ...], magnitude: float) -> None:
+    bias = drawn(shape, torch.float32 if shape[0] == 2 else dtype, 7, magnitude)
+    bias = torch.where(bias < -magnitude, -torch.inf, bias) if shape[1] == 2 else bias
+    run(*operands(dtype, 2, 2, 40, 70, 16, 16, 2), bias)
+
+
+@types
+@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+@pytest.mark.parametrize("width", [32, 100, 400, 528])
+def test_rim(dtype: Any, norm: str, width: int) -> None:
+    weight, out_bias = drawn((32, width), dtype, 3, 0.2), drawn((width,), torch.float32, 4)
+    residual, gamma, beta = drawn((2, 5, width), dtype, 5), drawn((width,), dtype, 6), drawn((width,), dtype, 7)
+    given = operands(dtype, 2, 2, 5, 9, 16, 16, 2)
+    run(
+        *given,
+        None,
+        None,
+        weight,
+        out_bias,
+        residual,
+        gamma,
+        beta,
+        norm=norm,
+        epsilon=1e-5,
+        residual_sum=norm == "layer",
+    )
+
+
+@types
+@pytest.mark.parametrize("width, norm", [(48, "layer"), (128, "none"), (272, "rms"), (512, "layer")])
+def test_rim_as_an_epilogue(dtype: Any, width: int, norm: str) -> None:
+    """One launch for all heads, which the number of tiles decides; float32 has no such kernel."""
+    weight, out_bias = drawn((96, width), dtype, 3, 0.2), drawn((width,), torch.float32, 4)
+    residual, gamma, beta = drawn((2, 65, width), dtype, 5), drawn((width,), dtype, 6), drawn((width,), dtype, 7)
+    mask = torch.arange(70)[None, None, None] < torch.tensor([70, 9])[:, None, None, None]
+    given = (*operands(dtype, 2, 3, 65, 70, 16, 32, 3), None, mask, weight, out_bias, residual, gamma, beta)
+    how = {"norm": norm, "epsilon": 1e-5, "residual_sum": True, "mask_value": -1e4, "causal": "upper_left"}
+    run(*given, **how, multiprocessors=4)
+
+
+@types
+@pytest.mark.parametrize("norm", ["layer", "none"])
+def test_rim_without_a_projection(dtype: Any, norm: str) -> None:
+    given = operands(dtype, 2, 2, 5, 9, 16, 16, 2)
+    run(*given, None, None, None, None, drawn((2, 5, 32), dtype, 5), norm=norm, epsilon=1e-8, residual_sum=True)
+
+
+def test_large_heads_are_refused() -> None:
+    x = drawn((1, 2, 257), torch.float32)
+    with pytest.raises(ValueError, match="at most 256"):
+        fused_attention_layer_norm.launch(x, x, x, num_heads=1, num_key_value_heads=1, scale=1.0)
+
+
+@types
+@pytest.mark.parametrize(
+    "rows, inner, width",
+    [(0, 16, 16), (1, 1, 1), (65, 64, 128), (3, 80, 144), (33, 16, 512), (2, 48, 520), (2, 33, 257), (3, 0, 16)],
+)
+def test_linear_layer_norm(dtype: Any, rows: int, inner: int, width: int) -> None:
+    x, weight = drawn((rows, inner), dtype), drawn((inner, width), dtype, 1)
+    bias, gamma, beta = drawn((width,), dtype, 2), drawn((width,), torch.float32, 3), drawn((width,), dtype, 4)
+    for norm in ("layer", "rms"):
+        output = fused_linear_layer_norm.launch(x, weight, bias, gamma, beta, norm=norm, epsilon=1e-5)
+        check(
+            output,
+            lambda x, w, b, gamma, beta, norm=norm: normalised(x @ w + b, norm, gamma, beta, 1e-5),
+            *(x, weight, bias, gamma, beta),
+        )
+    output, total = linear.launch(x, weight, norm="none", epsilon=0.0)
+    assert total is None
+    check(output, lambda x, w: x @ w, x, weight)

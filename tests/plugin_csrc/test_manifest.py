@@ -1,0 +1,154 @@
+"""The manifest: enough variants for every shape, few enough to compile, and a sample of them compiled for real."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+pytest.importorskip("triton")
+
+from onnx_fuse.plugin_csrc.kernels import (
+    catalogue,
+    fm_interaction,
+    fused_attention_layer_norm,
+    fused_embed_layer_norm,
+    fused_swish,
+    hierarchical_sequence_fusion,
+    hstu_hierarchical_attention,
+    interaction_triton_fast,
+    linear,
+    norm_rows,
+    sequence_recommendation_interaction,
+)
+from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
+
+VARIANTS = list(catalogue.variants())
+NAMES = {variant.name: variant for variant in VARIANTS}
+
+
+def test_names_are_unique_and_variants_are_few() -> None:
+    assert len(NAMES) == len(VARIANTS) <= 116
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_a_variant_describes_its_function(variant: Variant) -> None:
+    arguments = list(variant.function.arg_names)
+    assert arguments == [name for name in arguments if name in variant.signature or name in variant.constants]
+    assert list(variant.signature) == [name for name in arguments if name not in variant.constants]
+    assert variant.signature.keys().isdisjoint(variant.constants)
+    assert set(variant.divisible) <= {name for name, kind in variant.signature.items() if kind in ("i32", "i64")}
+    assert set(variant.signature.values()) <= {f"*{each}" for each in (*TYPES, "i32")} | {"i32", "i64", "fp32"}
+
+
+def test_each_type_has_the_same_variants() -> None:
+    """Except for attention's projection as an epilogue, which is not needed for any shape."""
+    kinds = Counter(name.replace(element, "T") for name in NAMES for element in TYPES if f".{element}" in name)
+    assert {kind for kind, count in kinds.items() if count != len(TYPES)} == {
+        "fused_attention_layer_norm.projected.T.h128",
+        "fused_attention_layer_norm.projected.T.h512",
+    }
+
+
+SIZES = [*range(8, 257), 1, 3]
+WIDTHS = [*range(1, 600), 768, 1000, 1024, 1025, 2048, 4096, 4097, 4112, 5120, 8192, 16384]
+
+
+@pytest.mark.parametrize("element", TYPES)
+def test_no_shape_is_without_a_variant(element: str) -> None:
+    picked = [
+        fused_swish.pick(element),
+        fm_interaction.pick(element),
+        *(sequence_recommendation_interaction.pick(element, what) for what in ("interests", "cooccurrence")),
+        *(norm_rows.pick(element, width) for width in WIDTHS),
+        *(fused_embed_layer_norm.pick(element, width) for width in WIDTHS),
+        *(hierarchical_sequence_fusion.pick(element, width, levels) for width in WIDTHS for levels in (1, 16, 17, 128)),
+        *(interaction_triton_fast.pick(element, f, size) for f in range(1, 65) for size in (1, 7, 16, 64, 65, 128)),
+        *(linear.pick(element, inner, width, n) for inner in (1, 16, 50) for width in WIDTHS for n in ("none", "rms")),
+    ]
+    for size, value_size in itertools.product(SIZES, (8, 16, 50, 64, 100, 256)):
+        for mode in ("silu", "level_softmax"):
+            picked.append(hstu_hierarchical_attention.pick(element, mode, size, value_size))
+        picked.append(fused_attention_layer_norm.pick(element, size, value_size))
+    if element != "fp32":
+        picked += [fused_attention_layer_norm.pick_projected(element, 64, 64, width) for width in (16, 128, 144, 512)]
+    for variant in picked:
+        assert variant is not None
+        known = NAMES[variant.name]
+        assert (variant.constants, variant.signature, variant.divisible) == (
+            known.constants,
+            known.signature,
+            known.divisible,
+        )
+    assert {variant.name for variant in picked if variant} == {name for name in NAMES if f".{element}" in name}
+
+
+@pytest.mark.parametrize("size", [24, 48, 80, 96, 112, 240])
+def test_a_variant_is_large_enough_for_what_it_is_picked_for(size: int) -> None:
+    for element in TYPES:
+        for module_variant in (
+            hstu_hierarchical_attention.pick(element, "silu", size, size),
+            fused_attention_layer_norm.pick(element, size, size),
+        ):
+            assert module_variant is not None
+            assert module_variant.constants["SIZE"] >= size
+            assert not module_variant.divisible or size % 16 == 0
+
+
+def test_what_has_no_variant_is_refused() -> None:
+    assert hstu_hierarchical_attention.pick("fp16", "silu", 257, 16) is None
+    assert fused_attention_layer_norm.pick("fp16", 16, 257) is None
+    assert interaction_triton_fast.pick("fp16", 65, 16) is None
+    assert hierarchical_sequence_fusion.pick("fp16", 16, 129) is None
+
+
+COMPILE = """
+import sys, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from onnx_fuse.plugin_csrc.kernels import catalogue
+
+for variant in catalogue.variants():
+    if variant.name not in sys.argv[1:]:
+        continue
+    names = list(variant.function.arg_names)
+    signature = {name: variant.signature.get(name, "constexpr") for name in names}
+    aligned = [i for i, name in enumerate(names) if signature[name][0] == "*" or name in variant.divisible]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    source = ASTSource(variant.function, signature, dict(variant.constants), attributes)
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
+    for architecture, kilobytes in ((80, 99), (90, 227)):
+        made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        assert made.metadata.shared <= kilobytes * 1024, (variant.name, architecture, made.metadata.shared)
+        assert made.metadata.global_scratch_size == made.metadata.profile_scratch_size == 0, variant.name
+        assert ".fp32" not in variant.name or "tf32" not in made.asm["ptx"], variant.name
+        vectors = "v4.b32" in made.asm["ptx"] or "cp.async.cg" in made.asm["ptx"]
+        assert vectors or not variant.divisible, f"{variant.name} reads one element at a time"
+"""
+
+SAMPLE = (
+    "fused_attention_layer_norm.fp32.d64",
+    "fused_embed_layer_norm.bf16.1024",
+    "fused_swish.fp16",
+    "hierarchical_sequence_fusion.bf16.l16",
+    "hstu_hierarchical_attention.silu.fp16.d64",
+    "interaction_triton_fast.fp16.f32",
+    "linear.fp32.h128",
+    "norm_rows.fp16.1024",
+    "sequence_recommendation_interaction.cooccurrence.fp32",
+    "fm_interaction.fp16",
+)
+
+
+@pytest.mark.slow
+def test_a_sample_compiles_without_a_gpu() -> None:
+    """The smallest limit of shared memory counts for sm_80 too, whose PTX is what unknown chips get."""
+    assert set(SAMPLE) <= NAMES.keys()
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DISABLE_LINE_INFO": "1"}
+    command = [sys.executable, "-c", COMPILE, *SAMPLE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
