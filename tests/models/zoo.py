@@ -18,6 +18,8 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
 LAYERS = 2
 HIDDEN = 32
 HEADS = 4
@@ -40,7 +42,7 @@ class Architecture:
         blocks: its attention blocks.
         rim: what follows the attention of each block and belongs into the fused node.
         half_rim: the same in float16, where it differs.
-        stays: why the rest of the rim, if it has one, stays outside: part of the sentence that the report gives.
+        stays: why the rest of the rim, if it has one, stays outside: part of a sentence that the report gives.
         attentions: the implementations of attention it has.
         half: whether it can be had in float16.
         heads, hidden: of each block; 0 where blocks differ.
@@ -339,7 +341,6 @@ def _own_images(kind: Callable[[str], nn.Module], attention: str) -> Built:
 
 def _keras_encoder(_: str) -> Built:
     """Blocks like those of keras_hub.layers.TransformerEncoder; keras writes attention and dense layers as einsum."""
-    os.environ.setdefault("KERAS_BACKEND", "torch")
     import keras
 
     keras.utils.set_random_seed(0)
@@ -545,7 +546,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt_neox": Architecture(
         _of(_text, "GPTNeoX", _TEXT, use_cache=False),
         rim=("projection", "residual"),
-        stays="Add is no part of the pattern here",
+        stays="Add",
         fails=_MIXED,
     ),
     "bloom": Architecture(
@@ -578,7 +579,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         blocks=_SEQ2SEQ_BLOCKS,
         half_rim=("projection", "residual"),  # it clamps the sum in float16
-        stays="is no part of the pattern here",
+        stays="the pattern",
         attentions=_EAGER,
     ),
     "bart": Architecture(
@@ -599,7 +600,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         _swin,
         blocks=4,
         rim=("projection",),
-        stays="is no part of the pattern here",
+        stays="the pattern",
         heads=0,
         hidden=0,
         attentions=_EAGER,
@@ -608,7 +609,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "patchtst": Architecture(
         _patchtst,
         rim=("projection", "residual"),
-        stays="is no part of the pattern here",
+        stays="the pattern",
         fails={"script*": "Incompatible dimensions"},
     ),
     "transformer": Architecture(

@@ -145,7 +145,7 @@ def test_without_a_mistake_the_models_are_equal(pairs: dict[str, Pair], name: st
 def test_a_mistake_in_one_attention_is_found(
     pairs: dict[str, Pair], name: str, mistake: Callable[[Planted], None]
 ) -> None:
-    planted = Planted(pairs[name].fused, ATTENTION.name, {"bert": 0, "gpt2": 2}[name])
+    planted = Planted(pairs[name].fused, ATTENTION.name, {"bert": 0, "gpt2": 1}[name])
     mistake(planted)
     assert_found(pairs[name], planted)
 
@@ -181,7 +181,7 @@ def wrong_at(fusion: Fusion, victims: set[str], **factors: float) -> Fusion:
     return replace(fusion, build=build)
 
 
-@pytest.mark.parametrize(("name", "place"), [("bert", 0), ("bert", 3), ("gpt2", 1)])
+@pytest.mark.parametrize(("name", "place"), [("bert", 0), ("bert", 1), ("gpt2", 1)])
 def test_the_fusion_that_breaks_the_model_is_named(pairs: dict[str, Pair], name: str, place: int) -> None:
     original = pairs[name].original
     roots = [match.root for match in onnx_fuse.explain(original).matches if match.fusion == ATTENTION.name]
