@@ -8,7 +8,6 @@ import importlib.util
 import io
 import multiprocessing
 import os
-import pkgutil
 import sys
 import warnings
 import zlib
@@ -67,14 +66,20 @@ class Kernel:
 
 
 def kernel_modules() -> list[str]:
-    """Names of the modules that hold the kernels of onnx-fuse's own operators."""
-    from onnx_fuse.plugin_csrc import kernels
+    """Names of the modules that hold the kernels of onnx-fuse's own operators.
 
-    return [
-        f"{kernels.__name__}.{module.name}"
-        for module in pkgutil.iter_modules(kernels.__path__)
-        if module.name not in ("common", "manifest")
-    ]
+    Raises:
+        UsageError: triton is not installed.
+    """
+    _require_triton()
+    from onnx_fuse.plugin_csrc.kernels import catalogue
+
+    return [module.__name__ for module in catalogue.MODULES]
+
+
+def _require_triton() -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise UsageError("Kernels are compiled with triton, which is not installed.", "pip install 'onnx-fuse[kernels]'")
 
 
 def compile_kernels(

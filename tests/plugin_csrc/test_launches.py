@@ -90,11 +90,11 @@ def embed_layer_norm(width: int, ids: Sequence[tuple[int, int]], *, dtype: Any =
 
 
 def sequence_fusion(
-    width: int, levels: int, *, dtype: Any = HALF, mask: Any = None, windows: Sequence[int] = ()
+    width: int, levels: int, *, dtype: Any = HALF, mask: Any = None, windows: Sequence[int] = (1,)
 ) -> Case:
     inputs = {"x": tensor(2, 33, width, dtype=dtype), "level_embeddings": tensor(levels, width, dtype=dtype)}
     inputs |= {"level_mask": tensor(2, 33, levels, dtype=mask)} if mask is not None else {}
-    weights = [0.5 / window for window in windows]
+    weights = [0.5 / window if window > 1 else 0.0 for window in windows]
     settings: dict[str, Any] = {
         "temperature": 0.7,
         "windows": list(windows),
