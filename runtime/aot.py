@@ -79,7 +79,9 @@ def kernel_modules() -> list[str]:
 
 def _require_triton() -> None:
     if importlib.util.find_spec("triton") is None:
-        raise UsageError("Kernels are compiled with triton, which is not installed.", "pip install 'onnx-fuse[kernels]'")
+        raise UsageError(
+            "Kernels are compiled with triton, which is not installed.", "pip install 'onnx-fuse[kernels]'"
+        )
 
 
 def compile_kernels(

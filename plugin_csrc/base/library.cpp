@@ -1,6 +1,5 @@
 // What the shared library exports: for TensorRT, trtexec's --dynamicPlugins, and callers from C and ctypes.
 #include <NvInferRuntime.h>
-#include <dlfcn.h>
 
 #include <deque>
 
@@ -23,22 +22,6 @@ std::vector<nvinfer1::IPluginCreatorInterface*> const& creators() {
   return pointers;
 }
 
-// The registry of the TensorRT that this process has loaded, whichever that is; Python loads it out of sight of dlsym.
-nvinfer1::IPluginRegistry* registry() {
-  for (char const* name : {"libnvinfer.so.11", "libnvinfer.so.10", "libtensorrt_rtx.so.1"}) {
-    void* const library = dlopen(name, RTLD_NOW | RTLD_NOLOAD);
-    if (library == nullptr) {
-      continue;
-    }
-    using Get = nvinfer1::IPluginRegistry* (*)();
-    auto const get = reinterpret_cast<Get>(dlsym(library, "getPluginRegistry"));
-    if (get != nullptr) {
-      return get();
-    }
-  }
-  return nullptr;
-}
-
 }  // namespace
 
 GR_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
@@ -51,13 +34,13 @@ GR_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { gr::setLoggerF
 // Registers every plugin with the TensorRT of this process. Returns 0, -1 where no TensorRT is loaded, or the number of plugins
 // that it refused (because they are registered already).
 GR_EXPORT int32_t initialize_gr_ml_infra_plugins() {
-  nvinfer1::IPluginRegistry* const found = registry();
-  if (found == nullptr) {
+  auto const get = reinterpret_cast<nvinfer1::IPluginRegistry* (*)()>(gr::findInTensorRT("getPluginRegistry"));
+  if (get == nullptr) {
     return -1;
   }
   int32_t refused = 0;
   for (nvinfer1::IPluginCreatorInterface* creator : creators()) {
-    refused += found->registerCreator(*creator, gr::kNamespace) ? 0 : 1;
+    refused += get()->registerCreator(*creator, gr::kNamespace) ? 0 : 1;
   }
   return refused;
 }

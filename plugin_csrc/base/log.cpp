@@ -1,5 +1,7 @@
 #include "log.h"
 
+#include <dlfcn.h>
+
 #include <atomic>
 #include <cstdio>
 
@@ -9,6 +11,17 @@ namespace {
 std::atomic<nvinfer1::ILoggerFinder*> finder{nullptr};
 
 }  // namespace
+
+void* findInTensorRT(char const* function) noexcept {
+  for (char const* name : {"libnvinfer.so.11", "libnvinfer.so.10", "libtensorrt_rtx.so.1"}) {
+    void* const library = dlopen(name, RTLD_NOW | RTLD_NOLOAD);
+    void* const found = library == nullptr ? nullptr : dlsym(library, function);
+    if (found != nullptr) {
+      return found;
+    }
+  }
+  return nullptr;
+}
 
 void setLoggerFinder(nvinfer1::ILoggerFinder* given) noexcept { finder = given; }
 
