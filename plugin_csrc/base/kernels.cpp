@@ -159,22 +159,29 @@ Arguments& Arguments::pointer(void const* value) {
   return *this;
 }
 
-Arguments& Arguments::int32(int64_t value) {
-  if (value < std::numeric_limits<int32_t>::min() || value > std::numeric_limits<int32_t>::max()) {
-    refuse("a size of ", value, " does not fit into 32 bits");
-  }
-  add('i').int32 = static_cast<int32_t>(value);
-  return *this;
-}
-
-Arguments& Arguments::int64(int64_t value) {
-  add('l').int64 = value;
+Arguments& Arguments::integer(int64_t value) {
+  add('n').integer = value;
   return *this;
 }
 
 Arguments& Arguments::float32(float value) {
   add('f').float32 = value;
   return *this;
+}
+
+void Arguments::check(KernelVariant const& variant) const {
+  std::string wanted = variant.signature;
+  std::replace_if(wanted.begin(), wanted.end(), [](char letter) { return letter == 'i' || letter == 'l'; }, 'n');
+  if (mKinds != wanted) {
+    refuse("the kernel ", variant.name, " takes (", wanted, "), not (", mKinds, ")");
+  }
+  for (size_t index = 0; index < mKinds.size(); ++index) {
+    int64_t const value = mValues[index].integer;
+    bool const fits = std::numeric_limits<int32_t>::min() <= value && value <= std::numeric_limits<int32_t>::max();
+    if (variant.signature[index] == 'i' && !fits) {
+      refuse("a size of ", value, " does not fit into 32 bits");
+    }
+  }
 }
 
 int64_t multiprocessors() {
@@ -186,9 +193,7 @@ int64_t multiprocessors() {
 void prepareKernel(KernelVariant const& variant) { loaded(variant); }
 
 void launchKernel(KernelVariant const& variant, Grid grid, Arguments& arguments, CUstream stream) {
-  if (arguments.mKinds != variant.signature) {
-    refuse("the kernel ", variant.name, " takes (", variant.signature, "), not (", arguments.mKinds, ")");
-  }
+  arguments.check(variant);
   if (grid.x <= 0 || grid.y <= 0 || grid.z <= 0) {
     return;
   }
@@ -198,7 +203,7 @@ void launchKernel(KernelVariant const& variant, Grid grid, Arguments& arguments,
   Loaded const& kernel = loaded(variant);
   std::vector<void*> parameters;
   for (auto& value : arguments.mValues) {
-    parameters.push_back(&value);
+    parameters.push_back(&value);  // of an integer a kernel reads the lower half if it takes 32 bits
   }
   // Triton's kernels end with two hidden pointers, to scratch memory that these kernels do not use.
   void* scratch = nullptr;

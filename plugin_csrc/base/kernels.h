@@ -56,22 +56,22 @@ struct Grid {
 class Arguments {
  public:
   Arguments& pointer(void const* value);
-  Arguments& int32(int64_t value);  // refuses what does not fit
-  Arguments& int64(int64_t value);
+  Arguments& integer(int64_t value);  // as wide as the kernel takes it
   Arguments& float32(float value);
 
  private:
   friend void launchKernel(KernelVariant const&, Grid, Arguments&, CUstream);
   union Value {
     void const* pointer;
-    int32_t int32;
-    int64_t int64;
+    int64_t integer;
     float float32;
   };
   Value& add(char kind);
+  // Refuses where they are not what the kernel takes.
+  void check(KernelVariant const& variant) const;
 
   std::deque<Value> mValues;  // a deque keeps its elements where they are
-  std::string mKinds;
+  std::string mKinds;        // p, n or f for each
 };
 
 // Multiprocessors of the current device.

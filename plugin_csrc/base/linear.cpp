@@ -39,10 +39,10 @@ void launchLinear(Run const& run, Linear const& linear, void* workspace) {
     arguments.pointer(run.dataOr(name, linear.x));
   }
   arguments.pointer(z).pointer(run.dataOr(linear.total, linear.x));
-  arguments.int64(linear.rows).int32(linear.inner).int32(linear.width).float32(linear.epsilon);
-  arguments.int32(twice ? 0 : linear.norm).int32(run.kind(linear.bias)).int32(run.kind(linear.residual));
-  arguments.int32(run.kind(linear.gamma)).int32(run.kind(linear.beta)).int32(wide ? 2 : 1);
-  arguments.int32(makesTotal && !twice ? 1 : 0);
+  arguments.integer(linear.rows).integer(linear.inner).integer(linear.width).float32(linear.epsilon);
+  arguments.integer(twice ? 0 : linear.norm).integer(run.kind(linear.bias)).integer(run.kind(linear.residual));
+  arguments.integer(run.kind(linear.gamma)).integer(run.kind(linear.beta)).integer(wide ? 2 : 1);
+  arguments.integer(makesTotal && !twice ? 1 : 0);
   int64_t const programs = linear.width == 0 ? 0
                                              : ceilDivide(linear.rows, variant.constant("ROWS")) *
                                                    ceilDivide(linear.width, variant.constant("COLUMNS"));

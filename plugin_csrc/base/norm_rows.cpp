@@ -24,10 +24,10 @@ void launchNormRows(Run const& run, NormRows const& rows) {
     arguments.pointer(run.dataOr(name, rows.x));
   }
   arguments.pointer(rows.output).pointer(run.dataOr(rows.total, rows.x));
-  arguments.int64(rows.rows).int32(rows.width).int32(rows.positions).float32(rows.epsilon).int32(rows.norm);
-  arguments.int32(rows.xKind).int32(run.kind(rows.bias)).int32(run.kind(rows.skip));
-  arguments.int32(run.kind(rows.gamma)).int32(run.kind(rows.beta)).int32(run.has(rows.gate) ? rows.activation : 0);
-  arguments.int32(run.integerKind(rows.lengths)).int32(run.makes(rows.total) ? 1 : 0);
+  arguments.integer(rows.rows).integer(rows.width).integer(rows.positions).float32(rows.epsilon).integer(rows.norm);
+  arguments.integer(rows.xKind).integer(run.kind(rows.bias)).integer(run.kind(rows.skip));
+  arguments.integer(run.kind(rows.gamma)).integer(run.kind(rows.beta)).integer(run.has(rows.gate) ? rows.activation : 0);
+  arguments.integer(run.integerKind(rows.lengths)).integer(run.makes(rows.total) ? 1 : 0);
   int64_t const programs = rows.width == 0 ? 0 : ceilDivide(rows.rows, findKernel(kernel).constant("ROWS"));
   run.launch(kernel, {programs}, arguments);
 }

@@ -18,7 +18,7 @@ class FMInteraction final : public Operator {
     std::string const kernel = std::string("fm_interaction.") + run.type();
     Arguments arguments;
     arguments.pointer(e.data).pointer(run.output("output").data);
-    arguments.int64(e.size(0)).int32(e.size(1)).int32(e.size(2)).int32(mReduce ? 1 : 0);
+    arguments.integer(e.size(0)).integer(e.size(1)).integer(e.size(2)).integer(mReduce ? 1 : 0);
     run.launch(kernel, {ceilDivide(e.size(0), findKernel(kernel).constant("SAMPLES"))}, arguments);
   }
 

@@ -92,21 +92,22 @@ class FusedAttentionLayerNorm final : public Operator {
     Tensor const& output = run.output("output");
     Geometry const sizes = geometry(query, run.input("key"), run.input("value"));
     int64_t const rows = sizes.batch * sizes.queries;
+    std::string const projected = mProjected ? projectedName(run, sizes) : "";
+    if (!projected.empty()) {
+      int64_t const tiles = sizes.batch * ceilDivide(sizes.queries, findKernel(projected).constant("ROWS"));
+      if (tiles >= multiprocessors()) {
+        runProjected(run, sizes, projected, tiles);
+        return;
+      }
+    }
     bool const wide = mRim && !mProjected && output.type != DataType::kFLOAT;
     void* const context = mProjected || wide ? run.workspace() : output.data;
     std::string const kernel = kernelName(run.type(), sizes.size, sizes.valueSize);
     Arguments arguments;
-    arguments.pointer(query.data).pointer(run.input("key").data).pointer(run.input("value").data);
-    arguments.pointer(run.dataOr("attention_bias", query.data)).pointer(run.dataOr("mask", query.data)).pointer(context);
-    arguments.int32(sizes.queries).int32(sizes.keys).int32(mHeads).int32(mGroups).int32(sizes.size).int32(sizes.valueSize);
-    for (char const* name : {"attention_bias", "mask"}) {
-      for (int32_t axis = 0; axis < 4; ++axis) {
-        arguments.int64(run.strideOf(name, axis));
-      }
-    }
-    arguments.float32(mScale).float32(mMaskValue).int32(mCausal != Causal::kNone ? 1 : 0);
-    arguments.int32(mCausal == Causal::kLowerRight ? sizes.keys - sizes.queries : 0).int32(mZeroMasked ? 1 : 0);
-    arguments.int32(mHeadMajor ? 1 : 0).int32(run.kind("attention_bias")).int32(run.kind("mask")).int32(wide ? 2 : 1);
+    addOperands(run, arguments);
+    arguments.pointer(context);
+    addSizes(run, sizes, arguments);
+    arguments.integer(wide ? 2 : 1);
     int64_t const tiles = ceilDivide(sizes.queries, findKernel(kernel).constant("ROWS"));
     run.launch(kernel, {sizes.valueSize == 0 ? 0 : sizes.batch * mHeads * tiles}, arguments);
     if (mProjected) {
@@ -142,6 +143,56 @@ class FusedAttentionLayerNorm final : public Operator {
     int64_t const heads = mHeadMajor ? 1 : mHeads;
     int64_t const groups = mHeadMajor ? 1 : mGroups;
     return {query.size(0), query.size(-2), key.size(-2), query.size(-1) / heads, value.size(-1) / groups};
+  }
+
+  void addOperands(Run const& run, Arguments& arguments) const {
+    void* const query = run.input("query").data;
+    arguments.pointer(query).pointer(run.input("key").data).pointer(run.input("value").data);
+    arguments.pointer(run.dataOr("attention_bias", query)).pointer(run.dataOr("mask", query));
+  }
+
+  void addSizes(Run const& run, Geometry const& sizes, Arguments& arguments) const {
+    arguments.integer(sizes.queries).integer(sizes.keys).integer(mHeads).integer(mGroups);
+    arguments.integer(sizes.size).integer(sizes.valueSize);
+    for (char const* name : {"attention_bias", "mask"}) {
+      for (int32_t axis = 0; axis < 4; ++axis) {
+        arguments.integer(run.strideOf(name, axis));
+      }
+    }
+    arguments.float32(mScale).float32(mMaskValue).integer(mCausal != Causal::kNone ? 1 : 0);
+    arguments.integer(mCausal == Causal::kLowerRight ? sizes.keys - sizes.queries : 0).integer(mZeroMasked ? 1 : 0);
+    arguments.integer(mHeadMajor ? 1 : 0).integer(run.kind("attention_bias")).integer(run.kind("mask"));
+  }
+
+  // As `pick_projected`: the kernel that has the rim as its epilogue, or "" where there is none.
+  std::string projectedName(Run const& run, Geometry const& sizes) const {
+    int64_t const width = run.input("out_weight").size(1);
+    bool const isAligned = sizes.size % 16 == 0 && sizes.valueSize % 16 == 0 && width % 16 == 0;
+    bool const fits = std::max(sizes.size, sizes.valueSize) <= 64 && width <= 512;
+    if (run.output("output").type == DataType::kFLOAT || !isAligned || !fits) {
+      return "";
+    }
+    return std::string("fused_attention_layer_norm.projected.") + run.type() + (width <= 128 ? ".h128" : ".h512");
+  }
+
+  // Attention with its whole rim in one launch.
+  void runProjected(Run const& run, Geometry const& sizes, std::string const& kernel, int64_t tiles) const {
+    void* const query = run.input("query").data;
+    Tensor const& weight = run.input("out_weight");
+    Arguments arguments;
+    addOperands(run, arguments);
+    arguments.pointer(weight.data);
+    for (char const* name : {"out_bias", "residual", "gamma", "beta"}) {
+      arguments.pointer(run.dataOr(name, query));
+    }
+    arguments.pointer(run.output("output").data).pointer(run.dataOr("residual_sum", query));
+    addSizes(run, sizes, arguments);
+    arguments.integer(weight.size(1)).float32(mEpsilon).integer(mNorm);
+    for (char const* name : {"out_bias", "residual", "gamma", "beta"}) {
+      arguments.integer(run.kind(name));
+    }
+    arguments.integer(run.makes("residual_sum") ? 1 : 0);
+    run.launch(kernel, {tiles}, arguments);
   }
 
   // What all heads write, where that is not the output.

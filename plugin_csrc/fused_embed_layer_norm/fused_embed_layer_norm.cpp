@@ -67,17 +67,17 @@ class FusedEmbedLayerNorm final : public Operator {
       arguments.pointer(run.input(table(used(slot))).data);
     }
     for (int32_t slot = 0; slot < kSlots; ++slot) {
-      arguments.int64(run.input(table(used(slot))).size(0));
+      arguments.integer(run.input(table(used(slot))).size(0));
     }
     void* const first = run.input(table(0)).data;
     arguments.pointer(run.dataOr("gamma", first)).pointer(run.dataOr("beta", first));
     arguments.pointer(output.data).pointer(run.dataOr("embedding_sum", first));
-    arguments.int64(batch * positions).int32(width).int32(positions).float32(mEpsilon).int32(mNorm).int32(mTables);
-    arguments.int32(bits([&](int32_t slot) { return run.integerKind(ids(slot)) == 2; }));
-    arguments.int32(bits([&](int32_t slot) { return run.kind(table(slot)) == 2; }));
-    arguments.int32(bits([&](int32_t slot) { return run.input(ids(slot)).size(0) == 1; }));
-    arguments.int32(bits([&](int32_t slot) { return run.input(ids(slot)).size(1) == 1; }));
-    arguments.int32(run.kind("gamma")).int32(run.kind("beta")).int32(run.makes("embedding_sum") ? 1 : 0);
+    arguments.integer(batch * positions).integer(width).integer(positions).float32(mEpsilon).integer(mNorm).integer(mTables);
+    arguments.integer(bits([&](int32_t slot) { return run.integerKind(ids(slot)) == 2; }));
+    arguments.integer(bits([&](int32_t slot) { return run.kind(table(slot)) == 2; }));
+    arguments.integer(bits([&](int32_t slot) { return run.input(ids(slot)).size(0) == 1; }));
+    arguments.integer(bits([&](int32_t slot) { return run.input(ids(slot)).size(1) == 1; }));
+    arguments.integer(run.kind("gamma")).integer(run.kind("beta")).integer(run.makes("embedding_sum") ? 1 : 0);
     int64_t const programs = width == 0 ? 0 : ceilDivide(batch * positions, findKernel(kernel).constant("ROWS"));
     run.launch(kernel, {programs}, arguments);
   }

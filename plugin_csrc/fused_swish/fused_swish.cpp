@@ -14,7 +14,7 @@ class FusedSwish final : public Operator {
     Tensor const& x = run.input("x");
     std::string const kernel = std::string("fused_swish.") + run.type();
     Arguments arguments;
-    arguments.pointer(x.data).pointer(run.output("output").data).int64(x.elements()).float32(mBeta);
+    arguments.pointer(x.data).pointer(run.output("output").data).integer(x.elements()).float32(mBeta);
     run.launch(kernel, {ceilDivide(x.elements(), findKernel(kernel).constant("BLOCK"))}, arguments);
   }
 

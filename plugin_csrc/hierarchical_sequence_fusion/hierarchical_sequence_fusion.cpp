@@ -55,10 +55,10 @@ class HierarchicalSequenceFusion final : public Operator {
     Arguments arguments;
     arguments.pointer(x.data).pointer(embeddings.data).pointer(run.dataOr("level_mask", x.data));
     arguments.pointer(run.output("y").data).pointer(run.dataOr("level_weights", x.data));
-    arguments.int64(x.rows()).int32(x.size(1)).int32(width).int32(embeddings.size(0)).float32(mTemperature);
-    arguments.int32(run.kind("level_mask")).int32(run.makes("level_weights") ? 1 : 0).int32(mTruncates);
+    arguments.integer(x.rows()).integer(x.size(1)).integer(width).integer(embeddings.size(0)).float32(mTemperature);
+    arguments.integer(run.kind("level_mask")).integer(run.makes("level_weights") ? 1 : 0).integer(mTruncates);
     for (size_t slot = 0; slot < kSlots; ++slot) {
-      arguments.int32(slot < mWindows.size() ? mWindows[slot] / 2 : -1);
+      arguments.integer(slot < mWindows.size() ? mWindows[slot] / 2 : -1);
     }
     for (size_t slot = 0; slot < kSlots; ++slot) {
       arguments.float32(slot < mFactors.size() ? mFactors[slot] : 0.0F);

@@ -79,27 +79,27 @@ class HSTUHierarchicalAttention final : public Operator {
         arguments.pointer(run.dataOr(name, q.data));
       }
     }
-    arguments.pointer(output).int32(length).int32(mHeads).int32(q.size(2) / mHeads).int32(valueSize);
+    arguments.pointer(output).integer(length).integer(mHeads).integer(q.size(2) / mHeads).integer(valueSize);
     if (!mLevels) {
-      arguments.int64(run.strideOf("bias", 0)).int64(run.strideOf("bias", 1));
+      arguments.integer(run.strideOf("bias", 0)).integer(run.strideOf("bias", 1));
     }
     for (int32_t axis = 0; axis < 4; ++axis) {
-      arguments.int64(run.strideOf("mask", axis));
+      arguments.integer(run.strideOf("mask", axis));
     }
     if (!mLevels) {
-      arguments.int64(run.strideOf("scale", 0)).int64(run.strideOf("scale", 2));
+      arguments.integer(run.strideOf("scale", 0)).integer(run.strideOf("scale", 2));
     }
-    arguments.int32(perHead ? 1 : valueSize).int32(perHead ? 0 : 1);
+    arguments.integer(perHead ? 1 : valueSize).integer(perHead ? 0 : 1);
     if (mLevels) {
-      arguments.int32(mLevelCount).float32(mDecay).float32(mAlpha).float32(mEpsilon).int32(headNorm ? 1 : 0);
-      arguments.int32(run.kind("mask"));
+      arguments.integer(mLevelCount).float32(mDecay).float32(mAlpha).float32(mEpsilon).integer(headNorm ? 1 : 0);
+      arguments.integer(run.kind("mask"));
     } else {
       float const divisor = mNormLength != 0.0F ? mNormLength : static_cast<float>(std::max<int64_t>(length, 1));
-      arguments.float32(mAlpha).float32(mBiasFactor).float32(1.0F / divisor).float32(mEpsilon).int32(mCausal ? 1 : 0);
-      arguments.int32(headNorm ? 1 : 0).int32(run.has("u") && !isNormedAfter() ? mGate : 0);
-      arguments.int32(run.kind("bias")).int32(run.kind("mask")).int32(run.kind("scale"));
+      arguments.float32(mAlpha).float32(mBiasFactor).float32(1.0F / divisor).float32(mEpsilon).integer(mCausal ? 1 : 0);
+      arguments.integer(headNorm ? 1 : 0).integer(run.has("u") && !isNormedAfter() ? mGate : 0);
+      arguments.integer(run.kind("bias")).integer(run.kind("mask")).integer(run.kind("scale"));
     }
-    arguments.int32(run.integerKind("lengths")).int32(run.kind("gamma")).int32(run.kind("beta")).int32(wide ? 2 : 1);
+    arguments.integer(run.integerKind("lengths")).integer(run.kind("gamma")).integer(run.kind("beta")).integer(wide ? 2 : 1);
     int64_t const tiles = ceilDivide(length, findKernel(kernel).constant("ROWS"));
     run.launch(kernel, {valueSize == 0 ? 0 : q.size(0) * mHeads * tiles}, arguments);
     if (isNormedAfter()) {

@@ -80,10 +80,10 @@ class InteractionTritonFast final : public Operator {
     for (int64_t slot = 0; slot < kSlots; ++slot) {
       arguments.pointer(inputs[static_cast<size_t>(slot < given ? slot : 0)].data);
     }
-    arguments.pointer(run.output("output").data).int32(batch).int32(features).int32(size);
-    arguments.int32(static_cast<int32_t>(mForm)).int32(mUpper).int32(mDiagonal);
-    arguments.int32(mDense == Dense::kFirst ? size : 0);
-    arguments.int32(mDense == Dense::kNone ? -1 : mDense == Dense::kFirst ? 0 : pairs).int32(stride);
+    arguments.pointer(run.output("output").data).integer(batch).integer(features).integer(size);
+    arguments.integer(static_cast<int32_t>(mForm)).integer(mUpper).integer(mDiagonal);
+    arguments.integer(mDense == Dense::kFirst ? size : 0);
+    arguments.integer(mDense == Dense::kNone ? -1 : mDense == Dense::kFirst ? 0 : pairs).integer(stride);
     int64_t const tiles = stride == 0 ? 0 : ceilDivide(batch, findKernel(kernel).constant("SAMPLES"));
     run.launch(kernel, {std::min(tiles, kProgramsOfMultiprocessor * multiprocessors())}, arguments);
   }

@@ -54,10 +54,10 @@ class SequenceRecommendationInteraction final : public Operator {
       for (char const* tensor : {"user", "time_weights", "mask", "scores", "short_term", "long_term"}) {
         arguments.pointer(run.dataOr(tensor, items.data));
       }
-      arguments.int32(length).int32(size).int32(mShortWindow).int32(mNormalize ? 1 : 0);
-      arguments.int32(run.kind("time_weights")).int32(run.kind("mask"));
+      arguments.integer(length).integer(size).integer(mShortWindow).integer(mNormalize ? 1 : 0);
+      arguments.integer(run.kind("time_weights")).integer(run.kind("mask"));
       for (char const* tensor : {"scores", "short_term", "long_term"}) {
-        arguments.int32(run.makes(tensor) ? 1 : 0);
+        arguments.integer(run.makes(tensor) ? 1 : 0);
       }
       run.launch(kernel, {batch * ceilDivide(size, findKernel(kernel).constant("BLOCK"))}, arguments);
     }
@@ -65,7 +65,7 @@ class SequenceRecommendationInteraction final : public Operator {
       std::string const kernel = name + "cooccurrence." + run.type();
       Arguments arguments;
       arguments.pointer(items.data).pointer(run.dataOr("mask", items.data)).pointer(run.output("cooccurrence").data);
-      arguments.int32(length).int32(size).float32(mDecay).int32(run.kind("mask"));
+      arguments.integer(length).integer(size).float32(mDecay).integer(run.kind("mask"));
       int64_t const tiles = ceilDivide(length, findKernel(kernel).constant("ROWS"));
       run.launch(kernel, {batch * tiles * tiles}, arguments);
     }

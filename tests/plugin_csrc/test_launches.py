@@ -186,14 +186,15 @@ def attention(
     dtype: Any = HALF,
     rim: Mapping[str, Any] | None = None,
     total: bool = False,
+    batch: int = 2,
     **settings: Any,
 ) -> Case:
     heads, queries, keys = 2 * groups, 33, 40
     value_size = size if value_size is None else value_size
     if settings.get("layout") == "BHSD":
-        sizes = [(2, heads, queries, size), (2, groups, keys, size), (2, groups, keys, value_size)]
+        sizes = [(batch, heads, queries, size), (batch, groups, keys, size), (batch, groups, keys, value_size)]
     else:
-        sizes = [(2, queries, heads * size), (2, keys, groups * size), (2, keys, groups * value_size)]
+        sizes = [(batch, queries, heads * size), (batch, keys, groups * size), (batch, keys, groups * value_size)]
     inputs = {name: tensor(*at, dtype=dtype) for name, at in zip(("query", "key", "value"), sizes, strict=True)}
     inputs |= rim or {}
     attributes: dict[str, Any] = {
@@ -212,15 +213,19 @@ def attention(
         "FusedAttentionLayerNorm",
         attributes,
         inputs,
-        lambda: fused_attention_layer_norm.launch(**inputs, **attributes, residual_sum=total),
+        lambda: fused_attention_layer_norm.launch(
+            **inputs, **attributes, residual_sum=total, multiprocessors=MULTIPROCESSORS
+        ),
         ("output", "residual_sum") if total else ("output",),
     )
 
 
-def rim(width: int, out: int, *, dtype: Any = HALF, affine: Any = FLOAT, projection: bool = True) -> dict[str, Any]:
+def rim(
+    width: int, out: int, *, dtype: Any = HALF, affine: Any = FLOAT, projection: bool = True, batch: int = 2
+) -> dict[str, Any]:
     """What follows attention whose heads have `width` numbers together."""
     weight = {"out_weight": tensor(width, out, dtype=dtype)} if projection else {}
-    rest = {"out_bias": tensor(out, dtype=dtype), "residual": tensor(2, 33, out, dtype=dtype)}
+    rest = {"out_bias": tensor(out, dtype=dtype), "residual": tensor(batch, 33, out, dtype=dtype)}
     return {**weight, **rest, "gamma": tensor(out, dtype=affine), "beta": tensor(out, dtype=affine)}
 
 
@@ -292,6 +297,8 @@ CASES = [
     attention(64, norm="layer", rim=rim(256, 256, projection=False), total=True),
     attention(64, dtype=FLOAT, norm="layer", rim=rim(256, 256, dtype=FLOAT, projection=False)),
     attention(64, rim={"out_weight": tensor(256, 96)}),
+    attention(64, batch=140, norm="layer", rim=rim(256, 128, batch=140), total=True),
+    attention(32, batch=140, norm="rms", dtype=torch.bfloat16, rim=rim(128, 512, batch=140, dtype=torch.bfloat16)),
     sequence_interaction(64, ("scores", "short_term", "long_term", "cooccurrence"), weights=HALF, mask=torch.bool),
     sequence_interaction(50, ("short_term",), dtype=FLOAT, mask=FLOAT),
     sequence_interaction(64, ("scores",), weights=FLOAT),
