@@ -72,6 +72,12 @@ def store(pointer, offsets, value, mask):
 
 
 @triton.jit
+def moved(pointer, steps, step):
+    """pointer + steps * step in int64, so that what is added to it inside a tile can be int32."""
+    return pointer + tl.cast(step, tl.int64) * steps
+
+
+@triton.jit
 def load(pointer, offsets, mask):
     """Float32 values; 0 where the mask is false."""
     return tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)

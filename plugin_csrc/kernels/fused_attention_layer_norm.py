@@ -26,6 +26,7 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     kind_of,
     load_mask,
     load_optional,
+    moved,
     narrow,
     start,
     store_as,
@@ -77,21 +78,24 @@ def attend(
     SIZE: tl.constexpr,
 ):
     """P v of a tile of rows of one head, [ROWS, SIZE], float32."""
-    row = tile * ROWS + tl.arange(0, ROWS)
+    in_rows = tl.arange(0, ROWS)
+    in_columns = tl.arange(0, COLUMNS)
     part = tl.arange(0, SIZE)
+    row = tile * ROWS + in_rows
     group = head // (heads // groups)
-    row_step = tl.cast(size, tl.int64) * tl.where(head_major != 0, 1, heads)
-    key_step = tl.cast(size, tl.int64) * tl.where(head_major != 0, 1, groups)
-    value_step = tl.cast(value_size, tl.int64) * tl.where(head_major != 0, 1, groups)
-    query += batch * queries * heads * size + head * size * tl.where(head_major != 0, tl.cast(queries, tl.int64), 1)
-    key += batch * keys * groups * size + group * size * tl.where(head_major != 0, tl.cast(keys, tl.int64), 1)
-    value += batch * keys * groups * value_size + group * value_size * tl.where(
-        head_major != 0, tl.cast(keys, tl.int64), 1
-    )
-    attention_bias += batch * bias_batch + head * bias_head
-    mask += batch * mask_batch + head * mask_head
+    row_step = size * tl.where(head_major != 0, 1, heads)
+    key_step = size * tl.where(head_major != 0, 1, groups)
+    value_step = value_size * tl.where(head_major != 0, 1, groups)
+    query += batch * queries * heads * size
+    query = moved(moved(query, head * tl.where(head_major != 0, queries, 1), size), tile * ROWS, row_step)
+    key += batch * keys * groups * size
+    key = moved(key, group * tl.where(head_major != 0, keys, 1), size)
+    value += batch * keys * groups * value_size
+    value = moved(value, group * tl.where(head_major != 0, keys, 1), value_size)
+    attention_bias = moved(attention_bias + batch * bias_batch + head * bias_head, tile * ROWS, bias_row)
+    mask = moved(mask + batch * mask_batch + head * mask_head, tile * ROWS, mask_row)
     inside = (row < queries)[:, None] & (part < size)[None, :]
-    q = tl.load(query + (row * row_step)[:, None] + part[None, :], mask=inside, other=0.0)
+    q = tl.load(query + (in_rows * row_step)[:, None] + part[None, :], mask=inside, other=0.0)
 
     greatest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -102,18 +106,20 @@ def attend(
         end = tl.minimum(end, tl.maximum(tl.cdiv((tile + 1) * ROWS + shift, COLUMNS) * COLUMNS, 0))
     for _ in range(2):  # a second time where masked keys that were skipped have weight: in rows that have no other
         for first in range(begin, end, COLUMNS):
-            column = first + tl.arange(0, COLUMNS)
+            column = first + in_columns
             valid = (column < keys)[:, None]
             k = tl.load(
-                key + (column * key_step)[:, None] + part[None, :], mask=valid & (part < size)[None, :], other=0.0
+                moved(key, first, key_step) + (in_columns * key_step)[:, None] + part[None, :],
+                mask=valid & (part < size)[None, :],
+                other=0.0,
             )
             scores = scale * dot(q, tl.trans(k))
             known = (row < queries)[:, None] & (column < keys)[None, :]
             if bias_kind != ABSENT:
-                offsets = (row * bias_row)[:, None] + (column * bias_column)[None, :]
+                offsets = (in_rows * bias_row)[:, None] + (column * bias_column)[None, :]
                 scores += load_optional(attention_bias, bias_kind, offsets, known, 0.0)
             if mask_kind != ABSENT:
-                offsets = (row * mask_row)[:, None] + (column * mask_column)[None, :]
+                offsets = (in_rows * mask_row)[:, None] + (column * mask_column)[None, :]
                 scores = tl.where(load_mask(mask, mask_kind, offsets, known) != 0.0, scores, mask_value)
             if causal:
                 scores = tl.where(column[None, :] <= row[:, None] + shift, scores, mask_value)
@@ -125,7 +131,7 @@ def attend(
             greatest = higher
             total = total * shrink + tl.sum(weights, 1)
             v = tl.load(
-                value + (column * value_step)[:, None] + part[None, :],
+                moved(value, first, value_step) + (in_columns * value_step)[:, None] + part[None, :],
                 mask=valid & (part < value_size)[None, :],
                 other=0.0,
             )
@@ -338,7 +344,7 @@ def attention_projected(
     )
 
 
-_STRIDES = ("i64", "bias_batch bias_head bias_row bias_column mask_batch mask_head mask_row mask_column")
+_STRIDES = ("i64", "bias_batch bias_head mask_batch mask_head")
 _TYPES = table(("*T", "query key value attention_bias mask output"), _STRIDES, ("fp32", "scale mask_value"))
 _PROJECTED_TYPES = table(
     ("*T", "query key value attention_bias mask out_weight out_bias residual gamma beta output total"),
@@ -366,7 +372,7 @@ def pick_projected(element: str, size: int, value_size: int, width: int) -> Vari
     held = next((held for held in (128, 512) if width <= held), None)
     if element == "fp32" or held is None or max(size, value_size) > 64 or size % 16 or value_size % 16 or width % 16:
         return None
-    constants = {"ROWS": 64, "COLUMNS": 64, "SIZE": 64, "WIDTH": held}
+    constants = {"ROWS": 64 if held == 128 else 32, "COLUMNS": 32, "SIZE": 64, "WIDTH": held}
     name = f"fused_attention_layer_norm.projected.{element}.h{held}"
     divisible = ("size", "value_size", "width")
     return variant(
@@ -431,9 +437,10 @@ def launch(
     to a workspace), from which norm_rows makes the rest, out_bias being its bias.
 
     Arguments: query, key, value, attention_bias, mask (query in place of what is absent), output, queries = Sq, keys = Sk,
-    heads, groups = hkv, size = d, value_size = dv; strides in elements of attention_bias and mask along their four axes, 0 along a
-    broadcast one (int64); scale, mask_value; causal, shift (Sk - Sq for "lower_right", else 0), zero_masked (1 for masked_row
-    "zero"), head_major (1 for BHSD), kinds of attention_bias, mask, output. Grid: B h ceil(Sq / ROWS).
+    heads, groups = hkv, size = d, value_size = dv; strides in elements of attention_bias and of mask along their four axes, 0
+    along a broadcast one (int64 for the first two axes); scale, mask_value; causal, shift (Sk - Sq for "lower_right", else 0),
+    zero_masked (1 for masked_row "zero"), head_major (1 for BHSD), kinds of attention_bias, mask, output.
+    Grid: B h ceil(Sq / ROWS).
     """
     import torch
 

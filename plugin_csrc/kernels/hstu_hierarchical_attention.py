@@ -32,6 +32,7 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     load_integers,
     load_mask,
     load_optional,
+    moved,
     narrow,
     start,
     store_as,
@@ -139,40 +140,48 @@ def hstu_silu(
     batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
     limit = valid_length(lengths, lengths_kind, batch, length)
 
-    row = tile * ROWS + tl.arange(0, ROWS)
+    in_rows = tl.arange(0, ROWS)
+    in_columns = tl.arange(0, COLUMNS)
     part = tl.arange(0, SIZE)
-    width = tl.cast(heads, tl.int64) * size
-    value_width = tl.cast(heads, tl.int64) * value_size
+    row = tile * ROWS + in_rows
+    width = heads * size
+    value_width = heads * value_size
     k += batch * length * width + head * size
     v += batch * length * value_width + head * value_size
+    mask = moved(mask + mask_batch * batch + mask_head * head, tile * ROWS, mask_row)
     here = batch * length + row
     inside = (row < length)[:, None] & (part < size)[None, :]
     queries = tl.load(q + (here * width + head * size)[:, None] + part[None, :], mask=inside, other=0.0)
 
+    bias = moved(bias + bias_batch * batch + bias_head * head, tile * ROWS, length)
     end = tl.where(tile * ROWS < limit, limit, 0)
     if causal:
         end = tl.minimum(end, (tile + 1) * ROWS)
     o = tl.zeros([ROWS, SIZE], tl.float32)
     for first in range(0, end, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
+        column = first + in_columns
         valid = (column < limit)[:, None]
-        keys = tl.load(k + (column * width)[:, None] + part[None, :], mask=valid & (part < size)[None, :], other=0.0)
+        keys = tl.load(
+            moved(k, first, width) + (in_columns * width)[:, None] + part[None, :],
+            mask=valid & (part < size)[None, :],
+            other=0.0,
+        )
         scores = alpha * dot(queries, tl.trans(keys))
         known = (row < length)[:, None] & (column < limit)[None, :]
         if bias_kind != ABSENT:
-            offsets = bias_batch * batch + bias_head * head + row.to(tl.int64)[:, None] * length + column[None, :]
+            offsets = (in_rows * length)[:, None] + column[None, :]
             scores += bias_factor * load_optional(bias, bias_kind, offsets, known, 0.0)
         weights = scores * tl.sigmoid(scores)
         if mask_kind != ABSENT:
-            offsets = (
-                mask_batch * batch + mask_head * head + (row * mask_row)[:, None] + (column * mask_column)[None, :]
-            )
+            offsets = (in_rows * mask_row)[:, None] + (column * mask_column)[None, :]
             weights *= load_mask(mask, mask_kind, offsets, known)
         if causal:
             known &= column[None, :] <= row[:, None]
         weights = tl.where(known, weights, 0.0)
         values = tl.load(
-            v + (column * value_width)[:, None] + part[None, :], mask=valid & (part < value_size)[None, :], other=0.0
+            moved(v, first, value_width) + (in_columns * value_width)[:, None] + part[None, :],
+            mask=valid & (part < value_size)[None, :],
+            other=0.0,
         )
         o = dot(narrow(weights, v.dtype.element_ty), values, o)
 
@@ -242,12 +251,15 @@ def hstu_level_softmax(
     batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
     limit = valid_length(lengths, lengths_kind, batch, length)
 
-    row = tile * ROWS + tl.arange(0, ROWS)
+    in_rows = tl.arange(0, ROWS)
+    in_columns = tl.arange(0, COLUMNS)
     part = tl.arange(0, SIZE)
-    width = tl.cast(heads, tl.int64) * size
-    value_width = tl.cast(heads, tl.int64) * value_size
+    row = tile * ROWS + in_rows
+    width = heads * size
+    value_width = heads * value_size
     k += batch * length * width + head * size
     v += batch * length * value_width + head * value_size
+    mask = moved(mask + mask_batch * batch + mask_head * head, tile * ROWS, mask_row)
     here = batch * length + row
     inside = (row < length)[:, None] & (part < size)[None, :]
     queries = tl.load(q + (here * width + head * size)[:, None] + part[None, :], mask=inside, other=0.0)
@@ -262,16 +274,14 @@ def hstu_level_softmax(
         part_o = tl.zeros([ROWS, SIZE], tl.float32)
         end = tl.minimum((level + 1) * step, limit)
         for first in range(level * step, end, COLUMNS):
-            column = first + tl.arange(0, COLUMNS)
+            column = first + in_columns
             valid = (column < end)[:, None]
             keys = tl.load(
                 k + (column * width)[:, None] + part[None, :], mask=valid & (part < size)[None, :], other=0.0
             )
             scores = factor * dot(queries, tl.trans(keys))
             known = (row < length)[:, None] & (column < end)[None, :]
-            offsets = (
-                mask_batch * batch + mask_head * head + (row * mask_row)[:, None] + (column * mask_column)[None, :]
-            )
+            offsets = (in_rows * mask_row)[:, None] + (column * mask_column)[None, :]
             known &= load_mask(mask, mask_kind, offsets, known) != 0.0
             higher = tl.maximum(greatest, tl.max(tl.where(known, scores, float("-inf")), 1))
             base = tl.where(higher == float("-inf"), 0.0, higher)
@@ -280,7 +290,7 @@ def hstu_level_softmax(
             greatest = higher
             total = total * shrink + tl.sum(weights, 1)
             values = tl.load(
-                v + (column * value_width)[:, None] + part[None, :],
+                moved(v, first, value_width) + (in_columns * value_width)[:, None] + part[None, :],
                 mask=valid & (part < value_size)[None, :],
                 other=0.0,
             )
@@ -315,7 +325,7 @@ def hstu_level_softmax(
     )
 
 
-_STRIDES = ("i64", "bias_batch bias_head mask_batch mask_head mask_row mask_column scale_batch scale_row")
+_STRIDES = ("i64", "bias_batch bias_head mask_batch mask_head scale_batch")
 _SILU_TYPES = table(
     ("*T", "q k v bias mask scale u gamma beta output"),
     ("*i32", "lengths"),
@@ -332,7 +342,7 @@ def tile_of(element: str, held: int) -> tuple[dict[str, int], int]:
     if element == "fp32":
         rows, columns, warps = (32, 32, 4) if held <= 128 else (32, 16, 4)
     else:
-        rows, columns, warps = {32: (128, 64, 4), 64: (128, 64, 8), 128: (128, 64, 8), 256: (64, 32, 8)}[held]
+        rows, columns, warps = {32: (128, 64, 8), 64: (128, 64, 8), 128: (128, 32, 8), 256: (64, 32, 8)}[held]
     return {"ROWS": rows, "COLUMNS": columns, "SIZE": held}, warps
 
 
@@ -411,10 +421,11 @@ def launch(
     norm_rows makes y of it, with u, gamma, beta and lengths.
 
     Arguments of "silu": q, k, v, bias, mask, scale, lengths, u, gamma, beta (q in place of what is absent), output, length = N,
-    heads, size = d, value_size = dv; strides in elements, 0 along a broadcast axis (int64): bias (batch, head), mask (batch, head,
-    row, column), scale (batch, row); stride of gamma and beta from head to head and inside a head; alpha, bias_factor (1, or alpha
-    for "inside_alpha"), inverse_length (1 / norm_length, 1 / N where that is 0), epsilon; causal, head_norm, activation (`GATES`, 0
-    without u or where norm_rows does it); kinds of bias, mask, scale, lengths, gamma, beta, output.
+    heads, size = d, value_size = dv; strides in elements, 0 along a broadcast axis: bias (batch, head), mask (batch, head, row,
+    column), scale (batch, row), of which those of batch and head are int64; strides of gamma and beta from head to head and
+    inside a head; alpha, bias_factor (1, or alpha for "inside_alpha"), inverse_length (1 / norm_length, 1 / N where that is 0),
+    epsilon; causal, head_norm, activation (`GATES`, 0 without u or where norm_rows does it); kinds of bias, mask, scale,
+    lengths, gamma, beta, output.
     Of "level_softmax": the same without bias, scale, u, causal and their like, with levels, decay, alpha, epsilon; see the
     signature. Grid of both: B h ceil(N / ROWS).
     """
