@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 import onnx_fuse
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("onnx_fuse", "passes", "patterns", "runtime")
+FOLDERS = ("onnx_fuse", "passes", "patterns", "plugin_csrc", "runtime")
 NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
 HEAVY = (
     "onnx",
@@ -79,6 +79,12 @@ def test_wheel_has_every_module_and_the_type_marker(wheel: Path) -> None:
     modules = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     wanted = {name if name.startswith("onnx_fuse/") else f"onnx_fuse/{name}" for name in modules}
     assert wanted | {"onnx_fuse/py.typed"} <= files_of(wheel)
+
+
+def test_wheel_has_the_sources_of_the_plugin_library(wheel: Path) -> None:
+    folder = ROOT / "plugin_csrc"
+    sources = [path for kind in ("CMakeLists.txt", "*.cpp", "*.h") for path in folder.rglob(kind)]
+    assert {f"onnx_fuse/{path.relative_to(ROOT).as_posix()}" for path in sources} <= files_of(wheel)
 
 
 def test_wheel_of_the_tree_is_the_wheel_of_the_sdist(dist: Path, wheel: Path, tmp_path: Path) -> None:
