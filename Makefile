@@ -49,7 +49,7 @@ lint: $(VENV)/lint.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@rm -rf $(MYPY_TREE)/onnx_fuse && mkdir -p $(MYPY_TREE)/onnx_fuse
-	@ln -s $(abspath onnx_fuse/* passes patterns runtime) $(MYPY_TREE)/onnx_fuse/
+	@ln -s $(abspath onnx_fuse/* passes patterns plugin_csrc runtime) $(MYPY_TREE)/onnx_fuse/
 	@cd $(MYPY_TREE) && $(abspath $(BIN))/python -m mypy --config-file $(abspath pyproject.toml) -p onnx_fuse
 
 format: $(VENV)/lint.stamp
