@@ -125,17 +125,17 @@ def test_causal(dtype: Any, causal: str, mask_value: float, rows: int, columns: 
 @pytest.mark.parametrize("mask_value, masked_row", [(float("-inf"), "zero"), (-1e4, "uniform")])
 @pytest.mark.parametrize("kind", ["all", "none", "left", "right", "holes", "causal rows without a key"])
 def test_masks(dtype: Any, mask_value: float, masked_row: str, kind: str) -> None:
-    steps, draw = torch.arange(150), torch.Generator().manual_seed(3)
+    steps, draw = torch.arange(70), torch.Generator().manual_seed(3)
     mask = {
-        "all": torch.ones(2, 1, 1, 150, dtype=torch.bool),
+        "all": torch.ones(2, 1, 1, 70, dtype=torch.bool),
         "none": torch.zeros(1, 1, 1, 1, dtype=torch.bool),
-        "left": (steps >= 100).expand(2, 2, 70, 150).contiguous(),
+        "left": (steps >= 65).expand(2, 1, 40, 70).contiguous(),
         "right": (steps < 9)[None, None, None],
-        "holes": torch.rand((2, 1, 70, 150), generator=draw) > 0.5,
+        "holes": torch.rand((2, 1, 40, 70), generator=draw) > 0.5,
         "causal rows without a key": (steps > 20)[None, None, None].to(dtype),
     }[kind]
     causal = "upper_left" if kind.startswith("causal") else "none"
-    given = operands(dtype, 2, 2, 70, 150, 16, 16, 2)
+    given = operands(dtype, 2, 1, 40, 70, 16, 16, 1)
     run(*given, None, mask, mask_value=mask_value, masked_row=masked_row, causal=causal)
 
 
@@ -150,12 +150,12 @@ def test_masked_row_is_nan_where_the_model_makes_it_so(dtype: Any) -> None:
 
 
 @types
-@pytest.mark.parametrize("shape", [(1, 2, 40, 70), (2, 1, 1, 70), (1, 1, 40, 1)])
+@pytest.mark.parametrize("shape", [(1, 2, 33, 65), (2, 1, 1, 65), (1, 1, 33, 1)])
 @pytest.mark.parametrize("magnitude", [1.0, 30.0])
 def test_bias(dtype: Any, shape: tuple[int, ...], magnitude: float) -> None:
     bias = drawn(shape, torch.float32 if shape[0] == 2 else dtype, 7, magnitude)
     bias = torch.where(bias < -magnitude, -torch.inf, bias) if shape[1] == 2 else bias
-    run(*operands(dtype, 2, 2, 40, 70, 16, 16, 2), bias)
+    run(*operands(dtype, 2, 2, 33, 65, 16, 16, 2), bias)
 
 
 @types
@@ -163,8 +163,8 @@ def test_bias(dtype: Any, shape: tuple[int, ...], magnitude: float) -> None:
 @pytest.mark.parametrize("width", [32, 100, 400, 528])
 def test_rim(dtype: Any, norm: str, width: int) -> None:
     weight, out_bias = drawn((32, width), dtype, 3, 0.2), drawn((width,), torch.float32, 4)
-    residual, gamma, beta = drawn((2, 5, width), dtype, 5), drawn((width,), dtype, 6), drawn((width,), dtype, 7)
-    given = operands(dtype, 2, 2, 5, 9, 16, 16, 2)
+    residual, gamma, beta = drawn((1, 5, width), dtype, 5), drawn((width,), dtype, 6), drawn((width,), dtype, 7)
+    given = operands(dtype, 1, 2, 5, 9, 16, 16, 2)
     run(
         *given,
         None,
@@ -180,16 +180,16 @@ def test_rim(dtype: Any, norm: str, width: int) -> None:
     )
 
 
-@types
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("width, norm", [(48, "layer"), (128, "none"), (272, "rms"), (512, "layer")])
 def test_rim_as_an_epilogue(dtype: Any, width: int, norm: str) -> None:
-    """One launch for all heads, which the number of tiles decides; float32 has no such kernel."""
-    weight, out_bias = drawn((96, width), dtype, 3, 0.2), drawn((width,), torch.float32, 4)
-    residual, gamma, beta = drawn((2, 65, width), dtype, 5), drawn((width,), dtype, 6), drawn((width,), dtype, 7)
-    mask = torch.arange(70)[None, None, None] < torch.tensor([70, 9])[:, None, None, None]
-    given = (*operands(dtype, 2, 3, 65, 70, 16, 32, 3), None, mask, weight, out_bias, residual, gamma, beta)
+    """One launch for all heads, which the number of tiles decides."""
+    weight, out_bias = drawn((64, width), dtype, 3, 0.2), drawn((width,), torch.float32, 4)
+    residual, gamma, beta = drawn((2, 33, width), dtype, 5), drawn((width,), dtype, 6), drawn((width,), dtype, 7)
+    mask = torch.arange(40)[None, None, None] < torch.tensor([40, 9])[:, None, None, None]
+    given = (*operands(dtype, 2, 2, 33, 40, 16, 32, 2), None, mask, weight, out_bias, residual, gamma, beta)
     how = {"norm": norm, "epsilon": 1e-5, "residual_sum": True, "mask_value": -1e4, "causal": "upper_left"}
-    run(*given, **how, multiprocessors=4)
+    run(*given, **how, multiprocessors=2)
 
 
 @types
