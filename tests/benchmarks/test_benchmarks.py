@@ -80,3 +80,15 @@ def test_bert_base(tmp_path: Path) -> None:
     for row in found["results"]:
         assert row["process_cpu_seconds"] > row["cpu_seconds"] > 0 and row["peak_mb"] >= row["above_mb"] > 0
     assert "| onnx-fuse | 2 |" in (tmp_path / "bert_base.md").read_text()
+
+
+def test_recommenders(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    run("recommenders.py", "--models", "DLRM", "DIN", "--script-only", "--runs", "2", "--out", str(tmp_path))
+    rows = content(tmp_path / "recommenders.json")["results"]
+    assert [row["fused"] for row in rows] == [{"InteractionTritonFast": 1}] * 2 + [{}] * 2
+    assert all(row["verified"] and row["ms_after"] > 0 for row in rows)
+    assert (
+        "| DLRM | script 14 | 1 InteractionTritonFast | as expected | yes |"
+        in (tmp_path / "recommenders.md").read_text()
+    )
