@@ -132,6 +132,10 @@ def cmake(work: Path, settings: Mapping[str, str], jobs: int | None = None) -> N
     for tool, remedy in (("cmake", "pip install cmake"), ("g++", "Install a C++ compiler, such as the package g++.")):
         if shutil.which(tool) is None:
             raise UsageError(f"Building the plugin library needs {tool}.", remedy)
+    made_of = work / "CMakeCache.txt"
+    if made_of.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={source_folder()}\n" not in made_of.read_text():
+        shutil.rmtree(work / "CMakeFiles", ignore_errors=True)  # of another checkout or environment
+        made_of.unlink()
     given = [f"-D{name}={value}" for name, value in settings.items()]
     _run(["cmake", "-S", str(source_folder()), "-B", str(work), *given, *_header_hints()])
     _run(["cmake", "--build", str(work), "--parallel", str(jobs or os.cpu_count() or 1)])

@@ -32,9 +32,8 @@ def library() -> Path:
     """The library, with an image for one architecture and PTX; test processes wait for the first one to build it."""
     CACHE.mkdir(exist_ok=True)
     target = CACHE / "plugins"
-    with (CACHE / "plugins.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+    with (CACHE / "plugins.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        patch.setenv("XDG_CACHE_HOME", str(CACHE))
         aot.write_sources([_kernel(variant) for variant in all_variants()], target / "kernels")
         plugins.cmake(target, {"KERNELS": str(target / "kernels")})
         harness.tools()
@@ -58,9 +57,7 @@ def _kernel(variant: Variant) -> aot.Kernel:
 def tools() -> Path:
     """The folder of the harness and the recording driver."""
     library()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(CACHE))
-        return plugins.cache_folder() / "harness"
+    return plugins.cache_folder() / "harness"
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,6 @@ def enqueued(runs: Sequence[Mapping[str, Any]], folder: Path, **environment: str
         "FAKE_CUDA_LOG": str(folder / "log"),
         "FAKE_CUDA_SIGNATURES": str(file),
         "FAKE_CUDA_SM": str(ARCHITECTURE),
-        "XDG_CACHE_HOME": str(CACHE),
         **environment,
     }
     result = subprocess.run(

@@ -1,11 +1,8 @@
-"""Kernels run in Triton's interpreter, which is chosen where they are decorated: before any of them is imported."""
+"""Memory that kernels are tested on."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)
