@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import onnx
 import onnx_ir as ir
 import torch
 from onnx import ModelProto
 from onnxscript import version_converter
+
+from onnx_fuse.torch_export import quiet
 
 SCRIPT, DYNAMO = "script", "dynamo"
 OPSETS = ((SCRIPT, 14), (SCRIPT, 17), (DYNAMO, 18), (DYNAMO, 20), (DYNAMO, 23))
@@ -28,7 +27,7 @@ def exported(
     """The module (in eval mode) as a model; `axes` names the dynamic axes of its inputs."""
     module = module.eval()
     names = list(inputs)
-    with _quiet():
+    with quiet():
         if exporter == SCRIPT:
             buffer = io.BytesIO()
             torch.onnx.export(
@@ -67,15 +66,3 @@ def _dynamo(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], axes: A
         assert program is not None
         kept[key] = program.model_proto.SerializeToString()
     return ir.from_proto(onnx.load_from_string(kept[key]))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,8 @@ from typing import Any
 import onnx
 import torch
 from onnx import ModelProto
+
+from onnx_fuse.torch_export import quiet
 
 EVERY_EXPORT = bool(os.environ.get("ONNX_FUSE_ALL_MODELS"))
 EXPORTERS = (("script", 14), ("script", 17), ("dynamo", 18), ("dynamo", 23))
@@ -50,7 +48,7 @@ class Source:
             "opset_version": opset,
             "verbose": False,
         }
-        with tempfile.TemporaryDirectory() as folder, _quiet(), torch.no_grad():
+        with tempfile.TemporaryDirectory() as folder, quiet(), torch.no_grad():
             path = str(Path(folder) / "model.onnx")
             if exporter == "dynamo":
                 shapes = self._shapes() if dynamic else None
@@ -69,15 +67,3 @@ class Source:
         labels = dict.fromkeys(label for of in self.axes.values() for label in of.values())
         dims = {label: torch.export.Dim(label, min=3, max=self.longest) for label in labels}
         return tuple({axis: dims[label] for axis, label in self.axes.get(name, {}).items()} for name in self.inputs)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
