@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from onnx_fuse.plugin_csrc.kernels import catalogue
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
 from onnx_fuse.runtime import aot, harness, plugins
 
@@ -34,15 +35,10 @@ def library() -> Path:
     target = CACHE / "plugins"
     with (CACHE / "plugins.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        aot.write_sources([_kernel(variant) for variant in all_variants()], target / "kernels")
+        aot.write_sources([_kernel(variant) for variant in catalogue.variants()], target / "kernels")
         plugins.cmake(target, {"KERNELS": str(target / "kernels")})
         harness.tools()
     return target / plugins.LIBRARY
-
-
-def all_variants() -> list[Variant]:
-    """Every variant of every operator."""
-    return [variant for module in aot.kernel_modules() for variant in aot.variants(module)]
 
 
 def _kernel(variant: Variant) -> aot.Kernel:
@@ -78,17 +74,15 @@ def launched(monkeypatch: pytest.MonkeyPatch, function: Callable[[], Any]) -> tu
             plain = [item.data_ptr() if hasattr(item, "data_ptr") else item for item in arguments]
             seen.append(Launch(chosen.name, programs, tuple(plain)))
 
-    for name in aot.kernel_modules():
-        module = sys.modules.get(name)
-        if module is not None and hasattr(module, "start"):
-            monkeypatch.setattr(module, "start", record)
+    for module in catalogue.MODULES:
+        monkeypatch.setattr(module, "start", record)
     return seen, function()
 
 
 def enqueued(runs: Sequence[Mapping[str, Any]], folder: Path, **environment: str) -> list[dict[str, Any]]:
     """What plugins enqueue: the answers of `tests.plugin_csrc.worker`."""
     file = folder / "signatures"
-    letters = {variant.function.__name__: aot.letters(variant) for variant in all_variants()}
+    letters = {variant.function.__name__: aot.letters(variant) for variant in catalogue.variants()}
     file.write_text("".join(f"{symbol} {text}\n" for symbol, text in letters.items()))
     variables = {
         **os.environ,

@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
 from onnx_fuse.plugin_csrc.kernels import (  # noqa: E402
+    catalogue,
     fm_interaction,
     fused_attention_layer_norm,
     fused_embed_layer_norm,
@@ -28,7 +29,7 @@ from onnx_fuse.plugin_csrc.kernels import (  # noqa: E402
     sequence_recommendation_interaction,
 )
 from onnx_fuse.runtime import aot  # noqa: E402
-from tests.plugin_csrc.built import all_variants, enqueued, launched  # noqa: E402
+from tests.plugin_csrc.built import enqueued, launched  # noqa: E402
 
 HALF, FLOAT = torch.float16, torch.float32
 
@@ -248,7 +249,7 @@ def sequence_interaction(
 MULTIPROCESSORS = 132
 """What the recording driver claims to have."""
 
-VARIANTS = {variant.name: variant for variant in all_variants()}
+VARIANTS = {variant.name: variant for variant in catalogue.variants()}
 
 WORKSPACE = 1 << 40
 """Where the workspace of every run lies."""
