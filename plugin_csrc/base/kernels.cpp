@@ -119,15 +119,6 @@ Loaded const& loaded(KernelVariant const& variant) {
   return found->second;
 }
 
-KernelVariant const* lookUp(std::string const& name) noexcept {
-  for (int32_t index = 0; index < gr_kernel_variant_count; ++index) {
-    if (name == gr_kernel_variants[index].name) {
-      return &gr_kernel_variants[index];
-    }
-  }
-  return nullptr;
-}
-
 }  // namespace
 
 int64_t KernelVariant::constant(std::string_view wanted) const {
@@ -140,14 +131,13 @@ int64_t KernelVariant::constant(std::string_view wanted) const {
 }
 
 KernelVariant const& findKernel(std::string const& name) {
-  KernelVariant const* const found = lookUp(name);
-  if (found == nullptr) {
-    refuse("the library has no kernel ", name);
+  for (int32_t index = 0; index < gr_kernel_variant_count; ++index) {
+    if (name == gr_kernel_variants[index].name) {
+      return gr_kernel_variants[index];
+    }
   }
-  return *found;
+  refuse("the library has no kernel ", name);
 }
-
-bool hasKernel(std::string const& name) noexcept { return lookUp(name) != nullptr; }
 
 Arguments::Value& Arguments::add(char kind) {
   mKinds += kind;

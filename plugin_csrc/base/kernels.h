@@ -44,7 +44,6 @@ struct KernelVariant {
 
 // Refuses where nothing of this name was compiled.
 KernelVariant const& findKernel(std::string const& name);
-bool hasKernel(std::string const& name) noexcept;
 
 struct Grid {
   int64_t x{1};

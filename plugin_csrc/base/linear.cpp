@@ -26,10 +26,9 @@ size_t linearWorkspace(nvinfer1::DataType type, int64_t rows, int64_t width, int
 }
 
 void launchLinear(Run const& run, Linear const& linear, void* workspace) {
-  std::string const kernel = kernelName(run.type(), linear.inner, linear.width, linear.norm);
-  KernelVariant const& variant = findKernel(kernel);
+  KernelVariant const& kernel = findKernel(kernelName(run.type(), linear.inner, linear.width, linear.norm));
   Tensor const& output = run.output(linear.output);
-  bool const twice = linear.norm != 0 && linear.width > variant.constant("COLUMNS");
+  bool const twice = linear.norm != 0 && linear.width > kernel.constant("COLUMNS");
   bool const wide = twice && output.type != nvinfer1::DataType::kFLOAT;
   void* const z = wide ? workspace : output.data;
   bool const makesTotal = run.makes(linear.total);
@@ -44,8 +43,8 @@ void launchLinear(Run const& run, Linear const& linear, void* workspace) {
   arguments.integer(run.kind(linear.gamma)).integer(run.kind(linear.beta)).integer(wide ? 2 : 1);
   arguments.integer(makesTotal && !twice ? 1 : 0);
   int64_t const programs = linear.width == 0 ? 0
-                                             : ceilDivide(linear.rows, variant.constant("ROWS")) *
-                                                   ceilDivide(linear.width, variant.constant("COLUMNS"));
+                                             : ceilDivide(linear.rows, kernel.constant("ROWS")) *
+                                                   ceilDivide(linear.width, kernel.constant("COLUMNS"));
   run.launch(kernel, {programs}, arguments);
   if (twice) {
     NormRows rows{linear.rows, linear.width, linear.norm, linear.epsilon, z, output.data};

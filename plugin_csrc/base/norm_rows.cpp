@@ -17,7 +17,7 @@ std::string kernelName(char const* type, int64_t width) {
 int32_t normOf(Node const& node) { return node.choice("norm", {"none", "layer", "rms"}); }
 
 void launchNormRows(Run const& run, NormRows const& rows) {
-  std::string const kernel = kernelName(run.type(), rows.width);
+  KernelVariant const& kernel = findKernel(kernelName(run.type(), rows.width));
   Arguments arguments;
   arguments.pointer(rows.x);
   for (std::string const& name : {rows.bias, rows.skip, rows.gamma, rows.beta, rows.gate, rows.lengths}) {
@@ -28,7 +28,7 @@ void launchNormRows(Run const& run, NormRows const& rows) {
   arguments.integer(rows.xKind).integer(run.kind(rows.bias)).integer(run.kind(rows.skip));
   arguments.integer(run.kind(rows.gamma)).integer(run.kind(rows.beta)).integer(run.has(rows.gate) ? rows.activation : 0);
   arguments.integer(run.integerKind(rows.lengths)).integer(run.makes(rows.total) ? 1 : 0);
-  int64_t const programs = rows.width == 0 ? 0 : ceilDivide(rows.rows, findKernel(kernel).constant("ROWS"));
+  int64_t const programs = rows.width == 0 ? 0 : ceilDivide(rows.rows, kernel.constant("ROWS"));
   run.launch(kernel, {programs}, arguments);
 }
 

@@ -138,13 +138,12 @@ int32_t Run::integerKind(std::string_view name) const {
   return !has(name) ? 0 : input(name).type == DataType::kINT32 ? 1 : 2;
 }
 
-void Run::launch(std::string const& kernel, Grid grid, Arguments& arguments) const {
-  KernelVariant const& variant = findKernel(kernel);
+void Run::launch(KernelVariant const& kernel, Grid grid, Arguments& arguments) const {
   if (mDry) {
-    log(Severity::kVERBOSE, "kernel " + kernel);
-    prepareKernel(variant);
+    log(Severity::kVERBOSE, std::string("kernel ") + kernel.name);
+    prepareKernel(kernel);
   } else {
-    launchKernel(variant, grid, arguments, mStream);
+    launchKernel(kernel, grid, arguments, mStream);
   }
 }
 

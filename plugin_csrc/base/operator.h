@@ -80,7 +80,7 @@ class Run {
   char const* type() const { return typeName(mOutputs.at(0).type); }
   void* workspace() const { return mWorkspace; }
 
-  void launch(std::string const& kernel, Grid grid, Arguments& arguments) const;
+  void launch(KernelVariant const& kernel, Grid grid, Arguments& arguments) const;
 
  private:
   Node const& mNode;

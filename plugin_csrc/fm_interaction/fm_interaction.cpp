@@ -15,11 +15,11 @@ class FMInteraction final : public Operator {
 
   void run(Run const& run) const override {
     Tensor const& e = run.input("E");
-    std::string const kernel = std::string("fm_interaction.") + run.type();
+    KernelVariant const& kernel = findKernel(std::string("fm_interaction.") + run.type());
     Arguments arguments;
     arguments.pointer(e.data).pointer(run.output("output").data);
     arguments.integer(e.size(0)).integer(e.size(1)).integer(e.size(2)).integer(mReduce ? 1 : 0);
-    run.launch(kernel, {ceilDivide(e.size(0), findKernel(kernel).constant("SAMPLES"))}, arguments);
+    run.launch(kernel, {ceilDivide(e.size(0), kernel.constant("SAMPLES"))}, arguments);
   }
 
  private:

@@ -2,6 +2,7 @@
 //   -> (output, residual_sum?): see plugin_csrc/kernels/fused_attention_layer_norm.py for the arguments of its kernel
 #include <algorithm>
 
+#include "../base/heads.h"
 #include "../base/linear.h"
 #include "../base/norm_rows.h"
 
@@ -12,19 +13,9 @@ using nvinfer1::DataType;
 using nvinfer1::DimensionOperation;
 using nvinfer1::DimsExprs;
 
-constexpr int64_t kLargestHead = 256;
 constexpr size_t kAlignment = 256;
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-// As `pick` in fused_attention_layer_norm.py.
-std::string kernelName(char const* type, int64_t size, int64_t valueSize) {
-  int64_t const larger = std::max(size, valueSize);
-  bool const isAligned = size % 16 == 0 && valueSize % 16 == 0;
-  int64_t const held =
-      isAligned ? (larger <= 32 ? 32 : larger <= 64 ? 64 : larger <= 128 ? 128 : 256) : (larger <= 64 ? 64 : 256);
-  return std::string("fused_attention_layer_norm.") + type + ".d" + std::to_string(held) + (isAligned ? "" : ".any");
-}
 
 class FusedAttentionLayerNorm final : public Operator {
  public:
@@ -52,9 +43,9 @@ class FusedAttentionLayerNorm final : public Operator {
     DimsExprs const& query = shapes.input("query", rank);
     DimsExprs const& value = shapes.input("value", rank);
     Shapes::Expression const length = query.d[rank - 2];
-    checkHead(query.d[rank - 1], mHeads, "query");
-    checkHead(shapes.input("key", rank).d[rank - 1], mGroups, "key");
-    checkHead(value.d[rank - 1], mGroups, "value");
+    checkHeads(query.d[rank - 1], mHeadMajor ? 1 : mHeads, "query");
+    checkHeads(shapes.input("key", rank).d[rank - 1], mHeadMajor ? 1 : mGroups, "key");
+    checkHeads(value.d[rank - 1], mHeadMajor ? 1 : mGroups, "value");
     for (char const* name : {"attention_bias", "mask"}) {
       if (node.hasInput(name)) {
         shapes.input(name, 4);
@@ -94,21 +85,23 @@ class FusedAttentionLayerNorm final : public Operator {
     int64_t const rows = sizes.batch * sizes.queries;
     std::string const projected = mProjected ? projectedName(run, sizes) : "";
     if (!projected.empty()) {
-      int64_t const tiles = sizes.batch * ceilDivide(sizes.queries, findKernel(projected).constant("ROWS"));
+      KernelVariant const& whole = findKernel(projected);
+      int64_t const tiles = sizes.batch * ceilDivide(sizes.queries, whole.constant("ROWS"));
       if (tiles >= multiprocessors()) {
-        runProjected(run, sizes, projected, tiles);
+        runProjected(run, sizes, whole, tiles);
         return;
       }
     }
     bool const wide = mRim && !mProjected && output.type != DataType::kFLOAT;
     void* const context = mProjected || wide ? run.workspace() : output.data;
-    std::string const kernel = kernelName(run.type(), sizes.size, sizes.valueSize);
+    KernelVariant const& kernel = findKernel(std::string("fused_attention_layer_norm.") + run.type() + "." +
+                                              heldSize(sizes.size, sizes.valueSize).suffix());
     Arguments arguments;
     addOperands(run, arguments);
     arguments.pointer(context);
     addSizes(run, sizes, arguments);
     arguments.integer(wide ? 2 : 1);
-    int64_t const tiles = ceilDivide(sizes.queries, findKernel(kernel).constant("ROWS"));
+    int64_t const tiles = ceilDivide(sizes.queries, kernel.constant("ROWS"));
     run.launch(kernel, {sizes.valueSize == 0 ? 0 : sizes.batch * mHeads * tiles}, arguments);
     if (mProjected) {
       Tensor const& weight = run.input("out_weight");
@@ -176,7 +169,7 @@ class FusedAttentionLayerNorm final : public Operator {
   }
 
   // Attention with its whole rim in one launch.
-  void runProjected(Run const& run, Geometry const& sizes, std::string const& kernel, int64_t tiles) const {
+  void runProjected(Run const& run, Geometry const& sizes, KernelVariant const& kernel, int64_t tiles) const {
     void* const query = run.input("query").data;
     Tensor const& weight = run.input("out_weight");
     Arguments arguments;
@@ -202,15 +195,6 @@ class FusedAttentionLayerNorm final : public Operator {
       return aligned(numbers * static_cast<size_t>(elementSize(type)));
     }
     return mRim && type != DataType::kFLOAT ? numbers * sizeof(float) : 0;
-  }
-
-  void checkHead(Shapes::Expression width, int64_t heads, char const* name) const {
-    int64_t const count = mHeadMajor ? 1 : heads;
-    int64_t const known = Shapes::known(width);
-    if (known < 0 || known % count != 0 || known / count > kLargestHead) {
-      refuse("the last axis of ", name, " has to be known when the engine is built, ", count, " heads of at most ",
-             kLargestHead);
-    }
   }
 
   int64_t mHeads{1};

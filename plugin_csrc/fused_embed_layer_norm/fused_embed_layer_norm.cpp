@@ -58,7 +58,7 @@ class FusedEmbedLayerNorm final : public Operator {
     int64_t const batch = output.size(0);
     int64_t const positions = output.size(1);
     int64_t const width = output.size(2);
-    std::string const kernel = kernelName(run.type(), width);
+    KernelVariant const& kernel = findKernel(kernelName(run.type(), width));
     Arguments arguments;
     for (int32_t slot = 0; slot < kSlots; ++slot) {
       arguments.pointer(run.input(ids(used(slot))).data);
@@ -78,7 +78,7 @@ class FusedEmbedLayerNorm final : public Operator {
     arguments.integer(bits([&](int32_t slot) { return run.input(ids(slot)).size(0) == 1; }));
     arguments.integer(bits([&](int32_t slot) { return run.input(ids(slot)).size(1) == 1; }));
     arguments.integer(run.kind("gamma")).integer(run.kind("beta")).integer(run.makes("embedding_sum") ? 1 : 0);
-    int64_t const programs = width == 0 ? 0 : ceilDivide(batch * positions, findKernel(kernel).constant("ROWS"));
+    int64_t const programs = width == 0 ? 0 : ceilDivide(batch * positions, kernel.constant("ROWS"));
     run.launch(kernel, {programs}, arguments);
   }
 

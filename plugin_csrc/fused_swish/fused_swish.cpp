@@ -12,10 +12,10 @@ class FusedSwish final : public Operator {
 
   void run(Run const& run) const override {
     Tensor const& x = run.input("x");
-    std::string const kernel = std::string("fused_swish.") + run.type();
+    KernelVariant const& kernel = findKernel(std::string("fused_swish.") + run.type());
     Arguments arguments;
     arguments.pointer(x.data).pointer(run.output("output").data).integer(x.elements()).float32(mBeta);
-    run.launch(kernel, {ceilDivide(x.elements(), findKernel(kernel).constant("BLOCK"))}, arguments);
+    run.launch(kernel, {ceilDivide(x.elements(), kernel.constant("BLOCK"))}, arguments);
   }
 
  private:

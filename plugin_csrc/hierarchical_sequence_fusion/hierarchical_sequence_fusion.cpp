@@ -51,7 +51,7 @@ class HierarchicalSequenceFusion final : public Operator {
     Tensor const& x = run.input("x");
     Tensor const& embeddings = run.input("level_embeddings");
     int64_t const width = x.size(2);
-    std::string const kernel = kernelName(run.type(), width, embeddings.size(0));
+    KernelVariant const& kernel = findKernel(kernelName(run.type(), width, embeddings.size(0)));
     Arguments arguments;
     arguments.pointer(x.data).pointer(embeddings.data).pointer(run.dataOr("level_mask", x.data));
     arguments.pointer(run.output("y").data).pointer(run.dataOr("level_weights", x.data));
@@ -63,7 +63,7 @@ class HierarchicalSequenceFusion final : public Operator {
     for (size_t slot = 0; slot < kSlots; ++slot) {
       arguments.float32(slot < mFactors.size() ? mFactors[slot] : 0.0F);
     }
-    run.launch(kernel, {ceilDivide(x.rows(), findKernel(kernel).constant("ROWS"))}, arguments);
+    run.launch(kernel, {ceilDivide(x.rows(), kernel.constant("ROWS"))}, arguments);
   }
 
  private:

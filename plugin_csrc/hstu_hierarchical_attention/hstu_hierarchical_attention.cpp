@@ -2,12 +2,12 @@
 // plugin_csrc/kernels/hstu_hierarchical_attention.py for the maths and the arguments of its kernels
 #include <algorithm>
 
+#include "../base/heads.h"
 #include "../base/norm_rows.h"
 
 namespace gr {
 namespace {
 
-constexpr int64_t kLargestHead = 256;
 constexpr int32_t kLayerNorm = 1;  // as the kernels count norms
 
 class HSTUHierarchicalAttention final : public Operator {
@@ -40,9 +40,9 @@ class HSTUHierarchicalAttention final : public Operator {
     for (char const* name : {"q", "k"}) {
       Shapes::Expression const width = shapes.input(name, 3).d[2];
       Shapes::requireEqual(width, shapes.input("q", 3).d[2], "the last axes of q and k");
-      checkHead(width, name);
+      checkHeads(width, mHeads, name);
     }
-    checkHead(v.d[2], "v");
+    checkHeads(v.d[2], mHeads, "v");
     for (char const* name : {"bias", "mask", "scale"}) {
       if (node.hasInput(name)) {
         shapes.input(name, 4);
@@ -68,7 +68,7 @@ class HSTUHierarchicalAttention final : public Operator {
     void* const output = wide ? run.workspace() : y.data;
     int64_t const length = q.size(1);
     int64_t const valueSize = v.size(2) / mHeads;
-    std::string const kernel = kernelName(run.type(), q.size(2) / mHeads, valueSize);
+    KernelVariant const& kernel = findKernel(kernelName(run.type(), q.size(2) / mHeads, valueSize));
     bool const perHead = mNorm == Norm::kGroup && run.has("gamma") && run.input("gamma").elements() == mHeads;
     bool const headNorm = mNorm != Norm::kNone && !isNormedAfter();
     Arguments arguments;
@@ -100,7 +100,7 @@ class HSTUHierarchicalAttention final : public Operator {
       arguments.integer(run.kind("bias")).integer(run.kind("mask")).integer(run.kind("scale"));
     }
     arguments.integer(run.integerKind("lengths")).integer(run.kind("gamma")).integer(run.kind("beta")).integer(wide ? 2 : 1);
-    int64_t const tiles = ceilDivide(length, findKernel(kernel).constant("ROWS"));
+    int64_t const tiles = ceilDivide(length, kernel.constant("ROWS"));
     run.launch(kernel, {valueSize == 0 ? 0 : q.size(0) * mHeads * tiles}, arguments);
     if (isNormedAfter()) {
       NormRows rows{v.rows(), v.size(2), kLayerNorm, mEpsilon, output, y.data};
@@ -119,25 +119,14 @@ class HSTUHierarchicalAttention final : public Operator {
   // A norm over all heads does not fit into the kernel of one head: norm_rows follows.
   bool isNormedAfter() const { return mNorm == Norm::kLayer && mHeads > 1; }
 
-  void checkHead(Shapes::Expression width, char const* name) const {
-    int64_t const known = Shapes::known(width);
-    if (known < 0 || known % mHeads != 0 || known / mHeads > kLargestHead) {
-      refuse("the last axis of ", name, " has to be known when the engine is built, ", mHeads, " heads of at most ",
-             kLargestHead);
-    }
-  }
-
   // As `pick` in hstu_hierarchical_attention.py.
   std::string kernelName(char const* type, int64_t size, int64_t valueSize) const {
-    int64_t const larger = std::max(size, valueSize);
-    bool aligned = size % 16 == 0 && valueSize % 16 == 0;
-    int64_t held = aligned ? (larger <= 32 ? 32 : larger <= 64 ? 64 : larger <= 128 ? 128 : 256) : (larger <= 64 ? 64 : 256);
+    HeldSize held = heldSize(size, valueSize);
     if (mLevels) {
-      aligned = aligned && held <= 64;
-      held = aligned ? 64 : 256;
+      bool const small = held.aligned && held.size <= 64;
+      held = {small ? 64 : 256, small};
     }
-    std::string const mode = mLevels ? "level_softmax" : "silu";
-    return "hstu_hierarchical_attention." + mode + "." + type + ".d" + std::to_string(held) + (aligned ? "" : ".any");
+    return std::string("hstu_hierarchical_attention.") + (mLevels ? "level_softmax." : "silu.") + type + "." + held.suffix();
   }
 
   int64_t mHeads{1};

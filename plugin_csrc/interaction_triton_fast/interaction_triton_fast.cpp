@@ -75,7 +75,7 @@ class InteractionTritonFast final : public Operator {
     }
     int64_t const pairs = features * (features - 1) / 2 + features * mDiagonal;
     int64_t const stride = pairs + (mDense == Dense::kNone ? 0 : size);
-    std::string const kernel = kernelName(run.type(), features, size);
+    KernelVariant const& kernel = findKernel(kernelName(run.type(), features, size));
     Arguments arguments;
     for (int64_t slot = 0; slot < kSlots; ++slot) {
       arguments.pointer(inputs[static_cast<size_t>(slot < given ? slot : 0)].data);
@@ -84,7 +84,7 @@ class InteractionTritonFast final : public Operator {
     arguments.integer(static_cast<int32_t>(mForm)).integer(mUpper).integer(mDiagonal);
     arguments.integer(mDense == Dense::kFirst ? size : 0);
     arguments.integer(mDense == Dense::kNone ? -1 : mDense == Dense::kFirst ? 0 : pairs).integer(stride);
-    int64_t const tiles = stride == 0 ? 0 : ceilDivide(batch, findKernel(kernel).constant("SAMPLES"));
+    int64_t const tiles = stride == 0 ? 0 : ceilDivide(batch, kernel.constant("SAMPLES"));
     run.launch(kernel, {std::min(tiles, kProgramsOfMultiprocessor * multiprocessors())}, arguments);
   }
 

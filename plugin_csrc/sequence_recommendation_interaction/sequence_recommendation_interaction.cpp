@@ -48,7 +48,7 @@ class SequenceRecommendationInteraction final : public Operator {
     int64_t const size = items.size(2);
     std::string const name = "sequence_recommendation_interaction.";
     if (run.makes("scores") || run.makes("short_term") || run.makes("long_term")) {
-      std::string const kernel = name + "interests." + run.type();
+      KernelVariant const& kernel = findKernel(name + "interests." + run.type());
       Arguments arguments;
       arguments.pointer(items.data);
       for (char const* tensor : {"user", "time_weights", "mask", "scores", "short_term", "long_term"}) {
@@ -59,14 +59,14 @@ class SequenceRecommendationInteraction final : public Operator {
       for (char const* tensor : {"scores", "short_term", "long_term"}) {
         arguments.integer(run.makes(tensor) ? 1 : 0);
       }
-      run.launch(kernel, {batch * ceilDivide(size, findKernel(kernel).constant("BLOCK"))}, arguments);
+      run.launch(kernel, {batch * ceilDivide(size, kernel.constant("BLOCK"))}, arguments);
     }
     if (run.makes("cooccurrence")) {
-      std::string const kernel = name + "cooccurrence." + run.type();
+      KernelVariant const& kernel = findKernel(name + "cooccurrence." + run.type());
       Arguments arguments;
       arguments.pointer(items.data).pointer(run.dataOr("mask", items.data)).pointer(run.output("cooccurrence").data);
       arguments.integer(length).integer(size).float32(mDecay).integer(run.kind("mask"));
-      int64_t const tiles = ceilDivide(length, findKernel(kernel).constant("ROWS"));
+      int64_t const tiles = ceilDivide(length, kernel.constant("ROWS"));
       run.launch(kernel, {batch * tiles * tiles}, arguments);
     }
   }

@@ -1,0 +1,24 @@
+// What the attention operators share: which heads there are kernels for, and how their variants are called.
+#pragma once
+
+#include <string>
+
+#include "operator.h"
+
+namespace gr {
+
+// The end of a kernel's name for heads of these sizes, as `held_size` in plugin_csrc/kernels/hstu_hierarchical_attention.py:
+// "d64", or "d64.any" for sizes that are no multiples of 16.
+struct HeldSize {
+  int64_t size;
+  bool aligned;
+
+  std::string suffix() const { return "d" + std::to_string(size) + (aligned ? "" : ".any"); }
+};
+
+HeldSize heldSize(int64_t size, int64_t valueSize);
+
+// Refuses a last axis that is not known when the engine is built, or is not `heads` heads that a kernel takes.
+void checkHeads(Shapes::Expression width, int64_t heads, char const* name);
+
+}  // namespace gr
