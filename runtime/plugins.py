@@ -218,8 +218,10 @@ def described(path: Path) -> Library | None:
     """What the file beside a library says of it; None where there is none.
 
     Raises:
-        UsageError: the library is not the one that was built: cut short, damaged, or replaced.
+        UsageError: there is no such library, or it is not the one that was built: cut short, damaged, or replaced.
     """
+    if not path.is_file():
+        raise UsageError(f"There is no plugin library {path}.", "Build one: onnx-fuse plugins build.")
     try:
         facts = json.loads(_record(path).read_text())
         library = Library(path=path, **{**facts, "architectures": tuple(facts["architectures"])})

@@ -186,6 +186,9 @@ def test_a_library_that_is_not_what_was_built(tmp_path: Path) -> None:
     copy.with_name(f"{copy.name}.json").write_text("{")
     with pytest.raises(UsageError, match="cannot be read"):
         plugins.described(copy)
+    copy.unlink()
+    with pytest.raises(UsageError, match="There is no plugin library"):
+        plugins.described(copy)
 
 
 def test_the_library_registers_itself_for_callers_from_c() -> None:
