@@ -142,11 +142,16 @@ def _counts(view: View, value: str, axis: int) -> bool:
     shape = view.shape(value) or ()
     if len(shape) < -axis or any(dim != 1 for place, dim in enumerate(shape) if place != len(shape) + axis):
         return False
+    return counts_up(view, value, ("Reshape", "Unsqueeze"))
+
+
+def counts_up(view: View, value: str, through: Sequence[str]) -> bool:
+    """Whether the elements of a value are 0, 1, 2, ...: a constant, or a Range that operators of these types only reshape or cast."""
     array = view.constant(value)
     if array is not None:
-        return bool(np.array_equal(np.asarray(array).reshape(-1), np.arange(array.size)))
+        return bool(np.array_equal(array.reshape(-1), np.arange(array.size)))
     node = view.producer(value)
-    while node is not None and node.domain == "" and node.op_type in ("Reshape", "Unsqueeze"):
+    while node is not None and node.domain == "" and node.op_type in through:
         node = view.producer(node.inputs[0])
     if node is None or node.domain != "" or node.op_type != "Range":
         return False

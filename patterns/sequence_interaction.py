@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.dsl import Attribute, Constant, Pattern, Scalar
 from onnx_fuse.patterns.interface import Match, View
+from onnx_fuse.patterns.masks import counts_up
 from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
 
 OUTPUTS = ("scores", "short_term", "long_term", "cooccurrence")
@@ -277,15 +278,7 @@ def _counts_up(view: View, value: str, size: Any, axis: int) -> bool:
     place = len(shape) - 1 - axis
     if shape[place] != size or any(dim != 1 for index, dim in enumerate(shape) if index != place):
         return False
-    constant = view.constant(value)
-    if constant is not None:
-        return bool(np.array_equal(constant.reshape(-1), np.arange(constant.size)))
-    node = view.producer(value)
-    while node is not None and node.domain == "" and node.op_type in ("Reshape", "Cast"):
-        node = view.producer(node.inputs[0])
-    if node is None or node.domain != "" or node.op_type != "Range":
-        return False
-    return view.scalar(node.inputs[0]) == 0 and view.scalar(node.inputs[2]) == 1
+    return counts_up(view, value, ("Reshape", "Cast"))
 
 
 def sequence_body(  # type: ignore[no-untyped-def]
