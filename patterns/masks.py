@@ -146,7 +146,7 @@ def _counts(view: View, value: str, axis: int) -> bool:
 
 
 def counts_up(view: View, value: str, through: Sequence[str]) -> bool:
-    """Whether the elements of a value are 0, 1, 2, ...: a constant, or a Range that operators of these types only reshape or cast."""
+    """Whether elements are 0, 1, 2, ...: a constant, or a Range that operators of these types only reshape or cast."""
     array = view.constant(value)
     if array is not None:
         return bool(np.array_equal(array.reshape(-1), np.arange(array.size)))
