@@ -32,6 +32,7 @@ from onnx_fuse.passes.compare import TOLERANCES, Comparison, compare, tolerance
 from onnx_fuse.passes.draw import DRAWS, draw_inputs, input_specs
 from onnx_fuse.passes.emit import Functions
 from onnx_fuse.passes.files import write_file
+from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report
 from onnx_fuse.runtime import ort
 
@@ -219,7 +220,7 @@ class _Reference:
         self.torch = torch
         self.module = module
         self.outputs = [value.name for value in model.graph.output]
-        self.rtol = max(tolerance(model), TOLERANCES["float16"] if _precision(model) == "bfloat16" else 0.0)
+        self.rtol = max(tolerance(model), TOLERANCES["float16"] if precision_of(model) == "bfloat16" else 0.0)
         held = {tensor.name for tensor in model.graph.initializer}
         names = [value.name for value in model.graph.input if value.name not in held]
         self.given = torch_export.named_inputs(module, args, kwargs, None)
@@ -369,7 +370,7 @@ def _build(
             {"name": value.name, "dtype": _type_name(value), "shape": _dims(value)} for value in model.graph.output
         ],
         "sizes": {name: _range(values) for name, values in sizes.items()},
-        "precision": _precision(model),
+        "precision": precision_of(model),
         "strongly_typed": True,
         "plugin_libraries": libraries,
         "operators": _operators(result.model),
@@ -399,20 +400,6 @@ def _dims(value: onnx.ValueInfoProto) -> list[int | str]:
 
 def _type_name(value: onnx.ValueInfoProto) -> str:
     return str(TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
-
-
-def _precision(model: ModelProto) -> str:
-    """The float type that most weights have."""
-    count = dict.fromkeys(_PRECISIONS, 0)
-    names: dict[int, str] = {
-        TensorProto.FLOAT: "float32",
-        TensorProto.FLOAT16: "float16",
-        TensorProto.BFLOAT16: "bfloat16",
-    }
-    for tensor in model.graph.initializer:
-        if tensor.data_type in names:
-            count[names[tensor.data_type]] += int(np.prod(tensor.dims, dtype=np.int64))
-    return max(count, key=lambda name: count[name])
 
 
 def _operators(model: ModelProto) -> list[dict[str, Any]]:

@@ -268,10 +268,9 @@ class _Flow:
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def _assign(specs: Sequence[InputSpec], draw: Draw) -> dict[str, int]:
-    """Symbol -> size, for every symbol of the inputs."""
-    first: dict[str, bool] = {}  # symbol -> it is nowhere but on a first axis, or called a batch
-    sums: dict[str, ast.expr] = {}
+def symbols(specs: Sequence[InputSpec]) -> dict[str, bool]:
+    """The symbols that sizes can be chosen for -> whether each is like a batch: only ever a first axis, or called one."""
+    first: dict[str, bool] = {}
     for spec in specs:
         for axis, dim in enumerate(spec.dims or ()):
             if not isinstance(dim, str):
@@ -280,17 +279,30 @@ def _assign(specs: Sequence[InputSpec], draw: Draw) -> dict[str, int]:
             if expression is None:
                 first[dim] = (first.get(dim, True) and axis == 0) or "batch" in dim.lower()
             else:
-                sums[dim] = expression
                 for part in ast.walk(expression):
                     if isinstance(part, ast.Name):
                         first.setdefault(part.id, False)
+    return first
+
+
+def with_sums(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes, with those that follow from them: "past + sequence"."""
+    sums: dict[str, int] = {}
+    for dim in (dim for spec in specs for dim in spec.dims or () if isinstance(dim, str)):
+        expression = _expression(dim)
+        if expression is not None:
+            sums[dim] = max(_evaluate(expression, sizes), 0)
+    return {**sums, **sizes}
+
+
+def _assign(specs: Sequence[InputSpec], draw: Draw) -> dict[str, int]:
+    """Symbol -> size, for every symbol of the inputs."""
     sizes: dict[str, int] = {}
     counts = {True: 0, False: 0}
-    for symbol, is_batch in first.items():
+    for symbol, is_batch in symbols(specs).items():
         sizes[symbol] = (draw.batch if is_batch else draw.length) + (0 if draw.equal else counts[is_batch])
         counts[is_batch] += 1
-    sizes.update({dim: max(_evaluate(expression, sizes), 0) for dim, expression in sums.items()})
-    return sizes
+    return with_sums(specs, sizes)
 
 
 def _expression(symbol: str) -> ast.expr | None:

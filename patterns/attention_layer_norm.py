@@ -212,6 +212,7 @@ FusedAttentionLayerNorm = FusedOp(
         "layout",
     ),
     types=FLOATS,
+    float32_inputs=("attention_bias", "out_bias", "gamma", "beta"),
     body=attention_body,
     structure=lambda attributes: {"grouped": attributes["num_heads"] != attributes["num_key_value_heads"]},
 )

@@ -73,6 +73,7 @@ FusedEmbedLayerNorm = FusedOp(
     outputs=("output", "embedding_sum"),
     attributes=("num_tables", "norm", "epsilon"),
     types=FLOATS,
+    float32_inputs=("table_*", "gamma", "beta"),
     body=embed_body,
     structure=lambda attributes: {"tables": attributes["num_tables"]},
 )

@@ -344,6 +344,7 @@ HSTUHierarchicalAttention = FusedOp(
     ),
     outputs=("y",),
     types=FLOATS,
+    float32_inputs=("bias", "scale", "gamma", "beta"),
     body=hstu_body,
     structure=lambda attributes: {
         "is_causal": bool(attributes["causal"]),

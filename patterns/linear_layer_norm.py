@@ -47,6 +47,7 @@ FusedLinearLayerNorm = FusedOp(
     inputs=("x", "weight", "bias", "gamma", "beta"),
     attributes=("norm", "epsilon"),
     types=FLOATS,
+    float32_inputs=("bias", "gamma", "beta"),
     body=linear_body,
 )
 

@@ -36,6 +36,7 @@ class FusedOp:
         structure: further facts that shape the body, worked out from the attributes, for example {"grouped": True}.
         types: element types (TensorProto.DataType) of the first output that the operator is for; None for any.
         domain, plugin_version, plugin_namespace: what the node's attributes say to TensorRT; the namespace is the domain if None.
+        float32_inputs: inputs that may be float32 in a float16 or bfloat16 node; "table_*" as in `inputs`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class FusedOp:
     plugin_version: str = "1"
     plugin_namespace: str | None = None
     types: frozenset[int] | None = None
+    float32_inputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.domain in ("", "ai.onnx"):
@@ -70,6 +72,10 @@ class FusedOp:
         before = [name for name in self.inputs[:place] if inputs.get(name)]
         after = [name for name in self.inputs[place:] if "*" not in name and inputs.get(name)]
         return [*before, *variadic, *after]
+
+    def may_be_float32(self, name: str) -> bool:
+        """Whether an input may be float32 while the node's other inputs are of a narrower type."""
+        return any(fnmatch.fnmatchcase(name, item) for item in self.float32_inputs)
 
     def _first_variadic(self) -> int:
         return next((index for index, name in enumerate(self.inputs) if "*" in name), len(self.inputs))

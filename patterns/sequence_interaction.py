@@ -335,6 +335,7 @@ SequenceRecommendationInteraction = FusedOp(
     outputs=OUTPUTS,
     attributes=("short_window", "decay", "normalize"),
     types=FLOATS,
+    float32_inputs=("time_weights",),
     body=sequence_body,
     structure=lambda attributes: {"normalized": bool(attributes["normalize"])},
 )

@@ -63,6 +63,7 @@ FusedSkipLayerNorm = FusedOp(
     outputs=("output", "residual_sum"),
     attributes=("norm", "epsilon"),
     types=FLOATS,
+    float32_inputs=("bias", "gamma", "beta"),
     body=skip_body,
 )
 

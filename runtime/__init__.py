@@ -1,0 +1,35 @@
+"""From a fused model to an engine that serves.
+
+    built = onnx_fuse.runtime.build("fused.onnx", "model.plan")
+
+Everything here is imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+_EXPORTS = {
+    "build": "onnx_fuse.runtime.builder",
+    "Built": "onnx_fuse.runtime.builder",
+    "EngineConfig": "onnx_fuse.runtime.config",
+    "read_shapes": "onnx_fuse.runtime.config",
+}
+
+__all__ = ["Built", "EngineConfig", "build", "read_shapes"]
+
+if TYPE_CHECKING:
+    from onnx_fuse.runtime.builder import Built, build
+    from onnx_fuse.runtime.config import EngineConfig, read_shapes
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

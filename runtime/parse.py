@@ -56,6 +56,7 @@ class ParseResult:
         plugins: names of the nodes that became plugin layers.
         inlined: `domain::operator` -> number of calls replaced by the function body of the model, since no plugin takes them.
         errors: the complaints; empty if and only if accepted.
+        mistaken: names of nodes meant for a plugin that TensorRT took for operators of its own, as no plugin is registered.
         inputs, outputs: as TensorRT sees them.
         module, version: the Python module that parsed.
         log: warnings and errors it logged, each `SEVERITY: text`, and our warning of nodes it takes for others.
@@ -66,6 +67,7 @@ class ParseResult:
     plugins: tuple[str, ...]
     inlined: dict[str, int]
     errors: tuple[ParseIssue, ...]
+    mistaken: tuple[str, ...]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     module: str
@@ -112,19 +114,22 @@ def parse_network(
     trt = tensorrt.module()
     tensorrt.load_plugins(libraries.find() if plugins is None else plugins)
     builder = trt.Builder(tensorrt.logger())
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network = builder.create_network(tensorrt.network_flags())
     parser = trt.OnnxParser(network, tensorrt.logger())
 
-    registry = trt.get_plugin_registry()
-    prepared, inlined = inline_bodies(_own_copy(model), lambda node: _is_plugin(node, registry))
+    prepared, inlined = inline_bodies(_own_copy(model), is_plugin)
     # The parser only looks at the folder of this path; the file need not exist.
     path = model if isinstance(model, (str, Path)) else Path(base_dir or ".") / "model.onnx"
     with tensorrt.logged() as log:
         taken = parser.parse(_serialized(prepared), str(Path(path).absolute()))
+    mistaken = [
+        node
+        for node in nodes_of(prepared.graph.node)
+        if text_of(node, "plugin_namespace") and parser.supports_operator(node.op_type) and not is_plugin(node)
+    ]
     log += [
         f"WARNING: no plugin is registered for node {node.name}; TensorRT read it as its own operator {node.op_type}."
-        for node in _nodes(prepared.graph.node)
-        if _text(node, "plugin_namespace") and parser.supports_operator(node.op_type) and not _is_plugin(node, registry)
+        for node in mistaken
     ]
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     errors = tuple(_issue(parser.get_error(index)) for index in range(parser.num_errors))
@@ -139,6 +144,7 @@ def parse_network(
         plugins=tuple(layer.name for layer in layers if layer.type.name.startswith("PLUGIN")),
         inlined=dict(sorted(inlined.items())),
         errors=errors,
+        mistaken=tuple(node.name for node in mistaken),
         inputs=tuple(_tensor(network.get_input(index)) for index in range(network.num_inputs)),
         outputs=tuple(_tensor(network.get_output(index)) for index in range(network.num_outputs)),
         module=trt.__name__,
@@ -167,7 +173,7 @@ def inline_bodies(model: ModelProto, is_plugin: Callable[[NodeProto], bool]) -> 
     inlined: Counter[str] = Counter()
 
     def give_bodies(nodes: Iterable[NodeProto], prefix: str, callers: tuple[tuple[str, str, str], ...]) -> None:
-        for node in _nodes(nodes):
+        for node in nodes_of(nodes):
             node.name = prefix + (node.name or f"node_of_{next(iter(node.output), node.op_type)}")
             call = (node.domain, node.op_type, node.overload)
             if is_plugin(node) or call not in bodies:
@@ -211,14 +217,14 @@ def inline_bodies(model: ModelProto, is_plugin: Callable[[NodeProto], bool]) -> 
     return model, inlined
 
 
-def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+def nodes_of(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     """The nodes, and those of their subgraphs, in order."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
             if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
                 for graph in (attribute.g, *attribute.graphs):
-                    yield from _nodes(graph.node)
+                    yield from nodes_of(graph.node)
 
 
 def _own_copy(model: ModelProto | str | Path) -> ModelProto:
@@ -243,23 +249,28 @@ def _serialized(model: ModelProto) -> bytes:
         ) from error
 
 
-def _text(node: NodeProto, name: str) -> str:
+def text_of(node: NodeProto, name: str) -> str:
+    """The text in an attribute, "" where the node does not carry it."""
     return next((attribute.s.decode() for attribute in node.attribute if attribute.name == name), "")
 
 
-def _is_plugin(node: NodeProto, registry: Any) -> bool:
+def is_plugin(node: NodeProto) -> bool:
     """Whether TensorRT makes a plugin of the node even where the model has a body, or TensorRT an importer, of that name.
 
     It does so when `plugin_namespace` leads to a registered creator. The domain leads to one only where there is neither.
     """
-    version = _text(node, "plugin_version") or "1"
-    namespaces = filter(None, (_text(node, "plugin_namespace"), node.domain))
-    registered = [
-        namespace for namespace in namespaces if registry.get_creator(node.op_type, version, namespace) is not None
-    ]
-    if registered:
+    named = creator(node, text_of(node, "plugin_namespace"))
+    if named is not None or creator(node, node.domain) is not None:
         tensorrt.require_plugin_nodes()
-    return _text(node, "plugin_namespace") in registered
+    return named is not None
+
+
+def creator(node: NodeProto, namespace: str) -> Any:
+    """The plugin creator that is registered for a node in a namespace; None where there is none, or no namespace."""
+    if not namespace:
+        return None
+    version = text_of(node, "plugin_version") or "1"
+    return tensorrt.module().get_plugin_registry().get_creator(node.op_type, version, namespace)
 
 
 def _issue(error: Any) -> ParseIssue:

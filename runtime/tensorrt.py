@@ -14,8 +14,9 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,16 +96,20 @@ def logger() -> Any:
     """The one logger of this process, silent and read through `logged`. (TensorRT keeps to the first it is given.)"""
     trt = module()
     # A lookup, as `severity.name` costs microseconds and TensorRT logs several verbose messages a node.
-    kept = {getattr(trt.ILogger, name): name for name in ("INTERNAL_ERROR", "ERROR", "WARNING")}
+    names = {getattr(trt.ILogger, name): name for name in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")}
+    kept = set(list(names)[:3])
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.messages: list[str] = []
+            self.listener: Callable[[str], None] | None = None
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in kept:
-                self.messages.append(f"{kept[severity]}: {msg.strip()}")
+                self.messages.append(f"{names[severity]}: {msg.strip()}")
+            if self.listener is not None:
+                self.listener(f"{names[severity]}: {msg.strip()}")
 
     return Logger()
 
@@ -118,6 +123,80 @@ def logged() -> Iterator[list[str]]:
         yield messages
     finally:
         logger().messages = []
+
+
+@contextmanager
+def listening(listener: Callable[[str], None] | None) -> Iterator[None]:
+    """Hands all that TensorRT logs inside the `with`, verbose messages too, to a function."""
+    logger().listener = listener
+    try:
+        yield
+    finally:
+        logger().listener = None
+
+
+def network_flags() -> int:
+    """What `create_network` is given: types are those of the model. (Where no flag says so, there are no other networks.)"""
+    flag = getattr(module().NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+@dataclass(frozen=True)
+class Features:
+    """How building differs between the modules:
+
+    |                             | tensorrt 10, 11         | tensorrt_rtx                                   |
+    | --------------------------- | ----------------------- | ---------------------------------------------- |
+    | builds for                  | the GPU of the machine  | `targets`; without any, all from `portable` on |
+    | needs a GPU to build        | yes                     | no                                             |
+    | measures, and can keep it   | yes, in a timing cache  | no: kernels are made on the GPU that runs it   |
+
+    Attributes:
+        targets: compute capabilities that an engine can be built for ahead of time; empty where that is not possible.
+        portable: compute capabilities that an engine without a target is for.
+        timing_cache: whether there is one.
+    """
+
+    targets: tuple[str, ...]
+    portable: tuple[str, ...]
+    timing_cache: bool
+
+
+def features() -> Features:
+    """What the module of this environment can do."""
+    trt = module()
+    capabilities = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
+    targets = tuple(name for name in capabilities if name.startswith("SM"))
+    if not targets or not hasattr(trt.IBuilderConfig, "set_compute_capability"):
+        return Features((), (), timing_cache=True)
+    return Features(targets, ("SM80", "SM86", "SM89", "SM120"), timing_cache=False)
+
+
+def device() -> str | None:
+    """The GPU that TensorRT would build for: its name and compute capability, "NVIDIA L4 SM89"; None where there is none.
+
+    Raises:
+        UsageError: cuda-python, which asks for it, is not installed.
+    """
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise UsageError(
+            f"The GPU of this machine cannot be asked for: {error}.",
+            "Install cuda-python: pip install 'cuda-python<14'",
+        ) from error
+    try:
+        done, *_ = driver.cuInit(0)
+        done, first = driver.cuDeviceGet(0) if not int(done) else (done, None)
+    except RuntimeError:  # no driver library
+        return None
+    if int(done):
+        return None
+    which = driver.CUdevice_attribute
+    _, major = driver.cuDeviceGetAttribute(which.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, first)
+    _, minor = driver.cuDeviceGetAttribute(which.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, first)
+    _, name = driver.cuDeviceGetName(128, first)
+    return f"{name.decode().rstrip(chr(0))} SM{major}{minor}"
 
 
 def load_plugins(libraries: Iterable[str | Path]) -> None:

@@ -1,0 +1,99 @@
+"""How far a model in a narrower type is from the float32 model: both run in ONNX Runtime on the same random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from onnx_fuse.errors import ModelError
+from onnx_fuse.passes.compare import Comparison, compare
+from onnx_fuse.passes.draw import DRAWS, draw_shapes, input_specs
+from onnx_fuse.passes.evidence import Original, as_arrays, drawn_evidence
+from onnx_fuse.passes.memory import available_bytes, needed_bytes
+from onnx_fuse.passes.precision import Converted, rounded
+from onnx_fuse.passes.verification import Rejected
+from onnx_fuse.runtime import ort
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What was measured.
+
+    Attributes:
+        relative: output -> its largest difference, relative to its largest magnitude.
+        cases: number of sets of inputs.
+        broken: a sentence for each output that is NaN or infinite where the float32 model's is not.
+        emulated: the arithmetic was float32, rounded to the narrow type after every node.
+        skipped: why nothing was measured; None where something was.
+    """
+
+    relative: dict[str, float]
+    cases: int = 0
+    broken: tuple[str, ...] = ()
+    emulated: bool = False
+    skipped: str | None = None
+
+    @property
+    def worst(self) -> float:
+        """The largest of the differences."""
+        return max(self.relative.values(), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def measure(original: ModelProto, converted: Converted, precision: str, base_dir: str | Path | None = None) -> Accuracy:
+    """Compares a model that `passes.precision.convert` made with the model it was made of.
+
+    Args:
+        original, converted: both with bodies for their fused nodes.
+        precision: what it was converted to. bfloat16 is emulated: ONNX Runtime's CPU provider has too few kernels for it.
+        base_dir: folder of external data.
+    """
+    emulated = precision == "bfloat16"
+    narrow = rounded(converted, precision) if emulated else converted.model
+    try:
+        specs = input_specs(original)
+        shapes = draw_shapes(specs, max(DRAWS, key=lambda draw: draw.batch * draw.length))
+        need, have = needed_bytes(original, narrow, shapes), available_bytes()
+        if have is not None and need > have:
+            sentence = (
+                f"running the models takes about {need / 1e9:.1f} GB of memory, {have / 1e9:.1f} GB is available."
+            )
+            return Accuracy({}, emulated=emulated, skipped=sentence)
+        reference = Original(original, base_dir, ())
+        reference.open()
+        session = ort.session(narrow, base_dir=base_dir)
+        rejected: list[Rejected] = []
+        found: list[Comparison] = []
+        cases = 0
+        for evidence in drawn_evidence(reference, specs, 0, rejected):
+            cases += 1
+            outputs = as_arrays(ort.run(session, evidence.inputs))
+            found += [compare(name, want, outputs[name], float("inf")) for name, want in evidence.expected.items()]
+    except ModelError as error:
+        return Accuracy({}, emulated=emulated, skipped=error.cause)
+    if not cases:
+        return Accuracy({}, emulated=emulated, skipped=f"the model runs on no random inputs: {rejected[-1].reason}")
+    return Accuracy(_worst(found), cases, _broken(found), emulated)
+
+
+def _worst(found: Sequence[Comparison]) -> dict[str, float]:
+    worst: dict[str, float] = {}
+    for one in found:
+        worst[one.output] = max(worst.get(one.output, 0.0), one.relative)
+    return worst
+
+
+def _broken(found: Sequence[Comparison]) -> tuple[str, ...]:
+    """Differences that no tolerance covers: other NaN or infinite values, other integers."""
+    first: dict[str, str] = {}
+    for one in found:
+        if one.problem is not None:
+            first.setdefault(one.output, f"output {one.output} {one.problem}")
+    return tuple(first.values())
