@@ -100,10 +100,10 @@ def _build(model: Path, out: Path, settings: EngineConfig, quiet: bool, verbose:
         built = builder.build(
             model, out, settings, progress=progress, listener=(lambda line: say(errors, line)) if verbose else None
         )
-    if built.rebuilt is not None and not quiet:
-        say(errors, f"warning: {built.rebuilt} It was built again.", "yellow")
-    for warning in built.warnings:
-        say(errors, f"warning: {warning}", "yellow")
+    if not quiet:
+        rebuilt = [f"{built.rebuilt} It was built again."] if built.rebuilt else []
+        for warning in (*rebuilt, *built.warnings):
+            say(errors, f"warning: {warning}", "yellow")
     return built
 
 
@@ -146,9 +146,8 @@ def _show_precision(console: Console, built: Built) -> None:
     if accuracy.skipped is not None:
         indented(console, f"Not compared with float32: {accuracy.skipped}", 2, "yellow")
         return
-    how = ", its arithmetic emulated" if accuracy.emulated else ""
     indented(
-        console, f"Against float32 in ONNX Runtime{how}, {counted(accuracy.cases, 'case')}; largest difference:", 2
+        console, f"Emulated in ONNX Runtime, largest differences from float32 in {counted(accuracy.cases, 'case')}:", 2
     )
     for name, difference in accuracy.relative.items():
         indented(console, f"{name}: {difference:.1e} of its largest magnitude", 6)

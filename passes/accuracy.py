@@ -27,14 +27,12 @@ class Accuracy:
         relative: output -> its largest difference, relative to its largest magnitude.
         cases: number of sets of inputs.
         broken: a sentence for each output that is NaN or infinite where the float32 model's is not.
-        emulated: the arithmetic was float32, rounded to the narrow type after every node.
         skipped: why nothing was measured; None where something was.
     """
 
     relative: dict[str, float]
     cases: int = 0
     broken: tuple[str, ...] = ()
-    emulated: bool = False
     skipped: str | None = None
 
     @property
@@ -52,11 +50,11 @@ def measure(original: ModelProto, converted: Converted, precision: str, base_dir
 
     Args:
         original, converted: both with bodies for their fused nodes.
-        precision: what it was converted to. bfloat16 is emulated: ONNX Runtime's CPU provider has too few kernels for it.
+        precision: what it was converted to. Its arithmetic is emulated, see `passes.precision.rounded`: ONNX Runtime's CPU provider
+            has few kernels for bfloat16, and runs float16 in float32 without rounding from node to node.
         base_dir: folder of external data.
     """
-    emulated = precision == "bfloat16"
-    narrow = rounded(converted, precision) if emulated else converted.model
+    narrow = rounded(converted, precision)
     try:
         specs = input_specs(original)
         shapes = draw_shapes(specs, max(DRAWS, key=lambda draw: draw.batch * draw.length))
@@ -65,7 +63,7 @@ def measure(original: ModelProto, converted: Converted, precision: str, base_dir
             sentence = (
                 f"running the models takes about {need / 1e9:.1f} GB of memory, {have / 1e9:.1f} GB is available."
             )
-            return Accuracy({}, emulated=emulated, skipped=sentence)
+            return Accuracy({}, skipped=sentence)
         reference = Original(original, base_dir, ())
         reference.open()
         session = ort.session(narrow, base_dir=base_dir)
@@ -77,10 +75,10 @@ def measure(original: ModelProto, converted: Converted, precision: str, base_dir
             outputs = as_arrays(ort.run(session, evidence.inputs))
             found += [compare(name, want, outputs[name], float("inf")) for name, want in evidence.expected.items()]
     except ModelError as error:
-        return Accuracy({}, emulated=emulated, skipped=error.cause)
+        return Accuracy({}, skipped=error.cause)
     if not cases:
-        return Accuracy({}, emulated=emulated, skipped=f"the model runs on no random inputs: {rejected[-1].reason}")
-    return Accuracy(_worst(found), cases, _broken(found), emulated)
+        return Accuracy({}, skipped=f"the model runs on no random inputs: {rejected[-1].reason}")
+    return Accuracy(_worst(found), cases, _broken(found))
 
 
 def _worst(found: Sequence[Comparison]) -> dict[str, float]:

@@ -295,10 +295,8 @@ class _Conversion:
 
 
 def rounded(converted: Converted, precision: str) -> ModelProto:
-    """The float32 twin of a converted model: it computes in float32, and rounds to `precision` wherever the model does.
-
-    ONNX Runtime's CPU provider casts to bfloat16, and computes in it nearly nowhere.
-    """
+    """The float32 twin of a converted model: each narrow node computes in float32 and rounds what it makes to `precision`, as
+    matrix products on a GPU do, which sum in float32."""
     kind = NARROW[precision]
     twin = ModelProto()
     twin.CopyFrom(converted.model)
