@@ -177,8 +177,15 @@ def fused(name: str, shapes: dict[str, list[object]], attributes: dict[str, obje
 
 
 ATTENTION = {
-    **{"num_heads": 2, "num_key_value_heads": 2, "scale": 0.5, "mask_value": -3.4e38, "causal": "none"},
-    **{"masked_row": "uniform", "norm": "layer", "epsilon": 1e-12, "layout": "BSH"},
+    "num_heads": 2,
+    "num_key_value_heads": 2,
+    "scale": 0.5,
+    "mask_value": -3.4e38,
+    "causal": "none",
+    "masked_row": "uniform",
+    "norm": "layer",
+    "epsilon": 1e-12,
+    "layout": "BSH",
 }
 
 
