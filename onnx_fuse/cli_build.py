@@ -54,6 +54,9 @@ def build(
     ),
     no_plugins: bool = typer.Option(False, "--no-plugins", help="Load no plugin library."),
     timing_cache: Path | None = typer.Option(None, metavar="F", help="Keep TensorRT's measurements in this file."),
+    no_verify: bool = typer.Option(
+        False, "--no-verify", help="Do not compare a converted model with the float32 model."
+    ),
     target: list[str] = typer.Option([], metavar="SM120,..", help="Build ahead of time for these GPUs (tensorrt-rtx)."),
     report: str | None = typer.Option(None, metavar="R.json", help="Write what was done as JSON; - for stdout."),
     quiet: bool = typer.Option(False, "--quiet", help="Print nothing on success."),
@@ -77,6 +80,7 @@ def build(
         "plugins": [] if no_plugins else plugins or None,
         "timing_cache": timing_cache,
         "targets": _names(target),
+        "verify": not no_verify,
     }
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
     settings = replace(EngineConfig.from_json(config) if config else EngineConfig(), **given)
@@ -138,13 +142,12 @@ def _show(console: Console, built: Built) -> None:
 def _show_precision(console: Console, built: Built) -> None:
     from onnx_fuse.render import counted, indented, say
 
-    accuracy = built.accuracy
-    if built.converted is None or accuracy is None:
+    if built.converted is None:
         return
-    narrow, wide = built.converted
+    accuracy, (narrow, wide) = built.accuracy, built.converted
     say(console, f"Precision: {counted(narrow, 'node')} in {built.record.options['precision']}, {wide} in float32.")
-    if accuracy.skipped is not None:
-        indented(console, f"Not compared with float32: {accuracy.skipped}", 2, "yellow")
+    if accuracy is None or accuracy.skipped is not None:
+        indented(console, f"Not compared with float32{f': {accuracy.skipped}' if accuracy else '.'}", 2, "yellow")
         return
     indented(
         console, f"Emulated in ONNX Runtime, largest differences from float32 in {counted(accuracy.cases, 'case')}:", 2

@@ -35,6 +35,7 @@ from onnx_fuse.runtime.parse import (
     is_plugin,
     nodes_of,
     parse_network,
+    serialized,
     text_of,
 )
 from onnx_fuse.runtime.profiles import profiles_for
@@ -49,11 +50,11 @@ _FIELD_TYPES = {
     AttributeProto.FLOATS: ("FLOAT32", "FLOAT64"),
     AttributeProto.STRING: ("CHAR",),
 }
-_REMEDIES = (
-    ("workspace", "Give the engine more workspace, or do not limit it (--workspace)."),
-    ("memory", "Free memory, or build on a larger machine."),
-    ("profile", "Check the shapes (--shapes) against what the model can run on."),
-)
+_REMEDIES = {
+    "workspace": "Give the engine more workspace, or do not limit it (--workspace).",
+    "memory": "Free memory, or build on a larger machine.",
+    "profile": "Check the shapes (--shapes) against what the model can run on.",
+}
 _FAR = {"float16": TOLERANCES["float16"], "bfloat16": 8 * TOLERANCES["float16"]}  # bfloat16 has three bits less
 _QUANTIZERS = "NVIDIA's nvidia-modelopt (modelopt.onnx.quantization) and onnxruntime.quantization add them"
 
@@ -187,7 +188,7 @@ def build(
         without = {**without, "TensorRT made no plugin layer of it": tuple(missing)}
     say("building the engine")
     with tensorrt.listening(listener):
-        plan = _plan(parsed, config, profiles, targets, source.name)
+        plan = _plan(parsed, config, record, assumed)
     record = replace(
         record,
         inputs=_tensors(source.proto.graph.input, result.inputs),
@@ -222,7 +223,7 @@ def _load(model: ModelProto | str | Path, base_dir: str | Path | None) -> _Sourc
     digest = hashlib.sha256()
     if isinstance(model, ModelProto):
         name, proto, folder = model.graph.name, model, Path(base_dir or ".")
-        digest.update(proto.SerializeToString(deterministic=True))
+        digest.update(serialized(proto))
     else:
         path = Path(model)
         name, proto, folder = path.name, io.load(path), path.parent
@@ -384,16 +385,17 @@ def _prepare(source: _Source, config: EngineConfig, say: Callable[[str], None]) 
         return _Prepared(proto, dict(sorted(inlined.items())), None, None, ())
     say(f"converting to {wanted}")
     done = convert(proto, wanted, base_dir=source.folder)
-    say("comparing with the float32 model")
-    accuracy = measure(proto, done, wanted, source.folder)
-    warnings = [f"{reason}: {count} nodes stay float32" for reason, count in done.kept.items()]
-    warnings += [f"In {wanted} {sentence}" for sentence in accuracy.broken]
+    warnings = [f"{reason}: {count} nodes stay float32." for reason, count in done.kept.items()]
     if not done.narrow:
         warnings.append(f"No node could be converted to {wanted}.")
-    if accuracy.worst > _FAR[wanted]:
-        warnings.append(
-            f"In {wanted} an output differs by {accuracy.worst:.1%} of its largest magnitude: see if it still serves."
-        )
+    accuracy = None
+    if config.verify:
+        say("comparing with the float32 model")
+        accuracy = measure(proto, done, wanted, source.folder)
+        warnings += [f"In {wanted} {sentence}." for sentence in accuracy.broken]
+        if accuracy.worst > _FAR[wanted]:
+            share = f"{accuracy.worst:.1%} of its largest magnitude"
+            warnings.append(f"In {wanted} an output differs by {share}: see if it still serves.")
     return _Prepared(done.model, dict(sorted(inlined.items())), (done.narrow, done.wide), accuracy, tuple(warnings))
 
 
@@ -437,18 +439,18 @@ def _check_accepted(result: ParseResult, name: str) -> None:
         )
 
 
-def _plan(
-    parsed: ParsedNetwork, config: EngineConfig, profiles: Iterable[Profile], targets: Sequence[str], name: str
-) -> bytes:
-    settings = configure(parsed, config, profiles, targets)
+def _plan(parsed: ParsedNetwork, config: EngineConfig, record: EngineRecord, assumed: Sequence[str]) -> bytes:
+    settings = configure(parsed, config, record.profiles, record.targets)
     with tensorrt.logged() as log:
         plan = parsed.builder.build_serialized_network(parsed.network, settings)
     if plan is None:
         reason = next((line for line in log if "ERROR" in line), "it gives no reason")
-        remedy = next(
-            (text for word, text in _REMEDIES if word in reason.lower()), "Run it with -v for TensorRT's log."
-        )
-        raise VerificationError(f"{parsed.result.module} builds no engine of {name}: {reason}", remedy)
+        if "profile" in reason and assumed:
+            remedy = f"It was assumed that {' and '.join(assumed)}: give shapes that the model runs on (--shapes)."
+        else:
+            known = (text for word, text in _REMEDIES.items() if word in reason.lower())
+            remedy = next(known, "Run it with -v for TensorRT's log.")
+        raise VerificationError(f"{record.module} builds no engine of {record.model}: {reason}", remedy)
     if config.timing_cache is not None and tensorrt.features().timing_cache:
         write_file(config.timing_cache, bytes(settings.get_timing_cache().serialize()))
     return bytes(plan)

@@ -40,6 +40,7 @@ class EngineConfig:
         plugins: plugin libraries; those that `onnx_fuse.runtime.plugins.find` finds if None, none if empty.
         timing_cache: a file that TensorRT's measurements are kept in from build to build.
         targets: compute capabilities to build for ahead of time, such as "SM120".
+        verify: compare a converted model with the float32 model in ONNX Runtime.
         assumed: sentences on choices in here that nobody made, for the build to pass on.
 
     Raises:
@@ -54,6 +55,7 @@ class EngineConfig:
     plugins: Sequence[str | os.PathLike[str]] | None = None
     timing_cache: str | os.PathLike[str] | None = None
     targets: Sequence[str] = ()
+    verify: bool = True
     assumed: Sequence[str] = ()
 
     def __post_init__(self) -> None:

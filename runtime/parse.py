@@ -121,7 +121,7 @@ def parse_network(
     # The parser only looks at the folder of this path; the file need not exist.
     path = model if isinstance(model, (str, Path)) else Path(base_dir or ".") / "model.onnx"
     with tensorrt.logged() as log:
-        taken = parser.parse(_serialized(prepared), str(Path(path).absolute()))
+        taken = parser.parse(serialized(prepared), str(Path(path).absolute()))
     mistaken = [
         node
         for node in nodes_of(prepared.graph.node)
@@ -238,7 +238,12 @@ def _own_copy(model: ModelProto | str | Path) -> ModelProto:
         raise ModelError(f"The model {model} cannot be read: {error}", "Give the path of an ONNX file.") from error
 
 
-def _serialized(model: ModelProto) -> bytes:
+def serialized(model: ModelProto) -> bytes:
+    """The bytes of a model.
+
+    Raises:
+        ModelError: they are more than protobuf allows.
+    """
     try:
         data: bytes = model.SerializeToString()
         return data

@@ -192,6 +192,17 @@ def test_targets_that_there_are(saved: Path, tmp_path: Path) -> None:
     assert "no timing cache" in built.warnings[0] and not (tmp_path / "t").exists()
 
 
+def test_assumed_shapes_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    """A table of positions that ends before the longest sequence that was assumed."""
+    text = "(float[n, 8] x) => (float[n, 8] y) { s = Shape<end=1>(x) z = Constant<value_ints=[0]>() p = Slice(P, z, s, z) y = Add(x, p) }"
+    made = model(text, weights={"P": np.ones((4, 8), np.float32)})
+    made.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    with pytest.raises(VerificationError, match="profile 0") as error:
+        build(made, tmp_path / "m.plan", EngineConfig(targets=["SM86"]))
+    assert "assumed that batch is 1 to 32" in error.value.remedy
+    assert not build(made, tmp_path / "m.plan", EngineConfig(targets=["SM86"], max_batch_size=4)).assumed
+
+
 def test_two_profiles(saved: Path, tmp_path: Path) -> None:
     shapes = read_shapes(["x:1x8:1x8:1x8", "x:2x8:8x8:64x8"])
     record = build(saved, tmp_path / "mlp.plan", EngineConfig(targets=["SM86"], profiles=shapes)).record
@@ -208,6 +219,8 @@ def test_precision_is_that_of_the_network(saved: Path, tmp_path: Path) -> None:
             assert built.accuracy is not None and 0 < built.accuracy.worst < 0.02
             assert built.parsed is not None and built.parsed.layers > 3  # casts
     assert sizes == {None: None, "fp16": (3, 0), "bf16": (3, 0)}
+    unmeasured = EngineConfig(targets=["SM86"], precision="fp16", verify=False)
+    assert build(saved, tmp_path / "mlp.plan", unmeasured).accuracy is None
 
 
 def test_weights_are_stored_in_the_narrow_type(tmp_path: Path) -> None:
