@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from onnx_fuse.errors import OnnxFuseError, UsageError
+from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime.executor import Graph, Memory
 from onnx_fuse.runtime.tensor import CUDA
 
@@ -21,10 +21,8 @@ _REMEDIES = {
 _FATAL = "After this error the process cannot use the GPU any more: start it again, with compute-sanitizer to find the cause."
 
 
-class CudaError(OnnxFuseError):
+class CudaError(UsageError):
     """CUDA refused a call or failed."""
-
-    exit_code = 2
 
 
 @cache

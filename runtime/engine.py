@@ -80,11 +80,10 @@ class Engine:
         if cuda_graphs and self.executor.device.where[0] == CPU:
             raise UsageError("CUDA graphs need a GPU, and this runs on the CPU.", "Open the model without cuda_graphs.")
         self._mark = _marker() if nvtx else _unmarked
-        self._lanes: queue.LifoQueue[_Lane] = queue.LifoQueue()
+        self._lanes: queue.LifoQueue[_Lane | None] = queue.LifoQueue()  # None: the engine is closed
         self._all = [_Lane(self.executor, cuda_graphs, self._mark) for _ in range(streams)]
         for lane in self._all:
             self._lanes.put(lane)
-        self._closed = False
 
     @property
     def description(self) -> str:
@@ -118,7 +117,7 @@ class Engine:
             out: output name -> array of the right type and shape, that is written to.
 
         Returns:
-            Output name -> array: those of `out`, else new ones of the library of the first input, on the GPU if an input was.
+            Output name -> array: those of `out`, else new ones on the GPU if an input was, of the library of the first such input.
 
         Raises:
             UsageError: a name, type or shape does not fit, an array is on another device, or the engine is closed.
@@ -135,7 +134,8 @@ class Engine:
         with self._lane() as lane, self._mark("infer"):
             tensors = self._tensors(inputs, lane)
             outputs, clock = lane.run(tensors, self._profile(tensors), self._outputs(out or {}, lane))
-        library = next((tensor.library for tensor in tensors.values()), "numpy")
+        # Those on the GPU first, as the outputs are there then.
+        library = next((item.library for item in sorted(tensors.values(), key=lambda item: item.on_host)), "numpy")
         given = out or {}
         results = {
             item.name: given[item.name] if item.name in given else outputs[item.name].to(library)
@@ -152,11 +152,10 @@ class Engine:
 
     def close(self) -> None:
         """Frees streams and buffers, once running calls are done. Arrays that were given out stay."""
-        self._closed = True
-        while self._all:
-            lane = self._lanes.get()
-            lane.close()
+        while self._all and (lane := self._lanes.get()) is not None:
             self._all.remove(lane)
+            lane.close()
+        self._lanes.put(None)
 
     def __enter__(self) -> Engine:
         return self
@@ -166,10 +165,10 @@ class Engine:
 
     @contextlib.contextmanager
     def _lane(self) -> Iterator[_Lane]:
-        if self._closed:
-            raise UsageError(f"The engine is closed ({self.description}).", "Open it again.")
         lane = self._lanes.get()
         try:
+            if lane is None:
+                raise UsageError(f"The engine is closed ({self.description}).", "Open it again.")
             self.executor.device.activate()
             yield lane
         finally:
@@ -205,12 +204,10 @@ class Engine:
         found = {}
         for name, value in out.items():
             label = f"output {name!r}"
-            found[name] = _checked(wanted[name], lane.taken(label, value), label)
-            self._check_place(found[name], label)
             if isinstance(value, np.ndarray) and not value.flags.writeable:
                 raise UsageError(f"{label} was given an array that is read-only.", "Give one that can be written to.")
-            if found[name].owner is not value and isinstance(value, np.ndarray):
-                raise UsageError(f"{label} was given an array that is not contiguous.", "Give a contiguous one.")
+            found[name] = _checked(wanted[name], lane.taken(label, value, copy=False), label)
+            self._check_place(found[name], label)
         return found
 
     def _check_place(self, tensor: Tensor, label: str) -> None:
@@ -323,10 +320,10 @@ class _Lane:
             held.clear()
         self._device.close_stream(self._stream)
 
-    def taken(self, label: str, value: Any) -> Tensor:
-        """The memory of an array, for reading on this stream."""
+    def taken(self, label: str, value: Any, *, copy: bool = True) -> Tensor:
+        """The memory of an array, or of a contiguous copy, for use on this stream."""
         stream = None if self._on_cpu else self._stream
-        return contiguous(label, value, stream, lambda other: self._device.wait_for(other, self._stream))
+        return contiguous(label, value, stream, lambda other: self._device.wait_for(other, self._stream), copy=copy)
 
     def run(
         self, inputs: Mapping[str, Tensor], profile: int, out: Mapping[str, Tensor]
@@ -462,8 +459,9 @@ class _Lane:
     def _buffer(self, use: str, name: str, size: int) -> Memory:
         held = self._buffers.get((use, name))
         if held is None or held.size < size:
-            self._device.synchronize(self._stream)  # before the old one goes
-            self._graphs.clear()  # which read or write it
+            if held is not None:
+                self._device.synchronize(self._stream)  # before it goes
+                self._graphs.clear()  # which may read or write it
             held = (self._device.pinned if use.startswith("pinned") else self._device.allocate)(max(size, 1))
             self._buffers[(use, name)] = held
         return held

@@ -124,8 +124,9 @@ class OrtContext:
     def made(self) -> Mapping[str, Tensor]:
         values = dict(zip((item.name for item in self._executor.outputs), self._binding.get_outputs(), strict=True))
         types = {item.name: item.dtype for item in self._executor.outputs}
+        where = self._executor.device.where
         found = {
-            name: Tensor(values[name].data_ptr(), types[name], tuple(values[name].shape()), owner=values[name])
+            name: Tensor(values[name].data_ptr(), types[name], tuple(values[name].shape()), where, values[name])
             for name in self._made
         }
         self._binding.clear_binding_outputs()  # the values are the caller's now

@@ -130,7 +130,9 @@ class Tensor:
         }
 
 
-def contiguous(label: str, value: Any, stream: int | None, wait: Callable[[int], None]) -> Tensor:
+def contiguous(
+    label: str, value: Any, stream: int | None, wait: Callable[[int], None], *, copy: bool = True
+) -> Tensor:
     """The memory of an array, of a copy where it does not lie in rows without gaps.
 
     Args:
@@ -138,18 +140,19 @@ def contiguous(label: str, value: Any, stream: int | None, wait: Callable[[int],
         value: an array of any library.
         stream: the CUDA stream on which it will be read; None where there are none.
         wait: called with the stream that is still writing it, if its library leaves the waiting to us.
+        copy: whether a copy will do.
 
     Raises:
-        UsageError: it is no array, or its library does not let go of it.
+        UsageError: it is no array, its library does not let go of it, or it would have to be copied and cannot be.
     """
     found = _viewed(label, value, stream, wait)
     if found is not None:
         return found
-    if isinstance(value, np.ndarray):
+    if copy and isinstance(value, np.ndarray):
         native = value.dtype.newbyteorder("=")
         return contiguous(label, np.ascontiguousarray(value, native), stream, wait)
-    for copy in ("contiguous", "copy"):  # torch's and cupy's name for it
-        if callable(method := getattr(value, copy, None)):
+    for name in ("contiguous", "copy"):  # torch's and cupy's name for it
+        if copy and callable(method := getattr(value, name, None)):
             found = _viewed(label, method(), stream, wait)
             if found is not None:
                 return found
