@@ -261,14 +261,23 @@ class OrtSession(Engine):
 
 
 def open(
-    path: str | Path, *, streams: int = 1, cuda_graphs: int = 0, fallback: bool = False, nvtx: bool = False
+    path: str | Path,
+    *,
+    streams: int = 1,
+    cuda_graphs: int = 0,
+    nvtx: bool = False,
+    optimise: bool = True,
+    threads: int | None = None,
+    fallback: bool = False,
 ) -> Engine:
     """A model or an engine, ready to run; `description` says what it became.
 
     Args:
         path: an engine with its record beside it, which runs in TensorRT, or else an ONNX model, which runs in ONNX Runtime.
-        streams, cuda_graphs, nvtx: see `Engine`; there are no graphs in ONNX Runtime.
-        fallback: where an engine cannot run for want of a GPU or package, open the ONNX model it was built from, if that lies
+        streams, nvtx: see `Engine`.
+        cuda_graphs: see `Engine`; for TensorRT only.
+        optimise, threads: see `OrtSession`; for ONNX Runtime only.
+        fallback: where an engine cannot run for want of a GPU or a package, open the ONNX model it was built from, if that lies
             beside it.
 
     Raises:
@@ -277,18 +286,20 @@ def open(
     from onnx_fuse.runtime import engine_file
 
     path = Path(path)
-    if path.suffix.lower() not in (".engine", ".plan", ".trt") and not engine_file.record_path(path).is_file():
-        return OrtSession(path, streams=streams, nvtx=nvtx)
-    try:
-        return Engine(path, streams=streams, cuda_graphs=cuda_graphs, nvtx=nvtx)
-    except UsageError as error:
-        model = path.parent / engine_file.read(path).model
-        if not model.is_file():
-            raise
-        if not fallback:
-            remedy = f"Open {model} instead, which runs in ONNX Runtime, or say fallback=True. {error.remedy}"
-            raise UsageError(error.cause, remedy.strip()) from error
-        return OrtSession(model, streams=streams, nvtx=nvtx)
+    model = path
+    if path.suffix.lower() in (".engine", ".plan", ".trt") or engine_file.record_path(path).is_file():
+        try:
+            return Engine(path, streams=streams, cuda_graphs=cuda_graphs, nvtx=nvtx)
+        except UsageError as error:
+            model = path.parent / engine_file.read(path).model
+            if not model.is_file():
+                raise
+            if not fallback:
+                remedy = f"Open {model} instead, which runs in ONNX Runtime, or say fallback=True. {error.remedy}"
+                raise UsageError(f"The engine {path} cannot run here: {error.cause}", remedy.strip()) from error
+    elif cuda_graphs:
+        raise UsageError(f"{path} runs in ONNX Runtime on the CPU, which has no CUDA graphs.", "Build an engine of it.")
+    return OrtSession(model, optimise=optimise, threads=threads, streams=streams, nvtx=nvtx)
 
 
 @dataclass(frozen=True)

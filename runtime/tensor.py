@@ -130,9 +130,7 @@ class Tensor:
         }
 
 
-def contiguous(
-    label: str, value: Any, stream: int | None, wait: Callable[[int], None], *, copy: bool = True
-) -> Tensor:
+def contiguous(label: str, value: Any, stream: int | None, wait: Callable[[int], None], *, copy: bool = True) -> Tensor:
     """The memory of an array, of a copy where it does not lie in rows without gaps.
 
     Args:
