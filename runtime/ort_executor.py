@@ -70,7 +70,7 @@ class OrtExecutor:
     def layers(self, profile: int, inputs: Mapping[str, Tensor], runs: int) -> list[LayerTime]:
         """The times of ONNX Runtime's kernels, added up by the node of the model they belong to.
 
-        What it makes of several nodes counts for the first of them.
+        What it makes of several nodes counts for the one whose name it keeps, or is a layer of its own where it keeps none.
         """
         model, base = self._model, None
         if not isinstance(model, ModelProto):
@@ -179,8 +179,8 @@ def _mark(node: NodeProto, mark: str, bodies: Mapping[tuple[str, str, str], Func
     """Names a node and all that it holds; a function it calls becomes one of its own."""
     node.name = mark
     for attribute in node.attribute:
-        for inner in attribute.g.node if attribute.type == AttributeProto.GRAPH else ():
-            _mark(inner, _INSIDE, bodies, model)
+        for number, inner in enumerate(attribute.g.node if attribute.type == AttributeProto.GRAPH else ()):
+            _mark(inner, f"{mark}{attribute.name}{number}{_INSIDE}", bodies, model)
     body = bodies.get((node.domain, node.op_type, node.overload))
     if body is not None:
         own = model.functions.add()
@@ -221,4 +221,5 @@ def _layer(key: str, times: Sequence[float], products: Sequence[float], operator
         return LayerTime(key, seconds, (), (operator,), in_products)
     node = model.graph.node[int(number[1])]
     name = node.name or next(filter(None, node.output), "")
-    return LayerTime(name, seconds, (name,), (node.op_type,), in_products)
+    is_function = any((item.domain, item.name) == (node.domain, node.op_type) for item in model.functions)
+    return LayerTime(name, seconds, (name,), (node.op_type if is_function else operator,), in_products)
