@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -467,3 +469,25 @@ def test_a_closed_engine_says_so() -> None:
     session.close()
     with pytest.raises(UsageError, match="streams is 0"):
         OrtSession(rectifier(), streams=0)
+
+
+# --- ranges for profilers --------------------------------------------------------------------------------------------
+
+
+def test_nvtx_ranges_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    @contextlib.contextmanager
+    def annotate(name: str, domain: str) -> Iterator[None]:
+        seen.append(f"{domain}:{name}")
+        yield
+
+    monkeypatch.setitem(sys.modules, "nvtx", SimpleNamespace(annotate=annotate))
+    OrtSession(rectifier()).infer({"x": X})
+    assert seen == []
+    OrtSession(rectifier(), nvtx=True).infer({"x": X})
+    assert seen == [f"onnx-fuse:{name}" for name in ("infer", "copy in", "enqueue", "copy out")]
+    monkeypatch.setitem(sys.modules, "nvtx", None)
+    with pytest.raises(UsageError, match="NVTX ranges need the package nvtx") as caught:
+        OrtSession(rectifier(), nvtx=True)
+    assert "onnx-fuse[serve]" in caught.value.remedy
