@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 import re
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.runtime import ort as sessions
 from onnx_fuse.runtime.engine_file import EngineTensor
 from onnx_fuse.runtime.executor import PRODUCTS, Device, HostDevice, LayerTime, Profile
+from onnx_fuse.runtime.parse import inline_bodies
 from onnx_fuse.runtime.tensor import Tensor, numpy_dtype
 
 _NODE = re.compile(r"@(\d+)@")  # the mark of the graph's n-th node, in names of its parts
@@ -164,32 +166,24 @@ def marked(model: ModelProto) -> ModelProto:
 
     ONNX Runtime inlines functions too, but does not keep which node called them.
     """
-    from onnx_fuse.passes.emit import inline_bodies
-
     copy = ModelProto()
     copy.CopyFrom(model)
-    bodies = {(item.domain, item.name, item.overload): item for item in model.functions}
-    del copy.functions[:]
     for number, node in enumerate(copy.graph.node):
-        _mark(node, f"@{number}@", bodies, copy)
-    return inline_bodies(copy, [(item.domain, item.name) for item in copy.functions])
+        node.name = f"@{number}@"
+    counter = itertools.count()
+    for holder in (copy.graph, *copy.functions):
+        for node in holder.node:
+            for inner in _held(node):
+                inner.name = f"{_INSIDE}{next(counter)}"
+    return inline_bodies(copy, lambda node: False)[0]
 
 
-def _mark(node: NodeProto, mark: str, bodies: Mapping[tuple[str, str, str], FunctionProto], model: ModelProto) -> None:
-    """Names a node and all that it holds; a function it calls becomes one of its own."""
-    node.name = mark
+def _held(node: NodeProto) -> Iterator[NodeProto]:
+    """The nodes of a node's subgraphs."""
     for attribute in node.attribute:
-        for number, inner in enumerate(attribute.g.node if attribute.type == AttributeProto.GRAPH else ()):
-            _mark(inner, f"{mark}{attribute.name}{number}{_INSIDE}", bodies, model)
-    body = bodies.get((node.domain, node.op_type, node.overload))
-    if body is not None:
-        own = model.functions.add()
-        own.CopyFrom(body)
-        own.name = f"{body.name}{len(model.functions)}"
-        own.overload = node.overload = ""
-        node.op_type = own.name
-        for inner in own.node:
-            _mark(inner, mark, bodies, model)
+        for inner in attribute.g.node if attribute.type == AttributeProto.GRAPH else ():
+            yield inner
+            yield from _held(inner)
 
 
 def _layers(events: Sequence[Mapping[str, Any]], model: ModelProto, runs: int) -> list[LayerTime]:
