@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_fuse.errors import UsageError
+from onnx_fuse.errors import OnnxFuseError, UsageError
 from onnx_fuse.runtime.engine_file import EngineTensor
 from onnx_fuse.runtime.executor import Context, Executor, Graph, LayerTime, Memory, Profile
 from onnx_fuse.runtime.tensor import CPU, Tensor, contiguous, numpy_dtype
@@ -171,6 +171,10 @@ class Engine:
                 raise UsageError(f"The engine is closed ({self.description}).", "Open it again.")
             self.executor.device.activate()
             yield lane
+        except BaseException:
+            if lane is not None:
+                lane.settle()
+            raise
         finally:
             self._lanes.put(lane)
 
@@ -330,6 +334,11 @@ class _Lane:
         for held in (self._graphs, self._contexts, self._buffers):
             held.clear()
         self._device.close_stream(self._stream)
+
+    def settle(self) -> None:
+        """After an error: waits for what may still use the caller's memory."""
+        with contextlib.suppress(OnnxFuseError):  # the stream may be what failed
+            self._device.synchronize(self._stream)
 
     def taken(self, label: str, value: Any, *, copy: bool = True) -> Tensor:
         """The memory of an array, or of a contiguous copy, for use on this stream."""

@@ -26,8 +26,6 @@ _NODE = re.compile(r"@(\d+)@")  # the mark of the graph's n-th node, in names of
 _INSIDE = "@inside@"  # the mark of nodes within If, Loop and Scan, whose time is part of theirs
 _SUFFIX = "_kernel_time"
 
-Shapes = tuple[tuple[int, ...], ...]
-
 
 class OrtExecutor:
     """A model in ONNX Runtime.
@@ -60,11 +58,6 @@ class OrtExecutor:
         self.description = f"ONNX Runtime {ort.__version__} on the CPU, {name}"
         self.inputs = tuple(_tensor(item, name) for item in self.session.get_inputs())
         self.outputs = tuple(_tensor(item, name) for item in self.session.get_outputs())
-        given = {dim for item in self.inputs for dim in item.shape if isinstance(dim, str)}
-        self.measured = frozenset(
-            item.name for item in self.outputs if any(isinstance(dim, str) and dim not in given for dim in item.shape)
-        )
-        self.learned: dict[Shapes, dict[str, tuple[int, ...]]] = {}
 
     def context(self, profile: int, stream: int) -> OrtContext:
         return OrtContext(self)
@@ -100,13 +93,11 @@ class OrtContext:
     def __init__(self, executor: OrtExecutor) -> None:
         self._executor = executor
         self._binding = executor.session.io_binding()
-        self._key: Shapes = ()
         self._made: list[str] = []
 
     def prepare(self, inputs: Mapping[str, Tensor]) -> Mapping[str, tuple[int, ...] | None]:
-        self._key = tuple(inputs[item.name].shape for item in self._executor.inputs)
-        learned = self._executor.learned.get(self._key, {})
-        return {item.name: learned.get(item.name) for item in self._executor.outputs}
+        # The names of other dimensions are not to be relied on: exporters give one name to dimensions that differ.
+        return {item.name: _fixed(item.shape) for item in self._executor.outputs}
 
     def enqueue(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         for name, tensor in inputs.items():
@@ -132,10 +123,12 @@ class OrtContext:
             for name in self._made
         }
         self._binding.clear_binding_outputs()  # the values are the caller's now
-        known = {name: tensor.shape for name, tensor in found.items() if name not in self._executor.measured}
-        if known:
-            self._executor.learned.setdefault(self._key, {}).update(known)
         return found
+
+
+def _fixed(shape: tuple[int | str, ...]) -> tuple[int, ...] | None:
+    sizes = tuple(dim for dim in shape if isinstance(dim, int))
+    return sizes if shape and len(sizes) == len(shape) else None  # () may be a rank that is not known
 
 
 def _elem_type(tensor: Tensor) -> int:

@@ -113,7 +113,13 @@ class Tensor:
         return self.device
 
     def __dlpack__(self, **options: Any) -> Any:
-        """A DLPack capsule; the data is complete, whatever `stream` asks for."""
+        """A DLPack capsule; the data is complete, whatever `stream` asks for.
+
+        Raises:
+            BufferError: a copy is asked for.
+        """
+        if options.get("copy"):
+            raise BufferError("only the memory itself is lent, no copy of it")
         return _exported(self)
 
     @property

@@ -1,13 +1,15 @@
-"""A device whose memory is the host's, posing as a GPU: what `Engine` does around a model, without one."""
+"""A device whose memory is the host's, posing as a GPU, and a model on it: what `Engine` does around one, without a GPU."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from onnx_fuse.runtime.executor import HostDevice
-from onnx_fuse.runtime.tensor import CUDA
+from onnx_fuse.runtime.executor import Context, HostDevice
+from onnx_fuse.runtime.ort_executor import OrtContext, OrtExecutor
+from onnx_fuse.runtime.tensor import CUDA, Tensor
 
 
 class PosingDevice(HostDevice):
@@ -60,3 +62,31 @@ class PosingGraph:
         assert stream in self._device.streams
         self._device.calls["launch"] += 1
         self._work()
+
+
+class PosingExecutor(OrtExecutor):
+    """ONNX Runtime that knows, as TensorRT does, the shapes of outputs whose dimensions are those of inputs."""
+
+    def __init__(self, model: Any, device: PosingDevice, **options: Any) -> None:
+        super().__init__(model, device=device, **options)
+
+    def context(self, profile: int, stream: int) -> Context:
+        return _PosingContext(self)
+
+
+class _PosingContext(OrtContext):
+    def prepare(self, inputs: Mapping[str, Tensor]) -> Mapping[str, tuple[int, ...] | None]:
+        sizes = {
+            dim: size
+            for item in self._executor.inputs
+            for dim, size in zip(item.shape, inputs[item.name].shape, strict=True)
+            if isinstance(dim, str)
+        }
+        shapes = {
+            item.name: [sizes.get(dim) if isinstance(dim, str) else dim for dim in item.shape]
+            for item in self._executor.outputs
+        }
+        return {
+            name: None if None in shape else tuple(size for size in shape if size is not None)
+            for name, shape in shapes.items()
+        }

@@ -16,10 +16,9 @@ from onnx_fuse.passes.draw import input_specs
 from onnx_fuse.runtime import OrtSession, profile
 from onnx_fuse.runtime.engine import Engine, Timing
 from onnx_fuse.runtime.executor import LayerTime
-from onnx_fuse.runtime.ort_executor import OrtExecutor
 from onnx_fuse.runtime.profile import Ratio, Summary
 from tests.helpers import model
-from tests.runtime.devices import PosingDevice
+from tests.runtime.devices import PosingDevice, PosingExecutor
 from tests.runtime.engines import write_engine
 
 X = np.ones((2, 4), np.float32)
@@ -55,7 +54,7 @@ def test_calls_that_warm_up_do_not_count() -> None:
 
 
 def test_throughput_is_that_of_all_threads() -> None:
-    engine = Engine(OrtExecutor(model(RECTIFIER), device=PosingDevice(), threads=1), streams=2)
+    engine = Engine(PosingExecutor(model(RECTIFIER), PosingDevice(), threads=1), streams=2)
     start = time.perf_counter()
     measured = profile.measure(engine, {"x": X}, streams=2, warm_up=0, duration=0.3, iterations=1)
     assert measured.seconds >= 0.3 and time.perf_counter() - start >= measured.seconds
@@ -68,7 +67,9 @@ def test_throughput_is_that_of_all_threads() -> None:
 def test_a_ratio_is_that_of_calls_next_to_each_other() -> None:
     # Both become ten times slower in the middle: the ratio does not notice.
     pace = [0.01] * 20 + [0.1] * 20
-    ratio = profile.compare(Paced(pace), Paced([2 * item for item in pace]), {"x": X}, duration=0, iterations=36)
+    ratio = profile.compare(
+        Paced(pace), Paced([2 * item for item in pace]), {"x": X}, warm_up=0, duration=0, iterations=36
+    )
     assert ratio.pairs == 36 and ratio.differs
     assert (ratio.low, ratio.median, ratio.high) == pytest.approx((2, 2, 2))
 
