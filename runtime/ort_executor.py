@@ -164,10 +164,9 @@ def marked(model: ModelProto) -> ModelProto:
     for number, node in enumerate(copy.graph.node):
         node.name = f"@{number}@"
     counter = itertools.count()
-    for holder in (copy.graph, *copy.functions):
-        for node in holder.node:
-            for inner in _held(node):
-                inner.name = f"{_INSIDE}{next(counter)}"
+    for node in itertools.chain(copy.graph.node, *(body.node for body in copy.functions)):
+        for inner in _held(node):
+            inner.name = f"{_INSIDE}{next(counter)}"
     return inline_bodies(copy, lambda node: False)[0]
 
 
