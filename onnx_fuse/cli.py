@@ -460,4 +460,5 @@ def _write_report(target: str | None, report: Report | None) -> None:
     write_file(target, text.encode("utf-8", "backslashreplace"))
 
 
-from onnx_fuse import cli_build  # noqa: E402, F401  # adds its command to `app`
+# Each adds its commands to `app`.
+from onnx_fuse import cli_bench, cli_build  # noqa: E402, F401

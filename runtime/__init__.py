@@ -1,6 +1,8 @@
 """From a fused model to an engine that serves.
 
     built = onnx_fuse.runtime.build("fused.onnx", "model.plan")
+    with onnx_fuse.runtime.open("model.plan") as engine:
+        outputs = engine.infer({"x": x})
 
 Everything here is imported on first use.
 """
@@ -10,17 +12,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
-    "build": "onnx_fuse.runtime.builder",
     "Built": "onnx_fuse.runtime.builder",
+    "Engine": "onnx_fuse.runtime.engine",
     "EngineConfig": "onnx_fuse.runtime.config",
+    "OrtSession": "onnx_fuse.runtime.engine",
+    "build": "onnx_fuse.runtime.builder",
+    "open": "onnx_fuse.runtime.engine",
     "read_shapes": "onnx_fuse.runtime.config",
 }
 
-__all__ = ["Built", "EngineConfig", "build", "read_shapes"]
+__all__ = ["Built", "Engine", "EngineConfig", "OrtSession", "build", "open", "read_shapes"]
 
 if TYPE_CHECKING:
     from onnx_fuse.runtime.builder import Built, build
     from onnx_fuse.runtime.config import EngineConfig, read_shapes
+    from onnx_fuse.runtime.engine import Engine, OrtSession, open
 
 
 def __getattr__(name: str) -> Any:

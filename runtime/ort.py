@@ -36,6 +36,8 @@ def session(
     base_dir: str | Path | None = None,
     optimise: bool = False,
     extra_outputs: Sequence[str] = (),
+    threads: int | None = None,
+    profile: Path | None = None,
 ) -> ort.InferenceSession:
     """Opens a model on the CPU provider, silently, without temporary files.
 
@@ -45,12 +47,18 @@ def session(
         optimise: let ONNX Runtime rewrite the graph and repack weights. Off, what runs is what the model says:
             its own fusions are now and then wrong, and repacking copies every weight.
         extra_outputs: values of a model in memory that shall be outputs too; the model is not changed.
+        threads: threads of one run; ONNX Runtime's choice if None.
+        profile: prefix of the file that `end_profiling` writes, with the time of every node.
 
     Raises:
         ModelError: the model cannot be read, is invalid, or needs an operator that ONNX Runtime does not have.
     """
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
@@ -74,7 +82,7 @@ def session(
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types, none of them public
-        raise _translated(error, f"{where}: ONNX Runtime cannot load it") from error
+        raise translated(error, f"{where}: ONNX Runtime cannot load it") from error
 
 
 def run(session: ort.InferenceSession, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
@@ -87,7 +95,7 @@ def run(session: ort.InferenceSession, inputs: Mapping[str, np.ndarray[Any, Any]
     try:
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
     except Exception as error:  # as above
-        raise _translated(error, "ONNX Runtime cannot run the model") from error
+        raise translated(error, "ONNX Runtime cannot run the model") from error
 
 
 def message(error: BaseException) -> str:
@@ -154,7 +162,8 @@ def _locations(graph: GraphProto) -> Iterator[StringStringEntryProto]:
             yield from (entry for entry in tensor.external_data if entry.key == "location")
 
 
-def _translated(error: Exception, what: str) -> ModelError:
+def translated(error: Exception, what: str) -> ModelError:
+    """An error of ONNX Runtime's as one of ours; `what` begins the sentence."""
     text = message(error)
     remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, text)), "")
     return ModelError(f"{what}: {text}", remedy or "Check the model with the command check-model that comes with onnx.")

@@ -1,23 +1,48 @@
-// A CUDA driver that runs nothing and writes what it was asked to launch, one JSON object a line, to $FAKE_CUDA_LOG.
+// A CUDA driver that runs no kernel and writes what it was asked to launch, one JSON object a line, to $FAKE_CUDA_LOG.
 // Built as libcuda.so.1, it lets a machine without a GPU see what plugins enqueue. $FAKE_CUDA_SM is the capability it claims;
 // with $FAKE_CUDA_REFUSES_CUBINS it takes PTX only, as a driver older than the compiler does. $FAKE_CUDA_SIGNATURES is a file
 // of lines "kernel letters" with a letter for each argument: p(ointer), i(nt32), l(ong, int64), f(loat32).
+// Memory of the device is memory of the host, and streams do at once what they are told; a captured stream keeps it for the
+// graph. With $FAKE_CUDA_MEMORY, so many bytes can be allocated.
 #include <cuda.h>
+#include <dlfcn.h>
 
+#include <chrono>
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
+#include <vector>
 
 namespace {
+
+using Work = std::vector<std::function<void()>>;
 
 std::mutex mutex;
 std::map<std::string, int> functions;  // name -> a place in memory that stands for it
 std::map<void const*, std::string> names;
+std::map<CUstream, Work> captured;  // of the streams that are being captured
+std::map<CUdeviceptr, size_t> allocated;
+size_t used = 0;
+
+// Does it now, or when the graph of the stream is launched.
+void run(CUstream stream, std::function<void()> work) {
+  auto const found = captured.find(stream);
+  if (found == captured.end()) {
+    work();
+  } else {
+    found->second.push_back(std::move(work));
+  }
+}
+
+double now() {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 std::string signatureOf(std::string const& kernel) {
   char const* const path = std::getenv("FAKE_CUDA_SIGNATURES");
@@ -37,17 +62,19 @@ T read(void const* place) {
   return value;
 }
 
-void write(std::FILE* file, char letter, void const* place) {
+std::string written(char letter, void const* place) {
+  char text[32];
   switch (letter) {
     case 'i':
-      std::fprintf(file, "%" PRId32, read<int32_t>(place));
+      std::snprintf(text, sizeof(text), "%" PRId32, read<int32_t>(place));
       break;
     case 'f':
-      std::fprintf(file, "%.9g", static_cast<double>(read<float>(place)));
+      std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(read<float>(place)));
       break;
     default:
-      std::fprintf(file, "%" PRId64, read<int64_t>(place));
+      std::snprintf(text, sizeof(text), "%" PRId64, read<int64_t>(place));
   }
+  return text;
 }
 
 }  // namespace
@@ -102,22 +129,185 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule, char const* name) {
 CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
 
 CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, unsigned gridZ, unsigned blockX, unsigned,
-                        unsigned, unsigned shared, CUstream, void** parameters, void**) {
+                        unsigned, unsigned shared, CUstream stream, void** parameters, void**) {
   std::lock_guard<std::mutex> const lock(mutex);
-  char const* const path = std::getenv("FAKE_CUDA_LOG");
-  std::FILE* const file = path == nullptr ? nullptr : std::fopen(path, "a");
-  if (file != nullptr) {
-    std::string const& name = names[function];
-    std::fprintf(file, "{\"kernel\": \"%s\", \"grid\": [%u, %u, %u], \"threads\": %u, \"shared\": %u, \"arguments\": [",
-                 name.c_str(), gridX, gridY, gridZ, blockX, shared);
-    std::string const letters = signatureOf(name) + "pp";  // the two hidden ones are pointers
-    for (size_t index = 0; index < letters.size(); ++index) {
-      std::fprintf(file, "%s", index == 0 ? "" : ", ");
-      write(file, letters[index], parameters[index]);
-    }
-    std::fprintf(file, "]}\n");
-    std::fclose(file);
+  std::string const& name = names[function];
+  std::string line = "{\"kernel\": \"" + name + "\", \"grid\": [" + std::to_string(gridX) + ", " + std::to_string(gridY) + ", " +
+                     std::to_string(gridZ) + "], \"threads\": " + std::to_string(blockX) +
+                     ", \"shared\": " + std::to_string(shared) + ", \"arguments\": [";
+  std::string const letters = signatureOf(name) + "pp";  // the two hidden ones are pointers
+  for (size_t index = 0; index < letters.size(); ++index) {
+    line += (index == 0 ? "" : ", ") + written(letters[index], parameters[index]);
   }
+  run(stream, [line = line + "]}\n"] {
+    char const* const path = std::getenv("FAKE_CUDA_LOG");
+    if (std::FILE* const file = path == nullptr ? nullptr : std::fopen(path, "a"); file != nullptr) {
+      std::fputs(line.c_str(), file);
+      std::fclose(file);
+    }
+  });
+  return CUDA_SUCCESS;
+}
+
+// --- what an engine needs besides: a device, memory, streams, events and graphs
+
+CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
+
+// cuda-python asks here for every function of the driver; those that are not in this file it does without.
+CUresult cuGetProcAddress(char const* name, void** function, int, cuuint64_t, CUdriverProcAddressQueryResult* found) {
+  void* const self = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+  for (char const* const version : {"_v3", "_v2", ""}) {
+    if ((*function = dlsym(self, (std::string(name) + version).c_str())) != nullptr) {
+      break;
+    }
+  }
+  if (found != nullptr) {
+    *found = *function == nullptr ? CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND : CU_GET_PROC_ADDRESS_SUCCESS;
+  }
+  return *function == nullptr ? CUDA_ERROR_NOT_FOUND : CUDA_SUCCESS;
+}
+
+CUresult cuDriverGetVersion(int* version) {
+  *version = CUDA_VERSION;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGetCount(int* count) {
+  *count = 1;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGet(CUdevice* device, int number) {
+  *device = number;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGetName(char* name, int length, CUdevice) {
+  std::snprintf(name, static_cast<size_t>(length), "a GPU that is none");
+  return CUDA_SUCCESS;
+}
+
+CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice) { return cuCtxGetCurrent(context); }
+
+CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
+
+CUresult cuMemAlloc(CUdeviceptr* address, size_t size) {
+  std::lock_guard<std::mutex> const lock(mutex);
+  char const* const limit = std::getenv("FAKE_CUDA_MEMORY");
+  if (limit != nullptr && used + size > std::strtoull(limit, nullptr, 10)) {
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  *address = reinterpret_cast<CUdeviceptr>(std::malloc(size));
+  allocated[*address] = size;
+  used += size;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemFree(CUdeviceptr address) {
+  std::lock_guard<std::mutex> const lock(mutex);
+  auto const found = allocated.find(address);
+  if (found == allocated.end()) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  used -= found->second;
+  allocated.erase(found);
+  std::free(reinterpret_cast<void*>(address));
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemHostAlloc(void** address, size_t size, unsigned) {
+  *address = std::malloc(size);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemFreeHost(void* address) {
+  std::free(address);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemGetInfo(size_t* left, size_t* total) {
+  std::lock_guard<std::mutex> const lock(mutex);
+  *total = size_t{1} << 40;
+  *left = *total - used;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemcpyAsync(CUdeviceptr target, CUdeviceptr source, size_t size, CUstream stream) {
+  std::lock_guard<std::mutex> const lock(mutex);
+  run(stream, [=] { std::memmove(reinterpret_cast<void*>(target), reinterpret_cast<void const*>(source), size); });
+  return CUDA_SUCCESS;
+}
+
+CUresult cuStreamCreate(CUstream* stream, unsigned) {
+  *stream = reinterpret_cast<CUstream>(new char);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuStreamDestroy(CUstream stream) {
+  delete reinterpret_cast<char*>(stream);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuStreamSynchronize(CUstream stream) {
+  std::lock_guard<std::mutex> const lock(mutex);
+  return captured.count(stream) != 0 ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
+}
+
+CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) { return CUDA_SUCCESS; }
+
+CUresult cuEventCreate(CUevent* event, unsigned) {
+  *event = reinterpret_cast<CUevent>(new double(0));
+  return CUDA_SUCCESS;
+}
+
+CUresult cuEventRecord(CUevent event, CUstream) {
+  *reinterpret_cast<double*>(event) = now();
+  return CUDA_SUCCESS;
+}
+
+CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
+  *milliseconds = static_cast<float>(*reinterpret_cast<double*>(end) - *reinterpret_cast<double*>(start));
+  return CUDA_SUCCESS;
+}
+
+CUresult cuEventDestroy(CUevent event) {
+  delete reinterpret_cast<double*>(event);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode) {
+  std::lock_guard<std::mutex> const lock(mutex);
+  captured[stream].clear();
+  return CUDA_SUCCESS;
+}
+
+CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
+  std::lock_guard<std::mutex> const lock(mutex);
+  *graph = reinterpret_cast<CUgraph>(new Work(std::move(captured[stream])));
+  captured.erase(stream);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGraphInstantiate(CUgraphExec* exec, CUgraph graph, unsigned long long) {
+  *exec = reinterpret_cast<CUgraphExec>(new Work(*reinterpret_cast<Work*>(graph)));
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGraphLaunch(CUgraphExec exec, CUstream) {
+  std::lock_guard<std::mutex> const lock(mutex);
+  for (auto const& work : *reinterpret_cast<Work*>(exec)) {
+    work();
+  }
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGraphDestroy(CUgraph graph) {
+  delete reinterpret_cast<Work*>(graph);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGraphExecDestroy(CUgraphExec exec) {
+  delete reinterpret_cast<Work*>(exec);
   return CUDA_SUCCESS;
 }
 

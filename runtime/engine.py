@@ -1,0 +1,562 @@
+"""Running a model: `Engine` takes arrays by name and gives arrays by name, from any number of threads.
+
+What it runs on stands behind the protocols of `executor.py`; here are names, types and shapes, buffers, streams and graphs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import queue
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_fuse.errors import OnnxFuseError, UsageError
+from onnx_fuse.runtime.engine_file import EngineTensor
+from onnx_fuse.runtime.executor import Context, Executor, Graph, LayerTime, Memory, Profile
+from onnx_fuse.runtime.tensor import CPU, Tensor, contiguous, numpy_dtype
+
+_REMEMBERED = 256  # shapes of which a lane knows that it has seen them once
+
+Key = tuple[Any, ...]
+Mark = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call.
+
+    Attributes:
+        latency: from the call to the outputs being there, as the caller sees it.
+        compute: the model itself; on a GPU between two events of its stream.
+        enqueue: on a GPU, what the host needs to start the model.
+        h2d, d2h: on a GPU, the copies of inputs to it and of outputs from it.
+    """
+
+    latency: float
+    compute: float
+    enqueue: float | None = None
+    h2d: float | None = None
+    d2h: float | None = None
+
+
+class Engine:
+    """A model that is ready to run.
+
+    `infer` may be called from several threads: each call takes one of `streams` lanes, which have a stream, contexts and buffers of
+    their own, and waits for one if all are taken.
+
+    Args:
+        source: an engine that `onnx-fuse build` wrote, or an executor.
+        streams: how many calls may run at the same time.
+        cuda_graphs: how many CUDA graphs each lane keeps, one for a set of input shapes, the longest unused going first. A set of
+            shapes is captured when it comes for the second time. Every graph has a context of its own, with its memory. Models
+            with outputs whose size depends on values are never captured.
+        nvtx: mark the phases of a call for NVIDIA's profilers; needs the package nvtx.
+
+    Raises:
+        ModelError: the engine is damaged, or of another TensorRT.
+        UsageError: there is no GPU, a package is missing, or graphs are asked for on the CPU.
+    """
+
+    def __init__(
+        self, source: Executor | str | Path, *, streams: int = 1, cuda_graphs: int = 0, nvtx: bool = False
+    ) -> None:
+        if isinstance(source, str | Path):
+            from onnx_fuse.runtime.tensorrt_engine import TensorRTExecutor
+
+            source = TensorRTExecutor(Path(source))
+        self.executor: Executor = source
+        if streams < 1:
+            raise UsageError(f"streams is {streams}.", "Give at least 1.")
+        if cuda_graphs and self.executor.device.where[0] == CPU:
+            raise UsageError("CUDA graphs need a GPU, and this runs on the CPU.", "Open the model without cuda_graphs.")
+        self._mark = _marker() if nvtx else _unmarked
+        self._lanes: queue.LifoQueue[_Lane | None] = queue.LifoQueue()  # None: the engine is closed
+        self._all = [_Lane(self.executor, cuda_graphs, self._mark) for _ in range(streams)]
+        for lane in self._all:
+            self._lanes.put(lane)
+
+    @property
+    def description(self) -> str:
+        """What runs where."""
+        return self.executor.description
+
+    @property
+    def inputs(self) -> tuple[EngineTensor, ...]:
+        """What the model takes."""
+        return self.executor.inputs
+
+    @property
+    def outputs(self) -> tuple[EngineTensor, ...]:
+        """What the model gives."""
+        return self.executor.outputs
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """The shapes that each optimisation profile allows; empty where all are allowed."""
+        return self.executor.profiles
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.description}>"
+
+    def infer(self, inputs: Mapping[str, Any], *, out: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Runs the model and waits for it.
+
+        Args:
+            inputs: input name -> array: numpy's, or any with `__dlpack__` or `__cuda_array_interface__`, which is read where it is
+                if that is the device of the model. Arrays that are not contiguous are copied.
+            out: output name -> array of the right type and shape, that is written to.
+
+        Returns:
+            Output name -> array: those of `out`, else new ones on the GPU if an input was, of the library of the first such input.
+
+        Raises:
+            UsageError: a name, type or shape does not fit, an array is on another device, or the engine is closed.
+            ModelError: the model fails on these inputs.
+        """
+        return self.timed(inputs, out=out)[0]
+
+    def timed(
+        self, inputs: Mapping[str, Any], *, out: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], Timing]:
+        """`infer`, with the time it took."""
+        start = time.perf_counter()
+        self._check_names(inputs, out or {})
+        with self._lane() as lane, self._mark("infer"):
+            tensors = self._tensors(inputs, lane)
+            outputs, clock = lane.run(tensors, self._profile(tensors), self._outputs(out or {}, lane))
+        # Those on the GPU first, as the outputs are there then.
+        library = next((item.library for item in sorted(tensors.values(), key=lambda item: item.on_host)), "numpy")
+        given = out or {}
+        results = {
+            item.name: given[item.name] if item.name in given else outputs[item.name].to(library)
+            for item in self.outputs
+        }
+        return results, Timing(time.perf_counter() - start, **clock)
+
+    def layers(self, inputs: Mapping[str, Any], runs: int = 10) -> list[LayerTime]:
+        """The times of the layers, in the order of execution; measuring them makes the whole slower."""
+        self._check_names(inputs, {})
+        with self._lane() as lane:
+            tensors = self._tensors(inputs, lane)
+            return self.executor.layers(self._profile(tensors), lane.brought(tensors), runs)
+
+    def close(self) -> None:
+        """Frees streams and buffers, once running calls are done. Arrays that were given out stay."""
+        while self._all and (lane := self._lanes.get()) is not None:
+            self._all.remove(lane)
+            lane.close()
+        self._lanes.put(None)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _lane(self) -> Iterator[_Lane]:
+        lane = self._lanes.get()
+        try:
+            if lane is None:
+                raise UsageError(f"The engine is closed ({self.description}).", "Open it again.")
+            self.executor.device.activate()
+            yield lane
+        except BaseException:
+            if lane is not None:
+                lane.settle()
+            raise
+        finally:
+            self._lanes.put(lane)
+
+    # --- what was given -----------------------------------------------------------------------------------------------
+
+    def _check_names(self, inputs: Mapping[str, Any], out: Mapping[str, Any]) -> None:
+        for kind, given, known in (("input", inputs, self.inputs), ("output", out, self.outputs)):
+            names = [item.name for item in known]
+            if given.keys() == set(names) or not (given or kind == "input"):
+                continue
+            listed = ", ".join(described(item) for item in known)
+            for name in given:
+                if name not in names:
+                    raise UsageError(f"The model has no {kind} {name!r}.", f"Its {kind}s are: {listed}.")
+            for name in names:
+                if kind == "input" and name not in given:
+                    raise UsageError(f"Input {name!r} is missing.", f"The model takes: {listed}.")
+
+    def _tensors(self, inputs: Mapping[str, Any], lane: _Lane) -> dict[str, Tensor]:
+        """The inputs in the order they were given, types, ranks and fixed sizes checked."""
+        wanted = {item.name: item for item in self.inputs}
+        found = {}
+        for name, value in inputs.items():
+            label = f"input {name!r}"
+            found[name] = _checked(wanted[name], lane.taken(label, value), label)
+            self._check_place(found[name], label)
+        return found
+
+    def _outputs(self, out: Mapping[str, Any], lane: _Lane) -> dict[str, Tensor]:
+        wanted = {item.name: item for item in self.outputs}
+        found = {}
+        for name, value in out.items():
+            label = f"output {name!r}"
+            if isinstance(value, np.ndarray) and not value.flags.writeable:
+                raise UsageError(f"{label} was given an array that is read-only.", "Give one that can be written to.")
+            found[name] = _checked(wanted[name], lane.taken(label, value, copy=False), label)
+            self._check_place(found[name], label)
+        return found
+
+    def _check_place(self, tensor: Tensor, label: str) -> None:
+        kind, number = self.executor.device.where
+        if tensor.on_host or (kind != CPU and tensor.device[1] == number):
+            return
+        here = Tensor(0, "uint8", (), (kind, number)).place
+        raise UsageError(f"{label} is on {tensor.place}, the model on {here}.", f"Move it to {here}.")
+
+    def _profile(self, tensors: Mapping[str, Tensor]) -> int:
+        """The first optimisation profile that allows all shapes."""
+        if not self.profiles:
+            return 0
+        for number, profile in enumerate(self.profiles):
+            if all(_allowed(profile, name, tensor) for name, tensor in tensors.items()):
+                return number
+        for name, tensor in tensors.items():
+            if not any(_allowed(profile, name, tensor) for profile in self.profiles):
+                ranges = " or ".join(_range(profile, name) for profile in self.profiles if name in profile)
+                raise UsageError(
+                    f"input {name!r} has shape {list(tensor.shape)}; the engine allows {ranges}.",
+                    "Change the shape, or build the engine with --shapes that include it.",
+                )
+        came = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+        allowed = "; or ".join(", ".join(f"{name} {_range(of, name)}" for name in of) for of in self.profiles)
+        raise UsageError(
+            f"No optimisation profile allows these shapes together: {came}.", f"The engine allows: {allowed}."
+        )
+
+
+class OrtSession(Engine):
+    """A model in ONNX Runtime on the CPU, with the interface of `Engine`; fused nodes run through their bodies.
+
+    Args:
+        model: an ONNX file, or a model in memory without external data.
+        optimise: let ONNX Runtime rewrite the graph.
+        threads: threads of one call; ONNX Runtime's choice if None.
+        streams: how many calls may run at the same time.
+        nvtx: mark calls for NVIDIA's profilers.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model, or an input or output is no tensor of numbers.
+    """
+
+    def __init__(
+        self, model: Any, *, optimise: bool = True, threads: int | None = None, streams: int = 1, nvtx: bool = False
+    ) -> None:
+        from onnx_fuse.runtime.ort_executor import OrtExecutor
+
+        super().__init__(OrtExecutor(model, optimise=optimise, threads=threads), streams=streams, nvtx=nvtx)
+
+
+def open(
+    path: str | Path,
+    *,
+    streams: int = 1,
+    cuda_graphs: int = 0,
+    nvtx: bool = False,
+    optimise: bool = True,
+    threads: int | None = None,
+    fallback: bool = False,
+) -> Engine:
+    """A model or an engine, ready to run; `description` says what it became.
+
+    Args:
+        path: an engine with its record beside it, which runs in TensorRT, or else an ONNX model, which runs in ONNX Runtime.
+        streams, nvtx: see `Engine`.
+        cuda_graphs: see `Engine`; for TensorRT only.
+        optimise, threads: see `OrtSession`; for ONNX Runtime only.
+        fallback: where an engine cannot run for want of a GPU or a package, open the ONNX model it was built from, if that lies
+            beside it.
+
+    Raises:
+        ModelError, UsageError: it cannot be read, or cannot run here.
+    """
+    from onnx_fuse.runtime import engine_file
+
+    path = Path(path)
+    model = path
+    if path.suffix.lower() in (".engine", ".plan", ".trt") or engine_file.record_path(path).is_file():
+        try:
+            return Engine(path, streams=streams, cuda_graphs=cuda_graphs, nvtx=nvtx)
+        except UsageError as error:
+            model = path.parent / engine_file.read(path).model
+            if not model.is_file():
+                raise
+            if not fallback:
+                remedy = f"Open {model} instead, which runs in ONNX Runtime, or say fallback=True. {error.remedy}"
+                raise UsageError(f"The engine {path} cannot run here: {error.cause}", remedy.strip()) from error
+    elif cuda_graphs:
+        raise UsageError(f"{path} runs in ONNX Runtime on the CPU, which has no CUDA graphs.", "Build an engine of it.")
+    return OrtSession(model, optimise=optimise, threads=threads, streams=streams, nvtx=nvtx)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A graph with the outputs it writes, and the context it was captured from, which must not change while the graph lives."""
+
+    context: Context
+    graph: Graph
+    outputs: Mapping[str, Tensor]
+
+
+class _Lane:
+    """A stream with what one call at a time needs on it."""
+
+    def __init__(self, executor: Executor, cuda_graphs: int, mark: Mark) -> None:
+        self._executor, self._device, self._mark = executor, executor.device, mark
+        self._device.activate()
+        self._stream = self._device.stream()
+        self._on_cpu = self._device.where[0] == CPU
+        self._contexts: dict[int, Context] = {}
+        self._buffers: dict[tuple[str, str], Memory] = {}  # (use, tensor) -> memory, kept from call to call
+        self._limit = cuda_graphs
+        self._seen: OrderedDict[Key, None] = OrderedDict()
+        self._graphs: OrderedDict[Key, _Captured] = OrderedDict()
+
+    def close(self) -> None:
+        self._device.activate()
+        for held in (self._graphs, self._contexts, self._buffers):
+            held.clear()
+        self._device.close_stream(self._stream)
+
+    def settle(self) -> None:
+        """After an error: waits for what may still use the caller's memory."""
+        with contextlib.suppress(OnnxFuseError):  # the stream may be what failed
+            self._device.synchronize(self._stream)
+
+    def taken(self, label: str, value: Any, *, copy: bool = True) -> Tensor:
+        """The memory of an array, or of a contiguous copy, for use on this stream."""
+        stream = None if self._on_cpu else self._stream
+        return contiguous(label, value, stream, lambda other: self._device.wait_for(other, self._stream), copy=copy)
+
+    def run(
+        self, inputs: Mapping[str, Tensor], profile: int, out: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The outputs (those of `out`, else on the CPU if all inputs are), and the times of the phases."""
+        device, stream = self._device, self._stream
+        to_host = not self._on_cpu and all(tensor.on_host for tensor in inputs.values())
+        events = [device.mark(stream)]
+        with self._mark("copy in"):
+            brought = self.brought(inputs)
+        events.append(device.mark(stream))
+        with self._mark("enqueue"):
+            started = time.perf_counter()
+            context, written = self._start(brought, profile, out, to_host)
+            enqueue = time.perf_counter() - started
+        events.append(device.mark(stream))
+        with self._mark("copy out"):
+            if any(item.name not in written for item in self._executor.outputs):
+                device.synchronize(stream)
+                written = {**written, **context.made()}
+            results: dict[str, Tensor] = {}
+            staged: list[tuple[Tensor, int]] = []
+            for name, tensor in written.items():
+                results[name] = self._delivered(name, tensor, out.get(name), to_host, staged)
+            events.append(device.mark(stream))
+            device.synchronize(stream)
+            for target, source in staged:
+                ctypes.memmove(target.address, source, target.nbytes)
+        h2d, compute, d2h = (device.seconds(*pair) for pair in itertools.pairwise(events))
+        phases = {"compute": compute}
+        return results, phases if self._on_cpu else {**phases, "enqueue": enqueue, "h2d": h2d, "d2h": d2h}
+
+    def brought(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs where the model reads them."""
+        return {name: self._brought(name, tensor) for name, tensor in inputs.items()}
+
+    def _brought(self, name: str, tensor: Tensor) -> Tensor:
+        if self._on_cpu or (name in self._executor.shape_inputs and tensor.on_host):
+            return tensor
+        if name in self._executor.shape_inputs:
+            here = _on_host(tensor)
+            self._device.copy(here.address, tensor.address, tensor.nbytes, self._stream)
+            self._device.synchronize(self._stream)
+            return here
+        if not tensor.on_host and not self._limit:
+            return tensor
+        source = tensor.address
+        if tensor.device[0] == CPU:
+            source = self._buffer("pinned input", name, tensor.nbytes).address
+            ctypes.memmove(source, tensor.address, tensor.nbytes)
+        there = self._buffer("input", name, tensor.nbytes)
+        self._device.copy(there.address, source, tensor.nbytes, self._stream)
+        return self._on_device(there, tensor)
+
+    def _start(
+        self, inputs: Mapping[str, Tensor], profile: int, out: Mapping[str, Tensor], to_host: bool
+    ) -> tuple[Context, Mapping[str, Tensor]]:
+        """Puts the model into the stream: the context, and the outputs that it writes there."""
+        if not self._limit:
+            return self._enqueued(self._context(profile), inputs, out, to_host)
+        shaping = [inputs[name].numpy().tobytes() for name in sorted(self._executor.shape_inputs)]
+        key = (profile, tuple(inputs[item.name].shape for item in self._executor.inputs), *shaping)
+        captured = self._graphs.get(key)
+        if captured is not None:
+            self._graphs.move_to_end(key)
+            self._checked_shapes(out, captured.outputs)
+            captured.graph.launch(self._stream)
+            return captured.context, captured.outputs
+        again = key in self._seen
+        context = self._executor.context(profile, self._stream) if again else self._context(profile)
+        _, outputs = self._enqueued(context, inputs, out, to_host)
+        _put(self._seen, key, None, _REMEMBERED)
+        if again and len(outputs) == len(self._executor.outputs):
+            graph = self._device.capture(self._stream, lambda: context.enqueue(inputs, outputs))
+            _put(self._graphs, key, _Captured(context, graph, outputs), self._limit)
+        return context, outputs
+
+    def _context(self, profile: int) -> Context:
+        if profile not in self._contexts:
+            self._contexts[profile] = self._executor.context(profile, self._stream)
+        return self._contexts[profile]
+
+    def _enqueued(
+        self, context: Context, inputs: Mapping[str, Tensor], out: Mapping[str, Tensor], to_host: bool
+    ) -> tuple[Context, dict[str, Tensor]]:
+        shapes = context.prepare(inputs)
+        known = {
+            item.name: (item.dtype, shape)
+            for item in self._executor.outputs
+            if (shape := shapes[item.name]) is not None
+        }
+        outputs = {name: Tensor(0, *facts, self._device.where) for name, facts in known.items()}
+        self._checked_shapes(out, outputs)
+        for name, tensor in outputs.items():
+            given = out.get(name)
+            if given is not None and not self._limit and given.on_host == self._on_cpu:
+                outputs[name] = given
+            elif self._limit or to_host:
+                outputs[name] = self._on_device(self._buffer("output", name, tensor.nbytes), tensor)
+            else:
+                outputs[name] = self._on_device(self._device.allocate(max(tensor.nbytes, 1)), tensor)
+        context.enqueue(inputs, outputs)
+        return context, outputs
+
+    def _delivered(
+        self, name: str, tensor: Tensor, given: Tensor | None, to_host: bool, staged: list[tuple[Tensor, int]]
+    ) -> Tensor:
+        """The output where the caller wants it; `staged` grows by what has to be copied once the stream is through."""
+        if given is None and not to_host:
+            if not self._limit:
+                return tensor
+            given = self._on_device(self._device.allocate(max(tensor.nbytes, 1)), tensor)
+        elif given is None:
+            given = _on_host(tensor)
+        self._checked_shapes({name: given}, {name: tensor})
+        if given.address == tensor.address:
+            return given
+        target = given.address
+        if given.device[0] == CPU and not self._on_cpu:
+            target = self._buffer("pinned output", name, tensor.nbytes).address
+            staged.append((given, target))
+        self._device.copy(target, tensor.address, tensor.nbytes, self._stream)
+        return given
+
+    def _checked_shapes(self, out: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        for name, given in out.items():
+            if name in outputs and given.shape != outputs[name].shape:
+                raise UsageError(
+                    f"output {name!r} was given an array of shape {list(given.shape)}, and has {list(outputs[name].shape)}.",
+                    "Give an array of that shape.",
+                )
+
+    def _buffer(self, use: str, name: str, size: int) -> Memory:
+        held = self._buffers.get((use, name))
+        if held is None or held.size < size:
+            if held is not None:
+                self._device.synchronize(self._stream)  # before it goes
+                self._graphs.clear()  # which may read or write it
+            held = (self._device.pinned if use.startswith("pinned") else self._device.allocate)(max(size, 1))
+            self._buffers[(use, name)] = held
+        return held
+
+    def _on_device(self, memory: Memory, like: Tensor) -> Tensor:
+        return Tensor(memory.address, like.dtype, like.shape, self._device.where, memory)
+
+
+def described(item: EngineTensor) -> str:
+    """`x float32[n, 4]`."""
+    return f"{item.name} {item.dtype}[{', '.join(map(str, item.shape))}]"
+
+
+def _on_host(like: Tensor) -> Tensor:
+    array = np.empty(like.shape, numpy_dtype(like.dtype))
+    return Tensor(array.ctypes.data, like.dtype, like.shape, owner=array)
+
+
+def _put(table: OrderedDict[Key, Any], key: Key, value: Any, limit: int) -> None:
+    """Adds what was used last; what was not used for longest goes."""
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > limit:
+        table.popitem(last=False)
+
+
+def _checked(item: EngineTensor, tensor: Tensor, label: str) -> Tensor:
+    came = f"{label} is {tensor.dtype}{list(tensor.shape)}"
+    takes = f"the model has {described(item)}."
+    if tensor.dtype != item.dtype:
+        raise UsageError(f"{came}; {takes}", _cast(tensor.dtype, item.dtype))
+    # An executor that does not know the rank says ().
+    if item.shape and len(tensor.shape) != len(item.shape):
+        raise UsageError(f"{came}, of rank {len(tensor.shape)}; {takes}", f"Give it {len(item.shape)} dimensions.")
+    for axis, (size, wanted) in enumerate(zip(tensor.shape, item.shape, strict=False)):
+        if isinstance(wanted, int) and size != wanted:
+            raise UsageError(f"{came}; {takes}", f"Dimension {axis} has to be {wanted}.")
+    return tensor
+
+
+def _cast(came: str, wanted: str) -> str:
+    try:
+        safe = np.can_cast(numpy_dtype(came), numpy_dtype(wanted), "safe")
+    except TypeError:  # a type that only its library has
+        safe = False
+    if safe:
+        return f"{came} fits into {wanted}: convert the array, nothing is lost."
+    return f"{came} does not fit into {wanted}: convert the array if you know that its values do."
+
+
+def _allowed(profile: Profile, name: str, tensor: Tensor) -> bool:
+    allowed = profile.get(name)
+    return allowed is None or (
+        len(allowed.min) == len(tensor.shape)
+        and all(low <= size <= high for low, size, high in zip(allowed.min, tensor.shape, allowed.max, strict=True))
+    )
+
+
+def _range(profile: Profile, name: str) -> str:
+    allowed = profile[name]
+    sizes = (str(low) if low == high else f"{low}..{high}" for low, high in zip(allowed.min, allowed.max, strict=True))
+    return f"[{', '.join(sizes)}]"
+
+
+def _unmarked(name: str) -> AbstractContextManager[Any]:
+    return contextlib.nullcontext()
+
+
+def _marker() -> Mark:
+    try:
+        import nvtx
+    except ImportError as error:
+        raise UsageError("NVTX ranges need the package nvtx.", "pip install 'onnx-fuse[serve]'") from error
+
+    def mark(name: str) -> AbstractContextManager[Any]:
+        return nvtx.annotate(name, domain="onnx-fuse")
+
+    return mark
