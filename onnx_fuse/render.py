@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from onnx_fuse.inspect import Inspection
     from onnx_fuse.learning import LearnedFusion
     from onnx_fuse.patterns.operator import Fusion
+    from onnx_fuse.runtime.debug import Diagnosis
+    from onnx_fuse.runtime.doctor import Facts, Finding
     from onnx_fuse.runtime.parse import ParseResult
 
 NEAREST = 3
 """Groups of near misses that `fuse` shows; `explain` shows them all."""
+
+VALUES = 24
+"""Values that `debug` shows without --all."""
 
 
 def visible(text: object) -> str:
@@ -364,6 +369,77 @@ def parse_result(console: Console, result: ParseResult) -> None:
             indented(console, f"inside {' > '.join(issue.stack)}", 6)
     for line in result.log:
         indented(console, line, 2, "dim")
+
+
+def diagnosis(console: Console, found: Diagnosis, *, every: bool = False) -> None:
+    """What `debug` found: the values in the order of the graph, then the place where the models part."""
+    telling = [
+        value for value in found.values
+        if every or value.comparison.problem is not None or value.op_type != value.fused_op_type
+    ]  # fmt: skip
+    shown = telling if every else telling[:VALUES]
+    say(console, f"{found.case}; allowed are {found.rtol:g} of a value's largest magnitude.", "bold")
+    if shown:
+        columns = ("value", "made by", "", "max abs", "relative", "mean", "std")
+        result = table(*columns, numbers=(3, 4, 5, 6), first=12)
+        for value in shown:
+            one, of = value.comparison, value.original
+            state = "ok" if one.problem is None else "DIFFERS"
+            row(
+                result, value.name, value.fused_op_type, state, f"{one.max_abs:.1e}", f"{one.relative:.1e}",
+                _short(of.mean), _short(of.std),
+            )  # fmt: skip
+        console.print(result)
+        console.print()
+    if len(shown) < len(found.values):
+        rest = len(found.values) - len(shown)
+        say(console, f"{counted(rest, 'further value')} {'is' if rest == 1 else 'are'} shown by --all.", "dim")
+    for note in found.notes:
+        say(console, f"note: {note}")
+    if found.place is None:
+        values, cases = counted(len(found.values), "value"), counted(found.cases, "case")
+        say(console, f"Equal: {values} in each of {cases}.", "green")
+        return
+    first = next(value for value in found.values if value.name == found.place.value)
+    say(console, found.place.sentence(), "bold red")
+    indented(console, first.comparison.problem, 2)
+    if found.place.replaced:
+        indented(console, f"It replaced: {', '.join(found.place.replaced)}", 2)
+
+
+def health(console: Console, facts: Facts, findings: Sequence[Finding]) -> None:
+    """What `doctor` found: what there is, then what is wrong with it."""
+    parts = [f"Python {facts.python}, {facts.system}"]
+    parts.append(", ".join(f"{name} {version}" for name, version in facts.packages.items()))
+    parts.append(f"opsets: onnx {facts.onnx_opset}, ONNX Runtime {facts.onnxruntime_opset}")
+    parts.append(f"TensorRT: {facts.tensorrt or 'none'} {facts.tensorrt_version}".rstrip())
+    parts.append("driver: " + ("none" if facts.driver is None else f"CUDA {'.'.join(map(str, facts.driver))}"))
+    parts += [f"GPU: {gpu.name}, sm_{gpu.capability}, {size_text(gpu.memory)}" for gpu in facts.gpus]
+    for part in parts:
+        indented(console, part, 0)
+    for library in facts.libraries:
+        say(console, f"plugin library: {library.path}")
+        if library.sha256:
+            chips = ", ".join(f"sm_{item}" for item in library.architectures)
+            indented(console, f"version {library.version}, {chips}, sha256 {library.sha256}", 2)
+    ours = [item for item in facts.creators if item.name in facts.operators]
+    if ours:
+        result = table("plugin", "version", "fields")
+        for creator in ours:
+            row(result, creator.name, creator.version, ", ".join(creator.fields))
+        console.print()
+        console.print(result)
+    console.print()
+    styles = {"broken": "bold red", "warning": "yellow", "note": ""}
+    for finding in findings:
+        say(console, f"{finding.level}: {finding.what}", styles[finding.level])
+        indented(console, finding.remedy, 2)
+    if not any(finding.level == "broken" for finding in findings):
+        say(console, "Nothing is broken.", "green")
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
 
 
 def inspection(console: Console, found: Inspection) -> None:

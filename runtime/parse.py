@@ -116,7 +116,7 @@ def parse_network(
     parser = trt.OnnxParser(network, tensorrt.logger())
 
     registry = trt.get_plugin_registry()
-    prepared, inlined = inline_bodies(_own_copy(model), lambda node: _is_plugin(node, registry))
+    prepared, inlined = prepare(model)
     # The parser only looks at the folder of this path; the file need not exist.
     path = model if isinstance(model, (str, Path)) else Path(base_dir or ".") / "model.onnx"
     with tensorrt.logged() as log:
@@ -146,6 +146,12 @@ def parse_network(
         log=tuple(log),
     )
     return ParsedNetwork(result, network, parser, builder)
+
+
+def prepare(model: ModelProto | str | Path) -> tuple[ModelProto, Counter[str]]:
+    """A copy of a model as TensorRT is to be given it, and how often each body was inlined: those that no loaded plugin takes."""
+    registry = tensorrt.module().get_plugin_registry()
+    return inline_bodies(_own_copy(model), lambda node: _is_plugin(node, registry))
 
 
 def inline_bodies(model: ModelProto, is_plugin: Callable[[NodeProto], bool]) -> tuple[ModelProto, Counter[str]]:
