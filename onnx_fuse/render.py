@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,8 @@ def fuse_result(console: Console, report: Report, model: str, out: str, seconds:
         console.print()
     else:
         say(console, "Nothing was fused.", "bold")
+    if report.selection:
+        selection(console, report.selection)
     before, after = report.nodes_before, report.nodes_after
     fewer = f" ({(before - after) / before:.0%} fewer)" if after < before else ""
     say(console, f"Nodes: {before:,} before, {after:,} after{fewer}.")
@@ -101,6 +104,27 @@ def fuse_result(console: Console, report: Report, model: str, out: str, seconds:
     text, style = verification_line(report.verification)
     say(console, text, style)
     say(console, f"Wrote {out} in {seconds:.1f} s.")
+
+
+def selection(console: Console, chosen: dict[str, Any]) -> None:
+    """What was predicted or measured for each fused node, equal ones together, and what it was for."""
+    sizes = ", ".join(f"{name} = {size}" for name, size in chosen["sizes"].items()) or "the sizes of the model"
+    verb = "Predicted" if chosen["method"] == "auto" else "Measured"
+    say(console, f"{verb} for {chosen['device']}, {chosen['precision']}, {sizes}:", "bold")
+    if chosen["assumed"]:
+        say(console, f"(assumed: {', '.join(chosen['assumed'])}; give them with --sizes NAME=N)", "dim")
+    groups = Counter(
+        (item["keep"], item["operator"], item["before_us"], item["after_us"], item["reason"])
+        for item in chosen["decisions"]
+    )
+    for (keep, operator, before, after, reason), count in groups.items():
+        times = "" if before is None else f" {before:.1f} -> {after:.1f} us"
+        verdict = "keep" if keep else "leave"
+        say(console, f"  {verdict} {operator} x {count}{times}", "" if keep else "yellow")
+        indented(console, reason, 6)
+    for note in chosen["notes"]:
+        say(console, f"  note: {note}", "dim")
+    console.print()
 
 
 def passes(console: Console, report: Report) -> None:

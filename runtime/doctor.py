@@ -192,12 +192,10 @@ def _library(path: Path, load: bool) -> PluginLibrary:
 
 
 def _creators(trt: Any) -> Iterator[Creator]:
-    builder = trt.Builder(tensorrt.logger())  # while it lives, what TensorRT logs goes there and not to the terminal
-    with tensorrt.logged():
-        for item in trt.get_plugin_registry().all_creators:
-            names = tuple(entry.name for entry in item.field_names)
-            yield Creator(item.name, item.plugin_version, item.plugin_namespace, names)
-    del builder
+    for item in trt.get_plugin_registry().all_creators:
+        # TensorRT's own have no namespace; one of them answers with an error on the terminal.
+        names = tuple(entry.name for entry in item.field_names) if item.plugin_namespace else ()
+        yield Creator(item.name, item.plugin_version, item.plugin_namespace, names)
 
 
 def devices(library: str = "libcuda.so.1") -> tuple[tuple[Gpu, ...], tuple[int, int] | None, str]:
