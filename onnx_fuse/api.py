@@ -101,7 +101,7 @@ def fuse(
         fusions: names of fusions, `Fusion` objects of your own, or paths of learned ones (.onnx); None for the default ones.
         enable: fusions to add to these, by name, object or path.
         disable: names of fusions to leave out.
-        require: operator or fusion name -> least number of fused nodes.
+        require: operator or fusion name -> least number of fused nodes; whatever `select`, these are fused.
         select: which matches to commit: "all" of them, those that the cost model predicts to pay ("auto"), or those with which the
             model is faster when it is timed ("measured").
         sizes: for "auto" and "measured": dimension -> size, or input -> shape; what is missing is assumed.
@@ -164,7 +164,7 @@ def fuse(
         say("selecting")
         selection = _selected(
             select, fused, report, sizes, device, folder, lambda roots: again([*others, *roots])[0], say
-        )
+        ).keeping({match.node for match in report.matches if {match.fusion, match.operator} & {*(require or {})}})
         report.selection = selection.to_dict()
         roots = [match.root for match in report.matches if match.node not in selection.left_out]
         if len(roots) < len(report.matches):
@@ -413,12 +413,8 @@ def _check_met(require: Mapping[str, int] | None, report: Report, chosen: Sequen
         if found >= count:
             continue
         fusions = {fusion.name for fusion in chosen if name in (fusion.name, fusion.operator.name)}
-        operators = {fusion.operator.name for fusion in chosen if fusion.name in fusions}
-        decisions = (report.selection or {}).get("decisions", ())
-        unselected = sum(item["operator"] in operators and not item["keep"] for item in decisions)
-        left = f" {unselected} are not worth it by --select." if unselected else ""
         error = RequirementError(
-            f"{count} {name} required, {found} fused.{left}{_missing(fusions, count - found, report)}",
+            f"{count} {name} required, {found} fused.{_missing(fusions, count - found, report)}",
             "`onnx-fuse explain MODEL` tells what stopped the rest.",
         )
         error.report = report  # type: ignore[attr-defined]

@@ -82,6 +82,8 @@ def export(
     enable: Iterable[Chosen] = (),
     disable: Iterable[str] = (),
     require: Mapping[str, int] | None = None,
+    select: str = "auto",
+    device: str | None = None,
     functions: Functions = "keep",
     plugin_libraries: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
@@ -102,6 +104,7 @@ def export(
         dynamo: the exporter of torch.export; False for TorchScript.
         custom_translation_table: as for torch.onnx.export; `onnx_fuse.custom_op` makes one.
         fusions, enable, disable, require, functions: as for `fuse`.
+        select, device: as for `fuse`; the sizes that it is chosen for are the opt sizes.
         plugin_libraries: for the build and the trtexec line of the fused model.
         progress: called with a word on what is being done.
 
@@ -130,7 +133,8 @@ def export(
             custom_translation_table.attach(written)
         done = finish_export(
             written, module, args, kwargs=kwargs, sizes=sizes, fusions=fusions, enable=enable, disable=disable,
-            require=require, functions=functions, plugin_libraries=plugin_libraries, progress=progress,
+            require=require, select=select, device=device, functions=functions, plugin_libraries=plugin_libraries,
+            progress=progress,
         )  # fmt: skip
         for item in sorted(Path(folder).iterdir()):
             os.replace(item, path.parent / item.name)
@@ -151,6 +155,8 @@ def finish_export(
     enable: Iterable[Chosen] = (),
     disable: Iterable[str] = (),
     require: Mapping[str, int] | None = None,
+    select: str = "auto",
+    device: str | None = None,
     functions: Functions = "keep",
     plugin_libraries: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
@@ -160,7 +166,7 @@ def finish_export(
     Args:
         path: the model that was exported; it stays as it is.
         module, args, kwargs: what it was exported from.
-        sizes, fusions, enable, disable, require, functions, plugin_libraries, progress: as for `export`.
+        sizes, fusions, enable, disable, require, select, device, functions, plugin_libraries, progress: as for `export`.
 
     Raises:
         OnnxFuseError: as for `export`.
@@ -171,11 +177,15 @@ def finish_export(
     module, args, kwargs = _prepared(torch, module, args, kwargs or {}, None)
     standard = io.load(path)
     _check_sizes(sizes or {}, {dim for value in standard.graph.input for dim in _dims(value) if isinstance(dim, str)})
-    result = fuse(
-        path, fusions=fusions, enable=enable, disable=disable, require=require, functions=functions, progress=progress
-    )
-    say("comparing with PyTorch")
     reference = _Reference(torch, module, args, kwargs, standard)
+    of_example = _example_sizes(standard, reference.example)
+    chosen = {**of_example, **(sizes or {})}
+    result = fuse(
+        path, fusions=fusions, enable=enable, disable=disable, require=require, select=select, device=device,
+        sizes=None if select == "all" else {name: _range(values)["opt"] for name, values in chosen.items()},
+        functions=functions, progress=progress,
+    )  # fmt: skip
+    say("comparing with PyTorch")
     with_torch = {
         "standard": reference.check(path, path.parent, "The exported model"),
         "fused": reference.check(result.model, path.parent, "The fused model"),
@@ -189,8 +199,7 @@ def finish_export(
             ("summary", "summary.json"),
         )
     }
-    of_example = _example_sizes(standard, reference.example)
-    build = _build(standard, result, path, files["fused"], {**of_example, **(sizes or {})}, libraries)
+    build = _build(standard, result, path, files["fused"], chosen, libraries)
     build["sizes_of_the_example"] = sorted(set(of_example) - set(sizes or {}))
     summary = {
         "format": SUMMARY_FORMAT,
@@ -198,6 +207,7 @@ def finish_export(
         "nodes": {"standard": result.report.nodes_before, "fused": result.report.nodes_after},
         "fused": result.report.fused,
         "operators": build["operators"],
+        "selection": result.report.selection,
         "verification": {"pytorch": with_torch, "onnx": result.report.verification},
         "warnings": result.report.warnings,
         "versions": {**result.report.versions, "torch": torch.__version__},

@@ -49,14 +49,16 @@ class _Call:
     device: Device
 
 
-def plugin_facts(node: NodeProto, shape: Shape, half: bool, device: Device) -> PluginFacts:
-    """What is known of the plugin of a fused node; of an operator that is not ours, that it is one kernel."""
+def plugin_facts(node: NodeProto, shape: Shape, half: bool, device: Device) -> PluginFacts | None:
+    """What is known of the plugin of a fused node; None for an operator that is not ours."""
+    facts = _FACTS.get(node.op_type) if node.domain == DOMAIN else None
+    if facts is None:
+        return None
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     names = attributes.get("inputs", b"").decode().split(",")
     inputs = dict(zip(names, node.input, strict=False))
     shapes = {name: shape(value) for name, value in inputs.items() if value}
-    facts = _FACTS.get(node.op_type) if node.domain == DOMAIN else None
-    return PluginFacts() if facts is None else facts(_Call(attributes, inputs, shapes, half, device))
+    return facts(_Call(attributes, inputs, shapes, half, device))
 
 
 def _attention(call: _Call) -> PluginFacts:
@@ -132,7 +134,14 @@ def _interests(call: _Call) -> PluginFacts:
     return PluginFacts(("cooccurrence" in outputs) + (outputs != ["cooccurrence"]))
 
 
+def _one_kernel(call: _Call) -> PluginFacts:
+    return PluginFacts()
+
+
 _FACTS = {
+    "FusedSwish": _one_kernel,
+    "FusedSkipLayerNorm": _one_kernel,
+    "FMInteraction": _one_kernel,
     "FusedAttentionLayerNorm": _attention,
     "FusedLinearLayerNorm": _linear,
     "HSTUHierarchicalAttention": _hstu,

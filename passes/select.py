@@ -7,7 +7,7 @@ takes that from TensorRT.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -45,7 +45,7 @@ class Decision:
         node, operator: the fused node.
         keep: whether it stays a fused node.
         before_us: microseconds that TensorRT without the plugin is predicted to need beyond those for the kernels next to it; None
-            where it was measured instead.
+            where nothing was predicted.
         after_us: microseconds predicted for the plugin, or None.
         launches_before, launches_after: kernels in these times.
         megabytes_before, megabytes_after: what these move.
@@ -92,6 +92,16 @@ class Selection:
     def left_out(self) -> set[str]:
         """Names of the fused nodes that are not worth it."""
         return {item.node for item in self.decisions if not item.keep}
+
+    def keeping(self, names: Set[str]) -> Selection:
+        """The same, with these fused nodes kept though they do not pay."""
+        decisions = [
+            replace(item, keep=True, reason=f"kept because it is required; {item.reason}")
+            if item.node in names and not item.keep
+            else item
+            for item in self.decisions
+        ]
+        return replace(self, decisions=tuple(decisions))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data."""
@@ -451,6 +461,8 @@ def _decide(node: NodeProto, found: _Neighbourhood, device: c.Device) -> Decisio
     whole = [*body, *around]
     before = c.cost(found.steps(whole), device, found.is_read_outside(whole)).beside(rest)
     facts = plugin_facts(node, found.shape, found.operator_type(name) in _HALF, device)
+    if facts is None:
+        return Decision(name, operator, True, None, None, 0, 0, 0.0, 0.0, "kept: nothing is known of its plugin")
     after = c.cost([_plugin(node, found, facts)], device, lambda value: True)
     keep = facts.refusal is None and after.seconds <= before.seconds * (1 - MARGIN)
     return Decision(

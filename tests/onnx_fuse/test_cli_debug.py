@@ -11,6 +11,8 @@ from typer.testing import CliRunner, Result
 
 import onnx_fuse
 from onnx_fuse.cli import app
+from onnx_fuse.errors import UsageError
+from onnx_fuse.runtime import tensorrt
 from tests.trust import mutations
 
 
@@ -59,7 +61,10 @@ def test_json(models: dict[str, Path]) -> None:
 
 
 def test_dump_network(models: dict[str, Path], tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx_libs")
+    try:
+        tensorrt.module()
+    except UsageError as missing:
+        pytest.skip(str(missing))
     target = tmp_path / "network.txt"
     assert run("debug", models["original"], models["fused"], "--dump-network", target).exit_code == 0
     assert "MATRIX_MULTIPLY" in target.read_text() and "input  x float[-1, -1, 8]" in target.read_text()

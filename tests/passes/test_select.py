@@ -11,12 +11,13 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
-from onnx_fuse.errors import RequirementError, UsageError
+from onnx_fuse.errors import UsageError
 from onnx_fuse.passes import cost, measured
 from onnx_fuse.passes.cost import Device, Step, device_of, kernels
 from onnx_fuse.passes.measured import Verdict, Verdicts, choose, judge
 from onnx_fuse.passes.plugin_facts import plugin_facts
 from onnx_fuse.passes.select import select_fused, without
+from onnx_fuse.patterns import FusedOp, Fusion, pattern
 from tests import helpers
 
 SLOW = Device("slow", 80, 10, bandwidth=1e9, float32=1e9, tf32=1e10, half=1e11)
@@ -246,8 +247,28 @@ def test_fuse_of_nothing_that_pays_changes_nothing(tmp_path: Path) -> None:
     done = onnx_fuse.fuse(model, enable=["FusedSwish"], select="auto", device="L4")
     assert not done.changed and done.report.fused == {}
     assert done.model.SerializeToString(deterministic=True) == before
-    with pytest.raises(RequirementError, match=r"1 FusedSwish required, 0 fused\. 1 are not worth it by --select"):
-        onnx_fuse.fuse(model, enable=["FusedSwish"], select="auto", device="L4", require={"FusedSwish": 1})
+
+
+def test_what_is_required_is_fused() -> None:
+    done = onnx_fuse.fuse(
+        feed_forward(), enable=["FusedSwish"], select="auto", device="L4", require={"FusedSwish": 1}, verify=False
+    )
+    (decision,) = done.report.to_dict()["selection"]["decisions"]
+    assert done.report.fused == {"FusedSwish": 1} and decision["reason"].startswith("kept because it is required")
+
+
+def test_operators_of_ones_own_are_kept() -> None:
+    """Nothing is known of their plugins."""
+    operator = FusedOp("Doubled", inputs=("x",), body=lambda op, x: op.Add(x, x), domain="com.example")
+
+    @pattern
+    def doubled(op, x):  # type: ignore[no-untyped-def]
+        return op.Add(x, x)
+
+    model = helpers.model("(float[n] x) => (float[n] y) { a = Add(x, x)  y = Relu(a) }")
+    done = onnx_fuse.fuse(model, fusions=[Fusion("Doubled", doubled, operator)], select="auto", verify=False)
+    assert done.report.fused == {"Doubled": 1}
+    assert "nothing is known" in done.report.to_dict()["selection"]["decisions"][0]["reason"]
 
 
 def test_fuse_refuses_what_makes_no_sense() -> None:
@@ -388,4 +409,6 @@ def test_launches_are_those_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> N
         if case.name == "FusedEmbedLayerNorm":
             half = case.inputs["table_1"].dtype != torch.float32
         facts = plugin_facts(node, shapes.__getitem__, half, device)
-        assert facts.refusal is None and facts.launches == len(launches), f"{case.name} of {shapes}"
+        assert facts is not None and facts.refusal is None and facts.launches == len(launches), (
+            f"{case.name} of {shapes}"
+        )
