@@ -17,10 +17,11 @@ from onnx_fuse.learning import LearnedFusion
 from onnx_fuse.learning import load as load_learned
 from onnx_fuse.passes import blocks, io
 from onnx_fuse.passes.checker import check
-from onnx_fuse.passes.convert import Convert
+from onnx_fuse.passes.convert import OLDEST, Convert
 from onnx_fuse.passes.emit import Functions, drop_bodies, inline_bodies
 from onnx_fuse.passes.fuse import FusePass
 from onnx_fuse.passes.measured import Verdicts, choose
+from onnx_fuse.passes.native_attention import SINCE, to_native
 from onnx_fuse.passes.normalize import rule_names
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
@@ -40,6 +41,9 @@ Chosen = str | os.PathLike[str] | Fusion
 
 SELECT = ("all", "auto", "measured")
 """How to choose which matches to fuse."""
+
+ATTENTION = ("fused", "native")
+"""What softmax attention of a large hidden size becomes."""
 
 _MOST_MISSES = 5
 
@@ -87,6 +91,7 @@ def fuse(
     select: str = "all",
     sizes: Mapping[str, int | Sequence[int]] | None = None,
     device: str | None = None,
+    attention: str = "fused",
     functions: Functions = "keep",
     simplify: bool = False,
     verify: bool = True,
@@ -107,6 +112,8 @@ def fuse(
         sizes: for "auto" and "measured": dimension -> size, or input -> shape; what is missing is assumed.
         device: for "auto" the GPU to predict for (`onnx_fuse.passes.cost.DEVICES`); for "measured" the GPU of this machine if None,
             "cpu" to time ONNX Runtime.
+        attention: "native" makes softmax attention of a hidden size above 512 ONNX's `Attention` (opset 23, to which the model is
+            converted), for TensorRT's own fused layer.
         functions: "keep" the bodies of the fused operators in the model, "inline" them, or write "none".
         simplify: write the canonical form of the rest of the model too.
         verify: compare the fused model with the original in ONNX Runtime.
@@ -126,6 +133,8 @@ def fuse(
         raise UsageError(
             'sizes and device are for select="auto" and "measured".', 'Say select="auto", or leave them out.'
         )
+    if attention not in ATTENTION:
+        raise UsageError(f"attention={attention!r} is not known.", f"Use one of {', '.join(ATTENTION)}.")
     if functions not in ("keep", "inline", "none"):
         raise UsageError(f"functions={functions!r} is not known.", 'Use "keep", "inline" or "none".')
     chosen = _chosen(fusions, enable, disable)
@@ -147,18 +156,22 @@ def fuse(
     def pipeline(suspects: Sequence[str] | None = None) -> Pipeline:
         """All steps, or just what is among the suspects: passes, fused nodes by their roots, rules of normalisation."""
         steps = [item for item in own if suspects is None or item.name in suspects]
-        steps += [Convert(), FusePass(chosen, only=suspects, folder=folder)]
+        steps += [Convert(SINCE if attention == "native" else OLDEST), FusePass(chosen, only=suspects, folder=folder)]
         if simplify:
             steps.append(Simplify(domains, suspects))
         if functions == "keep":
             steps.append(BodiesPass(operators))
         return Pipeline(steps, progress=say if suspects is None else None, bodies=domains)
 
+    def made(model: ModelProto, names: Sequence[str] | None, onto: Report) -> tuple[ModelProto, Report]:
+        model, onto = pipeline(names).run(model, onto)
+        return (to_native(model, onto) if attention == "native" else model), onto
+
     def again(names: Sequence[str], onto: Report | None = None) -> tuple[ModelProto, Report]:
-        return pipeline(names).run(io.load(pristine) if isinstance(pristine, Path) else _copy(pristine), onto)
+        return made(io.load(pristine) if isinstance(pristine, Path) else _copy(pristine), names, onto or Report())
 
     before = blocks.outline(original)
-    fused, report = pipeline().run(original if source is not None else _copy(original), report)
+    fused, report = made(original if source is not None else _copy(original), None, report)
     if select != "all" and report.matches:
         others = [item.name for item in own] + (rule_names() if simplify else [])
         say("selecting")

@@ -37,6 +37,13 @@ class Select(str, Enum):
     measured = "measured"
 
 
+class Attention(str, Enum):
+    """What softmax attention of a large hidden size becomes."""
+
+    fused = "fused"
+    native = "native"
+
+
 class Functions(str, Enum):
     """What becomes of the function bodies of fused operators."""
 
@@ -124,6 +131,9 @@ def fuse(
     select: Select = typer.Option(Select.all, help="Fuse all matches, or those predicted or measured to pay."),
     sizes: list[str] = typer.Option([], metavar="NAME=N", help="A dimension's size, for --select; may be repeated."),
     device: str | None = typer.Option(None, metavar="GPU", help="GPU to predict for; cpu to time ONNX Runtime."),
+    attention: Attention = typer.Option(
+        Attention.fused, help="native: large softmax attention becomes ONNX's Attention, TensorRT's own layer."
+    ),
     functions: Functions = typer.Option(Functions.keep, help="Function bodies of the fused operators."),
     simplify: bool = typer.Option(False, "--simplify", help="Also write the canonical form of what did not fuse."),
     no_verify: bool = typer.Option(False, "--no-verify", help="Do not compare with the original in ONNX Runtime."),
@@ -158,6 +168,7 @@ def fuse(
                 select=select.value,
                 sizes=given_sizes or None,
                 device=device,
+                attention=attention.value,
                 functions=functions.value,
                 simplify=simplify,
                 verify=not no_verify,

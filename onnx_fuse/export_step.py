@@ -84,6 +84,7 @@ def export(
     require: Mapping[str, int] | None = None,
     select: str = "auto",
     device: str | None = None,
+    attention: str = "fused",
     functions: Functions = "keep",
     plugin_libraries: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
@@ -103,7 +104,7 @@ def export(
         precision: "float32", "float16" or "bfloat16" converts the module and its inputs first; None leaves them.
         dynamo: the exporter of torch.export; False for TorchScript.
         custom_translation_table: as for torch.onnx.export; `onnx_fuse.custom_op` makes one.
-        fusions, enable, disable, require, functions: as for `fuse`.
+        fusions, enable, disable, require, attention, functions: as for `fuse`.
         select, device: as for `fuse`; the sizes that it is chosen for are the opt sizes.
         plugin_libraries: for the build and the trtexec line of the fused model.
         progress: called with a word on what is being done.
@@ -133,8 +134,8 @@ def export(
             custom_translation_table.attach(written)
         done = finish_export(
             written, module, args, kwargs=kwargs, sizes=sizes, fusions=fusions, enable=enable, disable=disable,
-            require=require, select=select, device=device, functions=functions, plugin_libraries=plugin_libraries,
-            progress=progress,
+            require=require, select=select, device=device, attention=attention, functions=functions,
+            plugin_libraries=plugin_libraries, progress=progress,
         )  # fmt: skip
         for item in sorted(Path(folder).iterdir()):
             os.replace(item, path.parent / item.name)
@@ -157,6 +158,7 @@ def finish_export(
     require: Mapping[str, int] | None = None,
     select: str = "auto",
     device: str | None = None,
+    attention: str = "fused",
     functions: Functions = "keep",
     plugin_libraries: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
@@ -166,7 +168,8 @@ def finish_export(
     Args:
         path: the model that was exported; it stays as it is.
         module, args, kwargs: what it was exported from.
-        sizes, fusions, enable, disable, require, select, device, functions, plugin_libraries, progress: as for `export`.
+        sizes, fusions, enable, disable, require, select, device, attention, functions, plugin_libraries, progress: as for
+            `export`.
 
     Raises:
         OnnxFuseError: as for `export`.
@@ -183,7 +186,7 @@ def finish_export(
     result = fuse(
         path, fusions=fusions, enable=enable, disable=disable, require=require, select=select, device=device,
         sizes=None if select == "all" else {name: _range(values)["opt"] for name, values in chosen.items()},
-        functions=functions, progress=progress,
+        attention=attention, functions=functions, progress=progress,
     )  # fmt: skip
     say("comparing with PyTorch")
     with_torch = {

@@ -127,6 +127,7 @@ def parse_network(
         if _text(node, "plugin_namespace") and parser.supports_operator(node.op_type) and not _is_plugin(node, registry)
     ]
     layers = [network.get_layer(index) for index in range(network.num_layers)]
+    _let_attention_decompose(layers, trt)
     errors = tuple(_issue(parser.get_error(index)) for index in range(parser.num_errors))
     if not errors and not taken:
         errors = (ParseIssue("", "", "REFUSED", "TensorRT refused the model without giving an error."),)
@@ -146,6 +147,14 @@ def parse_network(
         log=tuple(log),
     )
     return ParsedNetwork(result, network, parser, builder)
+
+
+def _let_attention_decompose(layers: Iterable[Any], trt: Any) -> None:
+    """Attention layers for which there is no kernel (in float32) fail to build, unless TensorRT may take them apart."""
+    for layer in layers:
+        if layer.type.name == "ATTENTION_INPUT":
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
 
 
 def prepare(model: ModelProto | str | Path) -> tuple[ModelProto, Counter[str]]:
