@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from onnx_fuse.inspect import Inspection
     from onnx_fuse.learning import LearnedFusion
     from onnx_fuse.patterns.operator import Fusion
-    from onnx_fuse.runtime.debug import Diagnosis
+    from onnx_fuse.runtime.debug import Diagnosis, Value
     from onnx_fuse.runtime.doctor import Facts, Finding
     from onnx_fuse.runtime.parse import ParseResult
 
 NEAREST = 3
 """Groups of near misses that `fuse` shows; `explain` shows them all."""
 
-VALUES = 24
-"""Values that `debug` shows without --all."""
+MOST = 8
+"""Names that are listed in a row."""
+
+AFTER = 4
+"""Values after the first that differs that `debug` looks at without --all."""
 
 
 def visible(text: object) -> str:
@@ -39,6 +42,11 @@ def visible(text: object) -> str:
 def say(console: Console, text: object = "", style: str = "") -> None:
     """One line that is never broken, so that a path in it can be copied."""
     console.print(Text(visible(text), style=style), soft_wrap=True)
+
+
+def say_columns(console: Console, text: str, style: str = "") -> None:
+    """A line whose spaces matter; what comes from files in it is `visible` already."""
+    console.print(Text(text.rstrip(), style=style), soft_wrap=True)
 
 
 def indented(console: Console, text: object, columns: int, style: str = "") -> None:
@@ -120,10 +128,10 @@ def selection(console: Console, chosen: dict[str, Any]) -> None:
     for (keep, operator, before, after, reason), count in groups.items():
         times = "" if before is None else f" {before:.1f} -> {after:.1f} us"
         verdict = "keep" if keep else "leave"
-        say(console, f"  {verdict} {operator} x {count}{times}", "" if keep else "yellow")
+        indented(console, f"{verdict} {operator} x {count}{times}", 2, "" if keep else "yellow")
         indented(console, reason, 6)
     for note in chosen["notes"]:
-        say(console, f"  note: {note}", "dim")
+        indented(console, f"note: {note}", 2, "dim")
     console.print()
 
 
@@ -397,38 +405,42 @@ def parse_result(console: Console, result: ParseResult) -> None:
 
 def diagnosis(console: Console, found: Diagnosis, *, every: bool = False) -> None:
     """What `debug` found: the values in the order of the graph, then the place where the models part."""
-    telling = [
-        value for value in found.values
-        if every or value.comparison.problem is not None or value.op_type != value.fused_op_type
-    ]  # fmt: skip
-    shown = telling if every else telling[:VALUES]
+    first = next((index for index, value in enumerate(found.values) if value.comparison.problem is not None), None)
+    shown = [
+        value
+        for index, value in enumerate(found.values)
+        if every or ((first is None or index <= first + AFTER) and _is_telling(value))
+    ]
     say(console, f"{found.case}; allowed are {found.rtol:g} of a value's largest magnitude.", "bold")
     if shown:
-        columns = ("value", "made by", "", "max abs", "relative", "mean", "std")
-        result = table(*columns, numbers=(3, 4, 5, 6), first=12)
-        for value in shown:
-            one, of = value.comparison, value.original
-            state = "ok" if one.problem is None else "DIFFERS"
-            row(
-                result, value.name, value.fused_op_type, state, f"{one.max_abs:.1e}", f"{one.relative:.1e}",
-                _short(of.mean), _short(of.std),
-            )  # fmt: skip
-        console.print(result)
-        console.print()
+        width = max(len(value.fused_op_type) for value in shown)
+        say_columns(console, f"{'':7}  max abs  relative     mean      std  {'made by':{width}}  value", "bold")
+    for value in shown:
+        one, of = value.comparison, value.original
+        state, style = ("ok", "") if one.problem is None else ("DIFFERS", "red")
+        numbers = f"{one.max_abs:8.1e} {one.relative:9.1e} {_short(of.mean):>8} {_short(of.std):>8}"
+        say_columns(console, f"{state:7} {numbers}  {value.fused_op_type:{width}}  {visible(value.name)}", style)
     if len(shown) < len(found.values):
         rest = len(found.values) - len(shown)
         say(console, f"{counted(rest, 'further value')} {'is' if rest == 1 else 'are'} shown by --all.", "dim")
+    console.print()
     for note in found.notes:
         say(console, f"note: {note}")
     if found.place is None:
         values, cases = counted(len(found.values), "value"), counted(found.cases, "case")
         say(console, f"Equal: {values} in each of {cases}.", "green")
         return
-    first = next(value for value in found.values if value.name == found.place.value)
     say(console, found.place.sentence(), "bold red")
-    indented(console, first.comparison.problem, 2)
-    if found.place.replaced:
-        indented(console, f"It replaced: {', '.join(found.place.replaced)}", 2)
+    if first is not None:
+        indented(console, found.values[first].comparison.problem, 2)
+    if found.place.fused_nodes:
+        replaced = found.place.replaced or found.place.original_nodes
+        more = f", and {counted(len(replaced) - MOST, 'more node')} (--json)" if len(replaced) > MOST else ""
+        indented(console, f"In the original it is made by: {', '.join(replaced[:MOST])}{more}", 2)
+
+
+def _is_telling(value: Value) -> bool:
+    return value.comparison.problem is not None or value.op_type != value.fused_op_type
 
 
 def health(console: Console, facts: Facts, findings: Sequence[Finding]) -> None:
