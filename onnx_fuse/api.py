@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,15 @@ from onnx_fuse.learning import LearnedFusion
 from onnx_fuse.learning import load as load_learned
 from onnx_fuse.passes import blocks, io
 from onnx_fuse.passes.checker import check
-from onnx_fuse.passes.convert import Convert
+from onnx_fuse.passes.convert import OLDEST, Convert
 from onnx_fuse.passes.emit import Functions, drop_bodies, inline_bodies
 from onnx_fuse.passes.fuse import FusePass
+from onnx_fuse.passes.measured import Verdicts, choose
+from onnx_fuse.passes.native_attention import SINCE, to_native
 from onnx_fuse.passes.normalize import rule_names
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
+from onnx_fuse.passes.select import Selection, measured, select_fused
 from onnx_fuse.passes.simplify import Simplify
 from onnx_fuse.passes.surgeon import from_surgeon, is_surgeon_graph, to_surgeon
 from onnx_fuse.passes.text import blames_text
@@ -35,6 +38,12 @@ Model = "ModelProto | str | os.PathLike[str] | Any"
 Progress = Callable[[str], None]
 Chosen = str | os.PathLike[str] | Fusion
 """A fusion by its name, by the path of a learned one, or itself."""
+
+SELECT = ("all", "auto", "measured")
+"""How to choose which matches to fuse."""
+
+ATTENTION = ("fused", "native")
+"""What softmax attention of a large hidden size becomes."""
 
 _MOST_MISSES = 5
 
@@ -80,6 +89,9 @@ def fuse(
     disable: Iterable[str] = (),
     require: Mapping[str, int] | None = None,
     select: str = "all",
+    sizes: Mapping[str, int | Sequence[int]] | None = None,
+    device: str | None = None,
+    attention: str = "fused",
     functions: Functions = "keep",
     simplify: bool = False,
     verify: bool = True,
@@ -94,8 +106,14 @@ def fuse(
         fusions: names of fusions, `Fusion` objects of your own, or paths of learned ones (.onnx); None for the default ones.
         enable: fusions to add to these, by name, object or path.
         disable: names of fusions to leave out.
-        require: operator or fusion name -> least number of fused nodes.
-        select: which matches to commit; "all" is the only choice there is.
+        require: operator or fusion name -> least number of fused nodes; whatever `select`, these are fused.
+        select: which matches to commit: "all" of them, those that the cost model predicts to pay ("auto"), or those with which the
+            model is faster when it is timed ("measured").
+        sizes: for "auto" and "measured": dimension -> size, or input -> shape; what is missing is assumed.
+        device: for "auto" the GPU to predict for (`onnx_fuse.passes.cost.DEVICES`); for "measured" the GPU of this machine if None,
+            "cpu" to time ONNX Runtime.
+        attention: "native" makes softmax attention of a hidden size above 512 ONNX's `Attention` (opset 23, to which the model is
+            converted), for TensorRT's own fused layer.
         functions: "keep" the bodies of the fused operators in the model, "inline" them, or write "none".
         simplify: write the canonical form of the rest of the model too.
         verify: compare the fused model with the original in ONNX Runtime.
@@ -109,8 +127,14 @@ def fuse(
         RequirementError: a count of `require` was not reached; the exception's `report` says why.
         VerificationError: the fused model differs; the exception's `report` holds the comparison.
     """
-    if select != "all":
-        raise UsageError(f"select={select!r} is not known.", 'Use select="all".')
+    if select not in SELECT:
+        raise UsageError(f"select={select!r} is not known.", f"Use one of {', '.join(SELECT)}.")
+    if select == "all" and (sizes or device):
+        raise UsageError(
+            'sizes and device are for select="auto" and "measured".', 'Say select="auto", or leave them out.'
+        )
+    if attention not in ATTENTION:
+        raise UsageError(f"attention={attention!r} is not known.", f"Use one of {', '.join(ATTENTION)}.")
     if functions not in ("keep", "inline", "none"):
         raise UsageError(f"functions={functions!r} is not known.", 'Use "keep", "inline" or "none".')
     chosen = _chosen(fusions, enable, disable)
@@ -132,15 +156,34 @@ def fuse(
     def pipeline(suspects: Sequence[str] | None = None) -> Pipeline:
         """All steps, or just what is among the suspects: passes, fused nodes by their roots, rules of normalisation."""
         steps = [item for item in own if suspects is None or item.name in suspects]
-        steps += [Convert(), FusePass(chosen, only=suspects, folder=folder)]
+        steps += [Convert(SINCE if attention == "native" else OLDEST), FusePass(chosen, only=suspects, folder=folder)]
         if simplify:
             steps.append(Simplify(domains, suspects))
         if functions == "keep":
             steps.append(BodiesPass(operators))
         return Pipeline(steps, progress=say if suspects is None else None, bodies=domains)
 
+    def made(model: ModelProto, names: Sequence[str] | None, onto: Report) -> tuple[ModelProto, Report]:
+        model, onto = pipeline(names).run(model, onto)
+        return (to_native(model, onto) if attention == "native" else model), onto
+
+    def again(names: Sequence[str], onto: Report | None = None) -> tuple[ModelProto, Report]:
+        return made(io.load(pristine) if isinstance(pristine, Path) else _copy(pristine), names, onto or Report())
+
     before = blocks.outline(original)
-    fused, report = pipeline().run(original if source is not None else _copy(original), report)
+    fused, report = made(original if source is not None else _copy(original), None, report)
+    if select != "all" and report.matches:
+        others = [item.name for item in own] + (rule_names() if simplify else [])
+        say("selecting")
+        selection = _selected(
+            select, fused, report, sizes, device, folder, lambda roots: again([*others, *roots])[0], say
+        ).keeping({match.node for match in report.matches if {match.fusion, match.operator} & {*(require or {})}})
+        report.selection = selection.to_dict()
+        roots = [match.root for match in report.matches if match.node not in selection.left_out]
+        if len(roots) < len(report.matches):
+            fused, kept = again([*others, *roots], Report(model=report.model, versions=report.versions))
+            kept.near_misses, kept.selection = report.near_misses, report.selection
+            report = kept
     report.layers = _layers(before, blocks.outline(fused))
     changed = any(item.rewrites for item in report.passes) or bool(own)
     if not changed and list(fused.opset_import) != list(original.opset_import):
@@ -153,13 +196,13 @@ def fuse(
         say("verifying")
         _check_fused(pristine, fused, report)
 
-        def rebuild(names: Sequence[str]) -> ModelProto:
-            again = io.load(pristine) if isinstance(pristine, Path) else _copy(pristine)
-            return pipeline(names).run(again)[0]
-
         names = [item.name for item in own] + [match.root for match in report.matches]
         problem = _verify(
-            pristine, fused, report, inputs, Suspects(names + (rule_names() if simplify else []), rebuild)
+            pristine,
+            fused,
+            report,
+            inputs,
+            Suspects(names + (rule_names() if simplify else []), lambda names: again(names)[0]),
         )
     report.warnings += _without_kernel(chosen, report)
     count = len(fused.functions)
@@ -217,6 +260,42 @@ def explain(
         report.near_misses = [item for item in report.near_misses if names & {item.node, item.failed_at}]
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _selected(
+    select: str,
+    fused: ModelProto,
+    report: Report,
+    sizes: Mapping[str, int | Sequence[int]] | None,
+    device: str | None,
+    folder: Path | None,
+    build: Callable[[Sequence[str]], ModelProto],
+    say: Progress,
+) -> Selection:
+    """Which of the fused nodes are worth it; `build` gives the model with just those whose roots it is told."""
+    of_device = None if select == "measured" else device
+    predicted = select_fused(fused, sizes=sizes, device=of_device, alternative="original")
+    roots = {item.node: item.root for item in report.matches}
+    # Fused nodes that the model came with are not ours to leave out.
+    predicted = replace(predicted, decisions=tuple(item for item in predicted.decisions if item.node in roots))
+    if select == "auto":
+        return predicted
+    from onnx_fuse.runtime.plugins import cache_folder
+    from onnx_fuse.runtime.timers import timer_for
+
+    timer = timer_for(device, predicted.sizes, folder)
+    gains: dict[str, float] = {}
+    for item in predicted.decisions:
+        gains[item.operator] = gains.get(item.operator, 0.0) + (item.before_us or 0.0) - (item.after_us or 0.0)
+    verdicts = choose(
+        sorted(gains, key=lambda name: -gains[name]),
+        lambda kept: build([roots[item.node] for item in predicted.decisions if item.operator in kept]),
+        timer,
+        verdicts=Verdicts(cache_folder() / "verdicts"),
+        sizes=predicted.sizes,
+        progress=say,
+    )
+    return measured(predicted, verdicts, timer.name)
 
 
 def _check_fused(original: ModelProto | Path, fused: ModelProto, report: Report) -> None:

@@ -33,6 +33,15 @@ class Select(str, Enum):
     """Which matches are fused."""
 
     all = "all"
+    auto = "auto"
+    measured = "measured"
+
+
+class Attention(str, Enum):
+    """What softmax attention of a large hidden size becomes."""
+
+    fused = "fused"
+    native = "native"
 
 
 class Functions(str, Enum):
@@ -119,7 +128,12 @@ def fuse(
     disable: list[str] = typer.Option([], metavar="NAME", help="Leave a fusion out; may be repeated."),
     learned: list[Path] = typer.Option([], "--with", metavar="F.onnx", help="Apply a learned fusion; may be repeated."),
     require: list[str] = typer.Option([], metavar="NAME=N", help="Fail (3) unless it fused N times; may be repeated."),
-    select: Select = typer.Option(Select.all, help="Which matches to fuse."),
+    select: Select = typer.Option(Select.all, help="Fuse all matches, or those predicted or measured to pay."),
+    sizes: list[str] = typer.Option([], metavar="NAME=N", help="A dimension's size, for --select; may be repeated."),
+    device: str | None = typer.Option(None, metavar="GPU", help="GPU to predict for; cpu to time ONNX Runtime."),
+    attention: Attention = typer.Option(
+        Attention.fused, help="native: large softmax attention becomes ONNX's Attention, TensorRT's own layer."
+    ),
     functions: Functions = typer.Option(Functions.keep, help="Function bodies of the fused operators."),
     simplify: bool = typer.Option(False, "--simplify", help="Also write the canonical form of what did not fuse."),
     no_verify: bool = typer.Option(False, "--no-verify", help="Do not compare with the original in ONNX Runtime."),
@@ -136,6 +150,7 @@ def fuse(
     """Fuse a model and write the result."""
     start = time.perf_counter()
     fusion_names, required = _names([fusions]), _requirements(require)
+    given_sizes = _counts("--sizes", sizes, "batch=8")
     _check_paths(model, out, report, inputs, external_data)
     import onnx_fuse
     from onnx_fuse import render
@@ -151,6 +166,9 @@ def fuse(
                 disable=_names(disable),
                 require=required or None,
                 select=select.value,
+                sizes=given_sizes or None,
+                device=device,
+                attention=attention.value,
                 functions=functions.value,
                 simplify=simplify,
                 verify=not no_verify,
@@ -387,13 +405,18 @@ def _names(values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _requirements(values: Sequence[str]) -> dict[str, int]:
-    required = {}
+    return _counts("--require", values, "FusedSwish=4")
+
+
+def _counts(option: str, values: Sequence[str], example: str) -> dict[str, int]:
+    """NAME=3 as name -> number."""
+    counts = {}
     for value in _names(values):
         name, _, number = value.partition("=")
         if not name.strip() or not (number.strip().isascii() and number.strip().isdigit()):
-            raise UsageError(f"--require {value!r} is not of the form NAME=N.", "For example: --require FusedSwish=4")
-        required[name.strip()] = int(number)
-    return required
+            raise UsageError(f"{option} {value!r} is not of the form NAME=N.", f"For example: {option} {example}")
+        counts[name.strip()] = int(number)
+    return counts
 
 
 def _constants(values: Sequence[str]) -> dict[str, Any]:
@@ -461,4 +484,4 @@ def _write_report(target: str | None, report: Report | None) -> None:
 
 
 # Each adds its commands to `app`.
-from onnx_fuse import cli_bench, cli_build  # noqa: E402, F401
+from onnx_fuse import cli_bench, cli_build, cli_debug  # noqa: E402, F401

@@ -83,6 +83,9 @@ def export(
     enable: Iterable[Chosen] = (),
     disable: Iterable[str] = (),
     require: Mapping[str, int] | None = None,
+    select: str = "auto",
+    device: str | None = None,
+    attention: str = "fused",
     functions: Functions = "keep",
     plugin_libraries: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
@@ -102,7 +105,8 @@ def export(
         precision: "float32", "float16" or "bfloat16" converts the module and its inputs first; None leaves them.
         dynamo: the exporter of torch.export; False for TorchScript.
         custom_translation_table: as for torch.onnx.export; `onnx_fuse.custom_op` makes one.
-        fusions, enable, disable, require, functions: as for `fuse`.
+        fusions, enable, disable, require, attention, functions: as for `fuse`.
+        select, device: as for `fuse`; the sizes that it is chosen for are the opt sizes.
         plugin_libraries: for the build and the trtexec line of the fused model.
         progress: called with a word on what is being done.
 
@@ -131,7 +135,8 @@ def export(
             custom_translation_table.attach(written)
         done = finish_export(
             written, module, args, kwargs=kwargs, sizes=sizes, fusions=fusions, enable=enable, disable=disable,
-            require=require, functions=functions, plugin_libraries=plugin_libraries, progress=progress,
+            require=require, select=select, device=device, attention=attention, functions=functions,
+            plugin_libraries=plugin_libraries, progress=progress,
         )  # fmt: skip
         for item in sorted(Path(folder).iterdir()):
             os.replace(item, path.parent / item.name)
@@ -152,6 +157,9 @@ def finish_export(
     enable: Iterable[Chosen] = (),
     disable: Iterable[str] = (),
     require: Mapping[str, int] | None = None,
+    select: str = "auto",
+    device: str | None = None,
+    attention: str = "fused",
     functions: Functions = "keep",
     plugin_libraries: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
@@ -161,7 +169,8 @@ def finish_export(
     Args:
         path: the model that was exported; it stays as it is.
         module, args, kwargs: what it was exported from.
-        sizes, fusions, enable, disable, require, functions, plugin_libraries, progress: as for `export`.
+        sizes, fusions, enable, disable, require, select, device, attention, functions, plugin_libraries, progress: as for
+            `export`.
 
     Raises:
         OnnxFuseError: as for `export`.
@@ -172,11 +181,15 @@ def finish_export(
     module, args, kwargs = _prepared(torch, module, args, kwargs or {}, None)
     standard = io.load(path)
     _check_sizes(sizes or {}, {dim for value in standard.graph.input for dim in _dims(value) if isinstance(dim, str)})
-    result = fuse(
-        path, fusions=fusions, enable=enable, disable=disable, require=require, functions=functions, progress=progress
-    )
-    say("comparing with PyTorch")
     reference = _Reference(torch, module, args, kwargs, standard)
+    of_example = _example_sizes(standard, reference.example)
+    chosen = {**of_example, **(sizes or {})}
+    result = fuse(
+        path, fusions=fusions, enable=enable, disable=disable, require=require, select=select, device=device,
+        sizes=None if select == "all" else {name: _range(values)["opt"] for name, values in chosen.items()},
+        attention=attention, functions=functions, progress=progress,
+    )  # fmt: skip
+    say("comparing with PyTorch")
     with_torch = {
         "standard": reference.check(path, path.parent, "The exported model"),
         "fused": reference.check(result.model, path.parent, "The fused model"),
@@ -190,8 +203,7 @@ def finish_export(
             ("summary", "summary.json"),
         )
     }
-    of_example = _example_sizes(standard, reference.example)
-    build = _build(standard, result, path, files["fused"], {**of_example, **(sizes or {})}, libraries)
+    build = _build(standard, result, path, files["fused"], chosen, libraries)
     build["sizes_of_the_example"] = sorted(set(of_example) - set(sizes or {}))
     summary = {
         "format": SUMMARY_FORMAT,
@@ -199,6 +211,7 @@ def finish_export(
         "nodes": {"standard": result.report.nodes_before, "fused": result.report.nodes_after},
         "fused": result.report.fused,
         "operators": build["operators"],
+        "selection": result.report.selection,
         "verification": {"pytorch": with_torch, "onnx": result.report.verification},
         "warnings": result.report.warnings,
         "versions": {**result.report.versions, "torch": torch.__version__},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,18 @@ if TYPE_CHECKING:
     from onnx_fuse.inspect import Inspection
     from onnx_fuse.learning import LearnedFusion
     from onnx_fuse.patterns.operator import Fusion
+    from onnx_fuse.runtime.debug import Diagnosis, Value
+    from onnx_fuse.runtime.doctor import Facts, Finding
     from onnx_fuse.runtime.parse import ParseResult
 
 NEAREST = 3
 """Groups of near misses that `fuse` shows; `explain` shows them all."""
+
+MOST = 8
+"""Names that are listed in a row."""
+
+AFTER = 4
+"""Values after the first that differs that `debug` looks at without --all."""
 
 
 def visible(text: object) -> str:
@@ -33,6 +42,11 @@ def visible(text: object) -> str:
 def say(console: Console, text: object = "", style: str = "") -> None:
     """One line that is never broken, so that a path in it can be copied."""
     console.print(Text(visible(text), style=style), soft_wrap=True)
+
+
+def say_columns(console: Console, text: str, style: str = "") -> None:
+    """A line whose spaces matter; what comes from files in it is `visible` already."""
+    console.print(Text(text.rstrip(), style=style), soft_wrap=True)
 
 
 def indented(console: Console, text: object, columns: int, style: str = "") -> None:
@@ -81,6 +95,8 @@ def fuse_result(console: Console, report: Report, model: str, out: str, seconds:
         console.print()
     else:
         say(console, "Nothing was fused.", "bold")
+    if report.selection:
+        selection(console, report.selection)
     before, after = report.nodes_before, report.nodes_after
     fewer = f" ({(before - after) / before:.0%} fewer)" if after < before else ""
     say(console, f"Nodes: {before:,} before, {after:,} after{fewer}.")
@@ -96,6 +112,27 @@ def fuse_result(console: Console, report: Report, model: str, out: str, seconds:
     text, style = verification_line(report.verification)
     say(console, text, style)
     say(console, f"Wrote {out} in {seconds:.1f} s.")
+
+
+def selection(console: Console, chosen: dict[str, Any]) -> None:
+    """What was predicted or measured for each fused node, equal ones together, and what it was for."""
+    sizes = ", ".join(f"{name} = {size}" for name, size in chosen["sizes"].items()) or "the sizes of the model"
+    verb = "Predicted" if chosen["method"] == "auto" else "Measured"
+    say(console, f"{verb} for {chosen['device']}, {chosen['precision']}, {sizes}:", "bold")
+    if chosen["assumed"]:
+        say(console, f"(assumed: {', '.join(chosen['assumed'])}; give them with --sizes NAME=N)", "dim")
+    groups = Counter(
+        (item["keep"], item["operator"], item["before_us"], item["after_us"], item["reason"])
+        for item in chosen["decisions"]
+    )
+    for (keep, operator, before, after, reason), count in groups.items():
+        times = "" if before is None else f" {before:.1f} -> {after:.1f} us"
+        verdict = "keep" if keep else "leave"
+        indented(console, f"{verdict} {operator} x {count}{times}", 2, "" if keep else "yellow")
+        indented(console, reason, 6)
+    for note in chosen["notes"]:
+        indented(console, f"note: {note}", 2, "dim")
+    console.print()
 
 
 def passes(console: Console, report: Report) -> None:
@@ -364,6 +401,81 @@ def parse_result(console: Console, result: ParseResult) -> None:
             indented(console, f"inside {' > '.join(issue.stack)}", 6)
     for line in result.log:
         indented(console, line, 2, "dim")
+
+
+def diagnosis(console: Console, found: Diagnosis, *, every: bool = False) -> None:
+    """What `debug` found: the values in the order of the graph, then the place where the models part."""
+    first = next((index for index, value in enumerate(found.values) if value.comparison.problem is not None), None)
+    shown = [
+        value
+        for index, value in enumerate(found.values)
+        if every or ((first is None or index <= first + AFTER) and _is_telling(value))
+    ]
+    say(console, f"{found.case}; allowed are {found.rtol:g} of a value's largest magnitude.", "bold")
+    if shown:
+        width = max(len(value.fused_op_type) for value in shown)
+        say_columns(console, f"{'':7}  max abs  relative     mean      std  {'made by':{width}}  value", "bold")
+    for value in shown:
+        one, of = value.comparison, value.original
+        state, style = ("ok", "") if one.problem is None else ("DIFFERS", "red")
+        numbers = f"{one.max_abs:8.1e} {one.relative:9.1e} {_short(of.mean):>8} {_short(of.std):>8}"
+        say_columns(console, f"{state:7} {numbers}  {value.fused_op_type:{width}}  {visible(value.name)}", style)
+    if len(shown) < len(found.values):
+        rest = len(found.values) - len(shown)
+        say(console, f"{counted(rest, 'further value')} {'is' if rest == 1 else 'are'} shown by --all.", "dim")
+    console.print()
+    for note in found.notes:
+        say(console, f"note: {note}")
+    if found.place is None:
+        values, cases = counted(len(found.values), "value"), counted(found.cases, "case")
+        say(console, f"Equal: {values} in each of {cases}.", "green")
+        return
+    say(console, found.place.sentence(), "bold red")
+    if first is not None:
+        indented(console, found.values[first].comparison.problem, 2)
+    if found.place.fused_nodes:
+        replaced = found.place.replaced or found.place.original_nodes
+        more = f", and {counted(len(replaced) - MOST, 'more node')} (--json)" if len(replaced) > MOST else ""
+        indented(console, f"In the original it is made by: {', '.join(replaced[:MOST])}{more}", 2)
+
+
+def _is_telling(value: Value) -> bool:
+    return value.comparison.problem is not None or value.op_type != value.fused_op_type
+
+
+def health(console: Console, facts: Facts, findings: Sequence[Finding]) -> None:
+    """What `doctor` found: what there is, then what is wrong with it."""
+    parts = [f"Python {facts.python}, {facts.system}"]
+    parts.append(", ".join(f"{name} {version}" for name, version in facts.packages.items()))
+    parts.append(f"opsets: onnx {facts.onnx_opset}, ONNX Runtime {facts.onnxruntime_opset}")
+    parts.append(f"TensorRT: {facts.tensorrt or 'none'} {facts.tensorrt_version}".rstrip())
+    parts.append("driver: " + ("none" if facts.driver is None else f"CUDA {'.'.join(map(str, facts.driver))}"))
+    parts += [f"GPU: {gpu.name}, sm_{gpu.capability}, {size_text(gpu.memory)}" for gpu in facts.gpus]
+    for part in parts:
+        indented(console, part, 0)
+    for library in facts.libraries:
+        say(console, f"plugin library: {library.path}")
+        if library.sha256:
+            chips = ", ".join(f"sm_{item}" for item in library.architectures)
+            indented(console, f"version {library.version}, {chips}, sha256 {library.sha256}", 2)
+    ours = [item for item in facts.creators if item.name in facts.operators]
+    if ours:
+        result = table("plugin", "version", "fields")
+        for creator in ours:
+            row(result, creator.name, creator.version, ", ".join(creator.fields))
+        console.print()
+        console.print(result)
+    console.print()
+    styles = {"broken": "bold red", "warning": "yellow", "note": ""}
+    for finding in findings:
+        say(console, f"{finding.level}: {finding.what}", styles[finding.level])
+        indented(console, finding.remedy, 2)
+    if not any(finding.level == "broken" for finding in findings):
+        say(console, "Nothing is broken.", "green")
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
 
 
 def inspection(console: Console, found: Inspection) -> None:

@@ -11,25 +11,27 @@ OLDEST = 13
 
 
 class Convert:
-    """Brings a model of an older opset to `OLDEST` with onnx's version converter.
+    """Brings a model of an older opset to `least` with onnx's version converter.
 
-    What it cannot convert stays as it is; the fusions then have nothing to work on, and the report says so.
+    What it cannot convert stays as it is, and the report says so; before `OLDEST` the fusions then have nothing to work on.
     """
 
     name = "convert"
     atomic = True
 
+    def __init__(self, least: int = OLDEST) -> None:
+        self.least = least
+
     def run(self, model: ModelProto, log: Log) -> ModelProto:
         opset = opset_of(model)
-        if opset == 0 or opset >= OLDEST:
+        if opset == 0 or opset >= self.least:
             return model
         try:
-            converted = version_converter.convert_version(model, OLDEST)
+            converted = version_converter.convert_version(model, self.least)
         except Exception as error:
             sentence = " ".join(str(error).split())[:300].rstrip(".")
-            log.warnings.append(
-                f"opset {opset} is older than {OLDEST} and could not be converted, so nothing was fused: {sentence}."
-            )
+            so = ", so nothing was fused" if opset < OLDEST else ""
+            log.warnings.append(f"opset {opset} is older than {self.least} and could not be converted{so}: {sentence}.")
             return model
         converted.metadata_props.extend(
             entry for entry in model.metadata_props if entry not in converted.metadata_props

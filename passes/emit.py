@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import onnx
@@ -123,6 +123,37 @@ def inline_bodies(model: ModelProto, operators: Iterable[tuple[str, str]]) -> Mo
     except RuntimeError as error:
         cause = f"The bodies of the fused operators cannot be inlined: {str(error).rstrip('.')}."
         raise ModelError(cause, "Keep them as functions (--functions keep).") from error
+
+
+def inline_nodes(model: ModelProto, wanted: Callable[[NodeProto], bool]) -> ModelProto:
+    """The model with the bodies of some of its main graph's nodes in their places, named after the node: `NODE/...`.
+
+    The other nodes keep their bodies; nodes that have none stay as they are. The model itself is not changed.
+    """
+    from onnx import inliner
+
+    bodies = {(item.domain, item.name, item.overload): item for item in model.functions}
+    calls = [node for node in model.graph.node if (node.domain, node.op_type, node.overload) in bodies and wanted(node)]
+    if not calls:
+        return model
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    places = {node.output[0]: node for node in copy.graph.node if node.output}
+    names = []
+    for number, call in enumerate(calls):
+        # The inliner goes by names: a body of its own for each call leaves the others alone.
+        body = copy.functions.add()
+        body.CopyFrom(bodies[call.domain, call.op_type, call.overload])
+        body.name, body.overload = f"{call.op_type}__{number}", ""
+        for position, inner in enumerate(body.node):
+            inner.name = f"{call.name}/{inner.name or inner.op_type}_{position}"
+        node = places[call.output[0]]
+        node.op_type, node.overload = body.name, ""
+        names.append((body.domain, body.name))
+    try:
+        return inliner.inline_selected_functions(copy, names)
+    except RuntimeError as error:
+        raise ModelError(f"Bodies cannot be inlined: {error}", "Check the model with onnx.checker.") from error
 
 
 def drop_bodies(model: ModelProto, operators: Iterable[tuple[str, str]]) -> None:

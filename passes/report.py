@@ -130,6 +130,7 @@ class Report:
         layers: the layers of the main graph in its order, before and after; constants do not count.
         equalities: dimension names that can only have one size, because a Reshape in the model is hard-coded to it.
         verification: `Verification.to_dict()`, or a dict with `skipped`: the reason.
+        selection: `Selection.to_dict()`: what was predicted or measured for each fused node; None where all matches were fused.
         seconds: wall seconds of the whole run.
         versions: package name -> version.
     """
@@ -144,6 +145,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     equalities: dict[str, int] = field(default_factory=dict)
     verification: dict[str, Any] | None = None
+    selection: dict[str, Any] | None = None
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
 

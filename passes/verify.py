@@ -32,7 +32,7 @@ _SKIP = "--no-verify writes the fused model without this check."
 Model = ModelProto | str | Path
 _MOST_INNER = 256
 # Operators that other tools put in: those may give an old name to another value.
-_STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def _verify(
     suspects: Suspects | None,
     memory_limit: int | None,
 ) -> Verification:
-    original, original_dir = _loaded(original, original_dir)
-    fused, fused_dir = _loaded(fused, fused_dir or original_dir)
+    original, original_dir = loaded(original, original_dir)
+    fused, fused_dir = loaded(fused, fused_dir or original_dir)
     try:
         specs = input_specs(original)
     except ModelError as error:
@@ -146,7 +146,7 @@ def _verify(
         need, have = (f"{size / 1e9:.1f} GB" for size in (result.bytes_needed, result.bytes_available))
         result.skipped = f"running the models takes about {need} of memory, {have} is available."
         return result
-    result.problem = _other_interface(original, fused)
+    result.problem = other_interface(original, fused)
     if result.problem is not None:
         result.remedy = "Fusing keeps the inputs and outputs of a model: compare a model with what was made from it."
         return result
@@ -269,7 +269,7 @@ def _sentence(case: Case) -> str:
     return f"output {worst.output!r} {worst.problem} ({case.name}){first}"
 
 
-def _loaded(model: Model, base_dir: str | Path | None) -> tuple[ModelProto, str | Path | None]:
+def loaded(model: Model, base_dir: str | Path | None) -> tuple[ModelProto, str | Path | None]:
     """The model without its external data, which only ONNX Runtime reads, and the folder that the data is in."""
     return (model, base_dir) if isinstance(model, ModelProto) else (load(model), Path(model).parent)
 
@@ -290,14 +290,14 @@ def _inner_values(original: ModelProto, fused: ModelProto) -> list[str]:
     names = [
         name
         for node in fused.graph.node
-        if node.domain not in _STANDARD_DOMAINS
+        if node.domain not in STANDARD_DOMAINS
         for name in node.output
         if name not in outputs and producers.get(name, (node.domain, node.op_type)) != (node.domain, node.op_type)
     ]
     return names[:: -(-len(names) // _MOST_INNER) or 1]
 
 
-def _other_interface(original: ModelProto, fused: ModelProto) -> str | None:
+def other_interface(original: ModelProto, fused: ModelProto) -> str | None:
     """The sentence that says that the two models do not take and give the same; None when they do."""
     for what in ("input", "output"):
         names = []

@@ -117,7 +117,7 @@ def parse_network(
     network = builder.create_network(tensorrt.network_flags())
     parser = trt.OnnxParser(network, tensorrt.logger())
 
-    prepared, inlined = inline_bodies(_own_copy(model), is_plugin)
+    prepared, inlined = prepare(model)
     # The parser only looks at the folder of this path; the file need not exist.
     path = model if isinstance(model, (str, Path)) else Path(base_dir or ".") / "model.onnx"
     with tensorrt.logged() as log:
@@ -132,6 +132,7 @@ def parse_network(
         for node in mistaken
     ]
     layers = [network.get_layer(index) for index in range(network.num_layers)]
+    _let_attention_decompose(layers, trt)
     errors = tuple(_issue(parser.get_error(index)) for index in range(parser.num_errors))
     if not errors and not taken:
         errors = (ParseIssue("", "", "REFUSED", "TensorRT refused the model without giving an error."),)
@@ -152,6 +153,19 @@ def parse_network(
         log=tuple(log),
     )
     return ParsedNetwork(result, network, parser, builder)
+
+
+def _let_attention_decompose(layers: Iterable[Any], trt: Any) -> None:
+    """Attention layers for which there is no kernel (in float32) fail to build, unless TensorRT may take them apart."""
+    for layer in layers:
+        if layer.type.name == "ATTENTION_INPUT":
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
+
+
+def prepare(model: ModelProto | str | Path) -> tuple[ModelProto, Counter[str]]:
+    """A copy of a model as TensorRT is to be given it, and how often each body was inlined: those that no loaded plugin takes."""
+    return inline_bodies(_own_copy(model), is_plugin)
 
 
 def inline_bodies(model: ModelProto, is_plugin: Callable[[NodeProto], bool]) -> tuple[ModelProto, Counter[str]]:

@@ -187,7 +187,7 @@ class TestUsage:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert done.stderr.strip() == "[]"
         options = (
-            "--output --fusions --enable --disable --require --select --functions --simplify --no-verify --inputs --report "
+            "--output --fusions --enable --disable --require --select --sizes --device --attention --functions --simplify --no-verify --inputs --report "
             "--external-data --quiet -v"
         )
         for option in options.split():
@@ -361,7 +361,7 @@ class TestFuseText:
         done = run(
             "fuse", small, "-o", tmp_path / "out.onnx", "--fusions", "A,B", "--enable", "C", "--enable", "D,E", "--disable",
             "F", "--require", "A=2", "--require", "B=0,C=1", "--functions", "inline", "--simplify", "--no-verify",
-            "--inputs", tmp_path / "x.npz", "--select", "all", "--external-data", "copy", "--quiet",
+            "--inputs", tmp_path / "x.npz", "--select", "auto", "--sizes", "batch=4,length=8", "--device", "L4", "--attention", "native", "--external-data", "copy", "--quiet",
         )  # fmt: skip
         assert (done.exit_code, done.output) == (0, "")
         del called["progress"]
@@ -372,7 +372,10 @@ class TestFuseText:
             "enable": ("C", "D", "E"),
             "disable": ("F",),
             "require": {"A": 2, "B": 0, "C": 1},
-            "select": "all",
+            "select": "auto",
+            "sizes": {"batch": 4, "length": 8},
+            "device": "L4",
+            "attention": "native",
             "functions": "inline",
             "simplify": True,
             "verify": False,

@@ -43,6 +43,7 @@ def example() -> tuple[Any, Any]:
 def export(path: Path, **options: Any) -> onnx_fuse.Exported:
     """TorchScript's exporter takes a tenth of a second."""
     settings: dict[str, Any] = {"dynamic_shapes": AXES, "dynamo": False, "opset": 17, "enable": ["FusedSkipLayerNorm"]}
+    settings["select"] = "all"
     return onnx_fuse.export(Block(), example(), path, **{**settings, **options})
 
 
@@ -115,9 +116,19 @@ def test_three_lines_after_an_export_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "own.onnx"
     torch.onnx.export(module, inputs, str(path), dynamo=False, input_names=["a", "b"], output_names=["hidden", "score"])
     before = path.read_bytes()
-    done = onnx_fuse.finish_export(path, module, inputs, enable=["FusedSkipLayerNorm"])
+    done = onnx_fuse.finish_export(path, module, inputs, enable=["FusedSkipLayerNorm"], select="all")
     assert done.report.fused == {"FusedSkipLayerNorm": 1} and path.read_bytes() == before
     assert json.loads(done.summary.read_text())["verification"]["pytorch"]["standard"]["passed"]
+
+
+def test_what_does_not_pay_is_left_out_by_default(tmp_path: Path) -> None:
+    """A sum and norm after a linear layer is what TensorRT chains itself; it is decided for the opt sizes."""
+    done = export(tmp_path / "block.onnx", select="auto", device="L4", sizes={"batch": [32, 1, 8], "sequence": [16]})
+    selection = json.loads(done.summary.read_text())["selection"]
+    assert done.report.fused == {} and selection["sizes"] == {"batch": 8, "sequence": 16}
+    (decision,) = selection["decisions"]
+    assert decision["operator"] == "FusedSkipLayerNorm" and not decision["keep"] and selection["device"] == "L4"
+    assert done.fused.read_bytes() == done.standard.read_bytes()
 
 
 def test_a_model_that_is_not_the_modules_is_refused(tmp_path: Path) -> None:

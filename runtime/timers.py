@@ -1,0 +1,118 @@
+"""What times models for `--select measured`: ONNX Runtime on the CPU, or a TensorRT engine on a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from onnx import ModelProto
+
+from onnx_fuse.errors import UsageError
+from onnx_fuse.passes.draw import DRAWS, Array, draw_inputs, input_specs
+from onnx_fuse.passes.measured import Run, Timer
+from onnx_fuse.runtime import doctor, ort, plugins
+from onnx_fuse.runtime.engine_file import ShapeRange
+
+
+def timer_for(device: str | None, sizes: Mapping[str, int], base_dir: Path | None) -> Timer:
+    """The timer of a device: "cpu" for ONNX Runtime, otherwise the GPU of this machine.
+
+    Args:
+        sizes: dimension -> size that models are run with.
+        base_dir: folder of their external data.
+
+    Raises:
+        UsageError: there is no GPU.
+    """
+    if device is not None and device.lower() == "cpu":
+        return OrtTimer(sizes, base_dir)
+    gpus, _, problem = doctor.devices()
+    if not gpus:
+        raise UsageError(
+            f'select="measured" times TensorRT engines, and no GPU can be used: {problem or "the driver shows none"}.',
+            'Use select="auto", which predicts, or time ONNX Runtime with device="cpu".',
+        )
+    return EngineTimer(gpus[0], sizes, base_dir)
+
+
+class OrtTimer:
+    """ONNX Runtime on the CPU, with its own optimisations, on one thread: fused nodes run as their bodies there."""
+
+    def __init__(self, sizes: Mapping[str, int], base_dir: Path | None = None) -> None:
+        self.name = f"cpu: {platform.processor() or platform.machine()}, onnxruntime {onnxruntime.__version__}"
+        self._sizes = sizes
+        self._base_dir = base_dir
+
+    def open(self, model: ModelProto) -> Run:
+        """Raises:
+        ModelError: ONNX Runtime cannot load or run it.
+        """
+        session = ort.session(model, base_dir=self._base_dir, optimise=True)
+        inputs = drawn(model, self._sizes)
+
+        def run() -> float:
+            start = time.perf_counter()
+            ort.run(session, inputs)
+            return time.perf_counter() - start
+
+        return run
+
+
+class EngineTimer:
+    """TensorRT engines on a GPU, the time between two events of its stream. It was never run: it needs a GPU."""
+
+    def __init__(self, gpu: doctor.Gpu, sizes: Mapping[str, int], base_dir: Path | None = None) -> None:
+        from onnx_fuse.runtime import tensorrt
+
+        trt = tensorrt.module()
+        found = [plugins.described(path) for path in plugins.find()]
+        hashes = [library.sha256[:12] for library in found if library is not None]
+        self.name = f"{gpu.name}, {trt.__name__} {trt.__version__}, plugins {' '.join(hashes) or 'none'}"
+        self._sizes = sizes
+        self._base_dir = base_dir
+        self._folder = tempfile.TemporaryDirectory(prefix="onnx-fuse-")
+        self._count = 0
+
+    def open(self, model: ModelProto) -> Run:
+        """Raises:
+        OnnxFuseError: it cannot be built or run.
+        """
+        builder, config, engine = (
+            importlib.import_module(f"onnx_fuse.runtime.{name}") for name in ("builder", "config", "engine")
+        )
+        inputs = drawn(model, self._sizes)
+        shapes = {name: ShapeRange(array.shape, array.shape, array.shape) for name, array in inputs.items()}
+        self._count += 1
+        target = Path(self._folder.name) / f"{self._count}.engine"
+        builder.build(model, target, config.EngineConfig(profiles=[shapes]), base_dir=self._base_dir)
+        opened: Any = engine.Engine(target)
+
+        def run() -> float:
+            _, timing = opened.timed(inputs)
+            return float(timing.compute)
+
+        return run
+
+
+def drawn(model: ModelProto, sizes: Mapping[str, int]) -> dict[str, Array]:
+    """Random inputs of these sizes."""
+    specs = [
+        replace(
+            spec,
+            dims=tuple(_size(spec.name, axis, dim, sizes) for axis, dim in enumerate(spec.dims or ())),
+            rows=tuple(sizes.get(row, row) if isinstance(row, str) else row for row in spec.rows),
+        )
+        for spec in input_specs(model)
+    ]
+    return draw_inputs(specs, DRAWS[0])
+
+
+def _size(name: str, axis: int, dim: int | str, sizes: Mapping[str, int]) -> int | str:
+    return dim if isinstance(dim, int) else sizes.get(dim, sizes.get(f"{name}_{axis}", dim))

@@ -1,0 +1,91 @@
+"""`onnx-fuse debug` and `onnx-fuse doctor`: what is printed, JSON, files and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from typer.testing import CliRunner, Result
+
+import onnx_fuse
+from onnx_fuse.cli import app
+from onnx_fuse.errors import UsageError
+from onnx_fuse.runtime import tensorrt
+from tests.trust import mutations
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    original = mutations.attention_block()
+    fused = onnx_fuse.fuse(original, verify=False).model
+    made = {"original": original, "fused": fused, "wrong": onnx.ModelProto()}
+    made["wrong"].CopyFrom(fused)
+    node = next(node for node in made["wrong"].graph.node if node.domain)
+    next(item for item in node.attribute if item.name == "epsilon").f = 0.5
+    paths = {name: folder / f"{name}.onnx" for name in made}
+    for name, path in paths.items():
+        onnx.save(made[name], path)
+    return paths
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(item) for item in arguments])
+
+
+def test_equal(models: dict[str, Path]) -> None:
+    result = run("debug", models["original"], models["fused"])
+    assert result.exit_code == 0, result.output
+    assert "Equal: 7 values in each of 7 cases." in result.stdout and "FusedAttentionLayerNorm" in result.stdout
+    assert "q0" not in result.stdout and "6 further values are shown by --all" in result.stdout
+    assert "q0" in run("debug", models["original"], models["fused"], "--all").stdout
+
+
+def test_different(models: dict[str, Path]) -> None:
+    result = run("debug", models["original"], models["wrong"])
+    assert result.exit_code == 4
+    assert "The first value that differs is 'y', which FusedAttentionLayerNorm" in result.stdout
+    assert "LayerNormalization_y" in result.stdout and "hint:" in result.stderr
+
+
+def test_json(models: dict[str, Path]) -> None:
+    result = run("debug", models["original"], models["wrong"], "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == 4 and found["equal"] is False and found["place"]["value"] == "y"
+    assert found["place"]["fused_nodes"][0][1] == "FusedAttentionLayerNorm"
+    value = found["values"][-1]
+    assert value["comparison"]["problem"] and value["original"]["std"] != value["fused"]["std"]
+    assert run("debug", models["original"], models["wrong"], "--rtol", "10").exit_code == 0
+
+
+def test_dump_network(models: dict[str, Path], tmp_path: Path) -> None:
+    try:
+        tensorrt.module()
+    except UsageError as missing:
+        pytest.skip(str(missing))
+    target = tmp_path / "network.txt"
+    assert run("debug", models["original"], models["fused"], "--dump-network", target).exit_code == 0
+    assert "MATRIX_MULTIPLY" in target.read_text() and "input  x float[-1, -1, 8]" in target.read_text()
+    missing = run("debug", models["original"], models["fused"], "--dump-network", tmp_path / "none" / "n.txt")
+    assert missing.exit_code == 6
+
+
+def test_unreadable(models: dict[str, Path], tmp_path: Path) -> None:
+    assert run("debug", models["original"], tmp_path / "none.onnx").exit_code == 5
+    assert run("debug", models["original"], models["fused"], "--inputs", tmp_path / "none.npz").exit_code == 2
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ONNX_FUSE_PLUGINS", "")
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    assert "onnxruntime" in result.stdout and "Nothing is broken." in result.stdout
+    found = json.loads(run("doctor", "--json").stdout)
+    assert found["ok"] is True and found["facts"]["packages"]["onnx"] == onnx.__version__
+    assert {"level", "what", "remedy"} == set(found["findings"][0])
+    monkeypatch.setenv("ONNX_FUSE_PLUGINS", str(tmp_path / "none.so"))
+    broken = run("doctor")
+    assert broken.exit_code == 4 and "broken: There is no plugin library" in broken.stdout
+    assert json.loads(run("doctor", "--json").stdout)["ok"] is False

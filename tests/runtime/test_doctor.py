@@ -1,0 +1,136 @@
+"""What `doctor` makes of an installation: judged on given facts, and gathered from this machine and from a driver of our own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import onnx_fuse
+from onnx_fuse.runtime import doctor
+from onnx_fuse.runtime.doctor import Creator, Facts, Gpu, PluginLibrary, examine
+
+H100 = Gpu("NVIDIA H100", 90, 80 << 30)
+LIBRARY = PluginLibrary("/lib.so", "ab" * 32, onnx_fuse.__version__, (80, 86, 89, 90, 100, 120))
+FINE = Facts(
+    packages={"tensorrt-rtx": "1.7.1", "tensorrt-rtx-cu13": "1.7.1", "cuda-python": "13.0.0", "triton": "3.5.0"},
+    onnx_opset=23,
+    onnxruntime_opset=23,
+    tensorrt="tensorrt_rtx",
+    tensorrt_version="1.7.1.116",
+    libraries=(LIBRARY,),
+    creators=(Creator("Op", "1", "gr.ml.infra", ("alpha", "inputs", "outputs")),),
+    operators={"Op": ("alpha",)},
+    gpus=(H100,),
+    driver=(13, 0),
+    ptxas=(12, 8),
+)
+
+
+def with_library(**changes: Any) -> dict[str, Any]:
+    return {"libraries": (replace(LIBRARY, **changes),)}
+
+
+def test_nothing_to_say() -> None:
+    assert examine(FINE) == []
+    assert doctor.to_dict(FINE, [])["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "what", "remedy"),
+    [
+        ({"tensorrt": "", "creators": ()}, "note", "There is no TensorRT", "tensorrt-rtx"),
+        ({"tensorrt": "", "tensorrt_problem": "TensorRT cannot be imported (x)"}, "broken", "cannot be imported", "again"),
+        ({"tensorrt_version": "1.6.1.9"}, "broken", "1.6.1.9 makes no plugins", "tensorrt-rtx>=1.7"),
+        ({"tensorrt": "tensorrt", "tensorrt_version": "10.3.0"}, "broken", "10.3.0 is older than 10.7", "tensorrt>=10.7"),
+        ({"tensorrt": "tensorrt", "tensorrt_version": "10.13.3"}, "note", "Both tensorrt and", "Uninstall"),
+        ({"plugin_nodes": False}, "broken", "imported before onnx-fuse", "tensorrt.module()"),
+        ({"onnxruntime_opset": 22}, "warning", "up to opset 22, onnx knows 23", "Upgrade onnxruntime"),
+        ({"onnx_opset": 27, "onnxruntime_opset": 26}, "note", "up to opset 26", "Upgrade onnxruntime"),
+        ({"surgeon_keeps_overloads": False}, "note", "drops overloads", "--functions inline"),
+        ({"libraries": ()}, "note", "No plugin library", "plugins build"),
+        (with_library(problem="its hash differs"), "broken", "its hash differs", "plugins build"),
+        (with_library(sha256=""), "note", "has no record", "plugins build"),
+        (with_library(version="0.0.1"), "warning", "built by onnx-fuse 0.0.1", "plugins build"),
+        (with_library(architectures=(80, 120)), "warning", "no machine code for NVIDIA H100", "--arch 90"),
+        (with_library(architectures=(120,)), "broken", "is for sm_120, not for NVIDIA H100", "plugins build"),
+        ({"gpus": (Gpu("T4", 75, 0),)}, "broken", "T4 is sm_75", "--no-plugins"),
+        ({"creators": ()}, "broken", "no plugin is registered for Op", "plugins build"),
+        ({"operators": {"Op": ("alpha", "beta")}}, "broken", "does not take beta", "plugins build"),
+        ({"driver": None, "gpus": (), "driver_problem": "no driver"}, "note", "No GPU can be used: no driver", "a GPU"),
+        ({"gpus": (), "driver_problem": "CUDA error 100"}, "broken", "CUDA error 100", "nvidia-smi"),
+        ({"gpus": ()}, "note", "shows no GPU", "nvidia-smi"),
+        ({"driver": (12, 8)}, "broken", "tensorrt-rtx-cu13 needs a driver for CUDA 13", "Upgrade the driver"),
+        ({"ptxas": (14, 0)}, "warning", "triton compiles with CUDA 14.0", "older triton"),
+        ({"packages": {}}, "note", "cuda-python is not installed", "kernels"),
+        ({"cache": ("/root/.cache", False)}, "warning", "/root/.cache cannot be written", "XDG_CACHE_HOME"),
+    ],
+)  # fmt: skip
+def test_each_finding(changes: dict[str, Any], level: str, what: str, remedy: str) -> None:
+    """One change of a sound installation gives one finding, and its remedy."""
+    (finding,) = examine(replace(FINE, **changes))
+    assert finding.level == level and what in finding.what and remedy in finding.remedy
+
+
+def test_code_of_an_older_minor_version_runs() -> None:
+    """sm_86 runs on sm_89; what is compiled for sm_90a runs on nothing else."""
+    ada = Gpu("L4", 89, 0)
+    assert examine(replace(FINE, gpus=(ada,), **with_library(architectures=(80, 86)))) == []
+    blackwell = Gpu("B300", 103, 0)
+    (finding,) = examine(replace(FINE, gpus=(blackwell,), **with_library(architectures=(80, 100))))
+    assert finding.level == "warning" and "sm_103" in finding.what
+
+
+def test_the_worst_comes_first() -> None:
+    found = examine(replace(FINE, libraries=(), plugin_nodes=False, onnxruntime_opset=20))
+    assert [item.level for item in found] == ["broken", "warning", "note"]
+
+
+def test_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ONNX_FUSE_PLUGINS", "")
+    facts = doctor.gather()
+    assert facts.packages["onnx-fuse"] == onnx_fuse.__version__ and facts.libraries == ()
+    assert 0 < facts.onnxruntime_opset <= facts.onnx_opset
+    assert facts.operators["FusedSwish"] == ("beta",)
+    assert not [item for item in examine(facts) if item.level == "broken"]
+    (tmp_path / "lib.so").write_bytes(b"\x7fELF\x02\x01 and no more")
+    monkeypatch.setenv("ONNX_FUSE_PLUGINS", f"{tmp_path}/lib.so:{tmp_path}/none.so")
+    found = examine(doctor.gather())
+    assert "none.so" in " ".join(item.what for item in found if item.level == "broken")
+    if facts.tensorrt:
+        assert "cut short" in " ".join(item.what for item in found if item.level == "broken")
+
+
+DRIVER = """
+extern "C" {
+int cuDriverGetVersion(int* v) { *v = 12080; return 0; }
+int cuInit(unsigned) { return STATUS; }
+int cuDeviceGetCount(int* n) { *n = 2; return 0; }
+int cuDeviceGet(int* d, int i) { *d = i + 7; return 0; }
+int cuDeviceGetName(char* s, int, int d) { s[0] = 'G'; s[1] = '0' + d; s[2] = 0; return 0; }
+int cuDeviceTotalMem_v2(unsigned long* b, int) { *b = 48ul << 30; return 0; }
+int cuDeviceGetAttribute(int* v, int a, int) { *v = a == 75 ? 8 : a == 76 ? 9 : -1; return 0; }
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_driver_with_two_gpus(tmp_path: Path) -> None:
+    for status in (0, 100):
+        (tmp_path / "driver.cpp").write_text(DRIVER.replace("STATUS", str(status)))
+        library = tmp_path / f"libcuda{status}.so"
+        subprocess.run(["g++", "-shared", "-fPIC", "-o", library, tmp_path / "driver.cpp"], check=True)
+        gpus, driver, problem = doctor.devices(str(library))
+        assert driver == (12, 8)
+        if status:
+            assert gpus == () and problem == "the driver does not start: CUDA error 100"
+        else:
+            assert gpus == (Gpu("G7", 89, 48 << 30), Gpu("G8", 89, 48 << 30)) and problem == ""
+
+
+def test_no_driver() -> None:
+    assert doctor.devices("libnone.so.1") == ((), None, "there is no NVIDIA driver (libcuda.so.1)")
