@@ -458,3 +458,6 @@ def _write_report(target: str | None, report: Report | None) -> None:
     else:
         text = report.to_json() + "\n"
     write_file(target, text.encode("utf-8", "backslashreplace"))
+
+
+from onnx_fuse import cli_deploy  # noqa: E402, F401  (adds its commands)
