@@ -83,7 +83,7 @@ def test_a_model_whose_rows_are_independent_is_batched(tmp_path: Path) -> None:
     assert config.dynamic_batching.max_queue_delay_microseconds == 250
     (group,) = config.instance_group
     assert (group.count, group.kind) == (2, config_messages.ModelInstanceGroup.KIND_CPU)
-    assert "2 batches gave what their rows give alone" in " ".join(done.notes)
+    assert "4 batches gave what their rows give alone" in " ".join(done.notes)
 
 
 @pytest.mark.parametrize(
