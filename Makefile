@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo plugins test test-models lint format bench dist clean distclean
+.PHONY: help demo plugins test test-models lint format docs bench dist clean distclean
 
 help:
 	@echo "make demo         fuse, verify, parse and run a trained MiniLM (no torch needed)"
@@ -36,6 +36,7 @@ help:
 	@echo "make test-models  the model tests on every export"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       let ruff rewrite what it can"
+	@echo "make docs         the pages as a site, in build/site"
 	@echo "make bench        the benchmarks"
 	@echo "make dist         sdist and wheel, in dist/"
 	@echo "make clean        remove what was built; make distclean: the environment and the caches too"
@@ -63,6 +64,10 @@ format: $(VENV)/lint.stamp
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+docs: $(VENV)/docs.stamp
+	@$(BIN)/python docs/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "build/site/index.html"
+
 bench: $(VENV)/bench.stamp
 	@set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
 
@@ -85,6 +90,9 @@ $(BIN)/python:
 
 $(VENV)/lint.stamp: $(METADATA) | $(BIN)/python
 	@echo "setting up $(VENV): lint" && $(PIP) -e '.[lint]' && touch $@
+
+$(VENV)/docs.stamp: $(METADATA) | $(BIN)/python
+	@echo "setting up $(VENV): docs" && $(PIP) -e '.[docs]' && touch $@
 
 $(VENV)/demo.stamp: $(METADATA) | $(BIN)/python
 	@echo "setting up $(VENV): demo" && $(PIP) -e '.[demo]' && $(PIP) --no-deps $(TOKENIZER) && touch $@

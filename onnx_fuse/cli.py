@@ -484,4 +484,4 @@ def _write_report(target: str | None, report: Report | None) -> None:
 
 
 # Each adds its commands to `app`.
-from onnx_fuse import cli_bench, cli_build, cli_debug  # noqa: E402, F401
+from onnx_fuse import cli_bench, cli_build, cli_debug, cli_deploy  # noqa: E402, F401

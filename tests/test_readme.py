@@ -1,4 +1,7 @@
-"""The examples that people copy: code blocks of the README and of docs/patterns.md, and the scripts in examples/."""
+"""The examples that people copy: what those of the README and of docs/patterns.md do, and the scripts in examples/.
+
+That the blocks of all pages run is asked in test_docs.py.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,17 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
 import onnx_fuse
+from tests.test_docs import Block, blocks, run_python
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "custom_fusion.py"
 DEMO = ROOT / "examples" / "minilm" / "demo.py"
-EXAMPLE = re.compile(r"^<!-- example -->\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 RMS_NORM = """
 <ir_version: 8, opset_import: ["" : 17]>
 gated (float[B, S, 8] x, float[B, S, 8] gate) => (float[B, S, 8] y)
@@ -45,11 +49,9 @@ capped (float[B, 8] x) => (float[B, 8] y) <float cap = {30.0}, float divisor = {
 """
 
 
-def blocks(document: str) -> list[str]:
-    """The marked code blocks, which build on each other."""
-    found = EXAMPLE.findall((ROOT / document).read_text(encoding="utf-8"))
-    assert found, f"{document} has no marked examples"
-    return list(found)
+def python_blocks(page: str) -> list[Block]:
+    """Those that are run, which build on each other."""
+    return [block for block in blocks(page) if block.kind == "python" and block.not_run is None]
 
 
 @pytest.fixture
@@ -60,24 +62,17 @@ def in_folder_with_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path
 
 
-def run(document: str) -> dict[str, object]:
-    names: dict[str, object] = {"__name__": "example"}
-    for code in blocks(document):
-        exec(compile(code, document, "exec"), names)
-    return names
-
-
-def test_readme(in_folder_with_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("README.md")
+def test_readme(in_folder_with_model: Path) -> None:
+    names: dict[str, Any] = {"__name__": "page"}
+    printed = [run_python("README.md", block, names) for block in python_blocks("README.md")]
     assert (in_folder_with_model / "fused.onnx").is_file()
-    printed = capsys.readouterr().out.splitlines()
-    assert printed == ["{}", "{'BiasGelu': 1}"]
+    assert printed == ["{}\n", "", "{'BiasGelu': 1}\n"]
 
 
 def test_the_example_script_has_the_fusion_of_the_readme() -> None:
     text = SCRIPT.read_text(encoding="utf-8")
     shared = text.split("# README: from here\n")[1].split("# README: to here\n")[0]
-    assert shared in blocks("README.md")
+    assert shared in [block.code for block in python_blocks("README.md")]
 
 
 def test_custom_fusion(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +100,9 @@ def test_demo(tmp_path: Path) -> None:
 
 
 def test_patterns_page(in_folder_with_model: Path) -> None:
-    names = run("docs/patterns.md")
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in python_blocks("docs/patterns.md"):
+        run_python("docs/patterns.md", block, names)
     gated, capped = names["GATED_NORM"], names["SOFT_CAP"]
 
     found = onnx_fuse.fuse(onnx.parser.parse_model(RMS_NORM), fusions=[gated])

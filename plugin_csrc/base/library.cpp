@@ -1,6 +1,7 @@
 // What the shared library exports: for TensorRT, trtexec's --dynamicPlugins, and callers from C and ctypes.
 #include <NvInferRuntime.h>
 
+#include <cstdlib>
 #include <deque>
 
 #include "log.h"
@@ -22,6 +23,15 @@ std::vector<nvinfer1::IPluginCreatorInterface*> const& creators() {
   return pointers;
 }
 
+// The registry of the TensorRT of this process need not be the one of the headers: TensorRT 11 and TensorRT-RTX have dropped
+// four methods of IPluginV2, so that registerCreator(IPluginCreatorInterface&, char const*) stands elsewhere in its table.
+bool registerCreator(nvinfer1::IPluginRegistry* registry, nvinfer1::IPluginCreatorInterface* creator, char const* space) {
+  using Method = bool (*)(nvinfer1::IPluginRegistry*, nvinfer1::IPluginCreatorInterface*, char const*);
+  auto const version = reinterpret_cast<int32_t (*)()>(gr::findInTensorRT("getInferLibVersion"));
+  bool const ten = version != nullptr && version() / 10000 == 10;
+  return (*reinterpret_cast<Method const**>(registry))[ten ? 12 : 8](registry, creator, space);
+}
+
 }  // namespace
 
 GR_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
@@ -40,9 +50,17 @@ GR_EXPORT int32_t initialize_gr_ml_infra_plugins() {
   }
   int32_t refused = 0;
   for (nvinfer1::IPluginCreatorInterface* creator : creators()) {
-    refused += get()->registerCreator(*creator, gr::kNamespace) ? 0 : 1;
+    refused += registerCreator(get(), creator, gr::kNamespace) ? 0 : 1;
   }
   return refused;
+}
+
+// Triton Inference Server opens the libraries of `plugins=` and asks for no creators. Registering always would not do: TensorRT
+// refuses creators that it asks for itself and has already.
+__attribute__((constructor)) static void registerIfAsked() {
+  if (std::getenv("ONNX_FUSE_REGISTER_PLUGINS") != nullptr) {
+    initialize_gr_ml_infra_plugins();
+  }
 }
 
 // How many plugins the library has.

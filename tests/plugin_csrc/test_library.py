@@ -199,6 +199,23 @@ def test_the_library_registers_itself_for_callers_from_c() -> None:
     assert result.stdout.strip() == "-1"  # no TensorRT is loaded there
 
 
+def test_a_host_that_only_opens_the_library_has_its_plugins_if_it_asks_for_them() -> None:
+    """As Triton Inference Server does, in a process that has loaded TensorRT."""
+    pytest.importorskip("tensorrt_rtx")
+    script = f"""
+import ctypes, os
+from onnx_fuse.runtime import tensorrt
+registry = tensorrt.module().get_plugin_registry()
+ctypes.CDLL({str(library())!r}, os.RTLD_NOW | os.RTLD_LOCAL)
+print(registry.get_creator("FusedSwish", "1", "gr.ml.infra") is not None)
+"""
+    for asked, found in (({}, "False"), ({"ONNX_FUSE_REGISTER_PLUGINS": "1"}, "True")):
+        result = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ, **asked}
+        )
+        assert result.stdout.strip() == found, result.stderr
+
+
 def test_where_libraries_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(plugins.VARIABLE, os.pathsep.join(["/a/x.so", "/b/y.so"]))

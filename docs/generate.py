@@ -1,0 +1,198 @@
+"""Writes the parts of the pages that are made from code and measurements, between their markers. `make docs` runs it.
+
+python docs/generate.py
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_fuse
+from onnx_fuse import errors
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("onnx_fuse", "passes", "patterns", "runtime")
+MARKED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CLASSES = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, errors.OnnxFuseError) and kind is not errors.OnnxFuseError
+}
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[Any]], numbers: int = 0) -> str:
+    """A Markdown table; the last `numbers` columns are right-aligned."""
+    heads = list(headings)
+    rule = ["---"] * (len(heads) - numbers) + ["---:"] * numbers
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in (heads, rule, *rows))
+
+
+# --- operators.md ----------------------------------------------------------------------------------------------------
+
+
+def operators() -> str:
+    """What the definitions of the operators say: names in their order."""
+    rows = []
+    for fusion in onnx_fuse.fusions():
+        operator = fusion.operator
+        columns = (operator.inputs, operator.outputs, operator.attributes)
+        found = "default" if fusion.default else f"`--enable {fusion.name}`"
+        named = (" ".join(f"`{name}`" for name in names) or "none" for names in columns)
+        rows.append([f"[{operator.name}](#{operator.name.lower()})", *named, found])
+    return table(("operator", "inputs", "outputs", "attributes", "found by"), rows)
+
+
+# --- troubleshooting.md ----------------------------------------------------------------------------------------------
+
+
+def messages() -> Iterator[tuple[str, str, str]]:
+    """Class, cause and remedy of every error that the code can raise; what is filled in is in angle brackets."""
+    seen = set()
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or name_of(node.func) not in CLASSES:
+                continue
+            cause, remedy = [*map(template, node.args[:2]), None, None][:2]
+            if cause and (name_of(node.func), cause) not in seen:
+                seen.add((name_of(node.func), cause))
+                yield name_of(node.func), cause, remedy or ""
+
+
+def name_of(node: ast.expr) -> str:
+    """`path` of `path`, `self.path` and `visible(path)`."""
+    if isinstance(node, ast.Call):
+        return name_of(node.args[0] if node.args else node.func)
+    if isinstance(node, ast.Subscript):
+        return name_of(node.value)
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else "..."
+
+
+def template(node: ast.expr) -> str | None:
+    """A message as it is written in the code; None if it is made elsewhere."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts = [template(node.left), template(node.right)]
+        return None if parts == [None, None] else "".join(part or "<...>" for part in parts)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(
+            f"<{name_of(part.value)}>" if isinstance(part, ast.FormattedValue) else str(getattr(part, "value", ""))
+            for part in node.values
+        )
+    return None
+
+
+def troubleshooting() -> str:
+    """All messages by exit code and class."""
+    found = list(messages())
+    sections = []
+    for name, kind in sorted(CLASSES.items(), key=lambda item: (item[1].exit_code, item[0])):
+        rows = sorted((cell(cause), cell(remedy)) for which, cause, remedy in found if which == name)
+        if rows:
+            summary = " ".join((kind.__doc__ or "").split())
+            sections.append(
+                f"### {name}\n\nExit code {kind.exit_code}. {summary}\n\n{table(('cause', 'remedy'), rows)}"
+            )
+    return "\n\n".join(sections)
+
+
+def cell(text: str) -> str:
+    """Text as it may stand in a table."""
+    escaped = re.sub(r"([\\`*_\[\]|])", r"\\\1", " ".join(text.split()))
+    return escaped.replace("<", "&lt;").replace(">", "&gt;")
+
+
+# --- performance.md --------------------------------------------------------------------------------------------------
+
+
+def results(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def measured(name: str) -> str:
+    """Where and with what a benchmark ran."""
+    data = results(name)
+    machine = data["machine"]
+    return f"`{data['command']}`, on {machine['cores']} cores of {machine['cpu']}."
+
+
+def recommenders() -> str:
+    """Nodes and latency of the recommender models: one row for each, over its exports."""
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for row in results("recommenders")["results"]:
+        by_model.setdefault(row["model"], []).append(row)
+    rows = []
+    for model, exports in by_model.items():
+        fused = ", ".join(f"{count} {name}" for name, count in exports[-1]["fused"].items())
+        ratios = [export["ms_after"] / export["ms_before"] for export in exports]
+        nodes = f"{exports[-1]['nodes_before']} to {exports[-1]['nodes_after']}"
+        rows.append([model, fused, nodes, f"{min(ratios):.2f} to {max(ratios):.2f}"])
+    headings = ("model", "fused", "nodes of the last export", "ONNX Runtime latency, after / before")
+    return f"{measured('recommenders')}\n\n{table(headings, rows, numbers=2)}"
+
+
+def fusing() -> str:
+    """What fusing a BERT costs, and how cost grows."""
+    bert, scaling = results("bert_base"), results("scaling")
+    rows = [
+        [row["tool"], row["attention"], f"{row['cpu_seconds']:.1f}", f"{row['peak_mb']:.0f}"] for row in bert["results"]
+    ]
+    headings = ("tool", "attention blocks fused", "CPU s", "peak MB")
+    most = max(row["nodes"] for row in scaling["results"])
+    large = [
+        [
+            row["tool"],
+            f"{row['cpu_seconds']:.1f}",
+            f"{row['above_mb']:.0f}",
+            f"{scaling['exponents'][row['tool']]['all']:.2f}",
+        ]
+        for row in scaling["results"]
+        if row["nodes"] == most
+    ]
+    grown = ("tool", "CPU s", "MB above the imports", "exponent of cost over nodes")
+    return (
+        f"A BERT-base of {bert['model_mb']:.0f} MB, loaded, fused without verification and saved: {measured('bert_base')}"
+        f"\n\n{table(headings, rows, numbers=3)}\n\n"
+        f"A synthetic graph of {most:,} nodes, and the growth of cost up to it: {measured('scaling')}"
+        f"\n\n{table(grown, large, numbers=3)}"
+    )
+
+
+def coverage() -> str:
+    """Attention blocks fused over the exported architectures."""
+    data = results("coverage")
+    rows = []
+    for tool in data["tools"]:
+        name = tool["name"] if isinstance(tool, dict) else tool
+        of = [(row["tools"][name], row["blocks"]) for row in data["results"] if name in row["tools"]]
+        fused = sum(found.get("attention") or 0 for found, _ in of)
+        rows.append([name, f"{fused} of {sum(blocks for _, blocks in of)}"])
+    return f"{measured('coverage')}\n\n{table(('tool', 'attention blocks fused'), rows, numbers=1)}"
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    make.__name__: make for make in (operators, troubleshooting, recommenders, fusing, coverage)
+}
+
+
+def generated(page: str) -> str:
+    """A page with its generated parts as they should be now."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{GENERATORS[found[2]]()}\n\n{found[3]}", page)
+
+
+def main() -> None:
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        if (new := generated(text)) != text:
+            path.write_text(new, encoding="utf-8")
+            print(f"updated {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
