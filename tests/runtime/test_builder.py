@@ -284,6 +284,22 @@ def test_attributes_that_the_plugin_does_not_take(tmp_path: Path, plugin: Callab
             build(model(call.format(attribute, NODE)), tmp_path / "m.plan")
 
 
+def test_a_plugin_inside_a_function(tmp_path: Path, plugin: Callable[..., None]) -> None:
+    plugin("Scale")
+    outer = f'<domain: "my.ops", opset_import: ["": 17, "gr.ml.infra": 1]> Outer (a) => (b) {{ t = gr.ml.infra.Scale <{NODE}> (a)  b = Relu (t) }}'
+    made = model("(float[n] x) => (float[n] y) { y = my.ops.Outer(x) }", functions=outer)
+    made.opset_import.add(domain="gr.ml.infra", version=1)
+    with pytest.raises(
+        VerificationError, match="builds no engine"
+    ):  # the plugin takes no format: it is no more than a name
+        build(made, tmp_path / "m.plan", EngineConfig(targets=["SM86"]))
+    with pytest.raises(VerificationError, match="attribute power"):
+        strange = outer.replace("gr.ml.infra.Scale <", "gr.ml.infra.Scale <power = 1, ")
+        made = model("(float[n] x) => (float[n] y) { y = my.ops.Outer(x) }", functions=strange)
+        made.opset_import.add(domain="gr.ml.infra", version=1)
+        build(made, tmp_path / "m.plan", EngineConfig(targets=["SM86"]))
+
+
 def test_names_that_tensorrt_knows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="TensorRT takes mine for operators of its own"):
         made = model(f"(float[n] x) => (float[n] y) {{ y = gr.ml.infra.Gelu <{NODE}> (x) }}")
