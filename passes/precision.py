@@ -31,7 +31,8 @@ import numpy as np
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
-from onnx_fuse.errors import UsageError
+from onnx_fuse.errors import ModelError, UsageError
+from onnx_fuse.passes.checker import one_sentence
 from onnx_fuse.passes.emit import import_domain
 from onnx_fuse.passes.external_data import read_small, tensors
 from onnx_fuse.passes.graph import ONNX_DOMAINS, captures, subgraphs
@@ -116,6 +117,7 @@ def convert(model: ModelProto, precision: str, *, base_dir: str | Path | None = 
 
     Raises:
         UsageError: the model is in another narrow type already.
+        ModelError: its types contradict each other.
     """
     held = precision_of(model)
     if held not in ("float32", precision):
@@ -321,7 +323,11 @@ def rounded(converted: Converted, precision: str) -> ModelProto:
 
 def _types(model: ModelProto) -> dict[str, TypeProto]:
     """Value of the main graph -> its type, as far as ONNX can tell."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+    except (onnx.shape_inference.InferenceError, ValueError) as error:
+        cause = f"The types in the model cannot be told: {one_sentence(error)}"
+        raise ModelError(cause, "Check the model with onnx.checker, or keep its precision.") from error
     found = {value.name: value.type for value in (*inferred.value_info, *inferred.output, *inferred.input)}
     for tensor in model.graph.initializer:
         found[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))

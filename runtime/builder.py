@@ -177,7 +177,6 @@ def build(
         seconds = time.perf_counter() - started
         return Built(output, present, True, None, None, tuple(fused), without, assumed, notes, None, None, seconds)
 
-    _check_fields(source.proto)
     prepared = _prepare(source, config, say)
     say("parsing")
     parsed = parse_network(prepared.proto, base_dir=source.folder, plugins=())
@@ -320,8 +319,9 @@ def _present(output: Path, wanted: EngineRecord) -> tuple[EngineRecord | None, s
 
 
 def _fused_nodes(proto: ModelProto) -> list[NodeProto]:
-    """The nodes that are meant for a plugin."""
-    return [node for node in nodes_of(proto.graph.node) if text_of(node, "plugin_namespace")]
+    """The nodes that are meant for a plugin, those of functions too."""
+    nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    return [node for node in nodes_of(nodes) if text_of(node, "plugin_namespace")]
 
 
 def _without_plugin(proto: ModelProto, libraries: Sequence[Path]) -> dict[str, tuple[str, ...]]:
@@ -368,15 +368,17 @@ def _prepare(source: _Source, config: EngineConfig, say: Callable[[str], None]) 
 
     Raises:
         UsageError: the precision asked for cannot be had of this model.
+        VerificationError: a fused node does not fit its plugin.
     """
     proto = ModelProto()
     proto.CopyFrom(source.proto)
     bodies = list(source.proto.functions)
     overloads = {node.output[0]: node.overload for node in proto.graph.node if is_plugin(node)}
     proto, inlined = inline_bodies(proto, is_plugin)
+    _check_fields(proto)
     kept = set()
     for node in proto.graph.node:
-        if overload := overloads.get(node.output[0]):
+        if overload := overloads.get(next(iter(node.output), "")):
             node.overload = overload
         kept.add((node.domain, node.op_type, node.overload))
     proto.functions.extend(body for body in bodies if (body.domain, body.name, body.overload) in kept)

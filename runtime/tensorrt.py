@@ -183,7 +183,7 @@ def device() -> str | None:
     except ImportError as error:
         raise UsageError(
             f"The GPU of this machine cannot be asked for: {error}.",
-            "Install cuda-python: pip install 'cuda-python<14'",
+            "Install it with: pip install 'onnx-fuse[serve]'",
         ) from error
     try:
         done, *_ = driver.cuInit(0)

@@ -19,6 +19,7 @@ import onnx_fuse
 from onnx_fuse.errors import ModelError, OutputError, UsageError, VerificationError
 from onnx_fuse.runtime import EngineConfig, build, builder, engine_file, read_shapes, tensorrt
 from onnx_fuse.runtime.engine_file import EngineTensor, ShapeRange
+from onnx_fuse.runtime.parse import parse_network
 from tests.helpers import model
 
 try:
@@ -141,6 +142,7 @@ def test_whatever_an_engine_depends_on_makes_it_anew(saved: Path, tmp_path: Path
 def test_weights_in_external_data_count(tmp_path: Path) -> None:
     path, out, config = tmp_path / "m.onnx", tmp_path / "m.plan", EngineConfig(targets=["SM86"], precision="fp16")
     for scale in (1.0, 2.0):
+        (tmp_path / "w.bin").unlink(missing_ok=True)  # onnx appends to it
         onnx.save_model(mlp(scale), path, save_as_external_data=True, location="w.bin", size_threshold=0)
         built = build(path, out, config)
         assert not built.reused and built.accuracy is not None and built.accuracy.cases > 0
@@ -189,6 +191,10 @@ def test_targets_that_there_are(saved: Path, tmp_path: Path) -> None:
     assert "SM86" in error.value.remedy
     built = build(saved, tmp_path / "mlp.plan", EngineConfig(targets=["SM86", "SM120"], timing_cache=tmp_path / "t"))
     assert built.record.targets == ("SM86", "SM120")
+    settings = builder.configure(
+        parse_network(saved, plugins=()), EngineConfig(), built.record.profiles, ("SM86", "SM120")
+    )
+    assert [settings.get_compute_capability(index).name for index in range(2)] == ["SM86", "SM120"]
     assert "no timing cache" in built.warnings[0] and not (tmp_path / "t").exists()
 
 
@@ -276,6 +282,22 @@ def test_attributes_that_the_plugin_does_not_take(tmp_path: Path, plugin: Callab
     ):
         with pytest.raises(VerificationError, match=message):
             build(model(call.format(attribute, NODE)), tmp_path / "m.plan")
+
+
+def test_a_plugin_inside_a_function(tmp_path: Path, plugin: Callable[..., None]) -> None:
+    plugin("Scale")
+    outer = f'<domain: "my.ops", opset_import: ["": 17, "gr.ml.infra": 1]> Outer (a) => (b) {{ t = gr.ml.infra.Scale <{NODE}> (a)  b = Relu (t) }}'
+    made = model("(float[n] x) => (float[n] y) { y = my.ops.Outer(x) }", functions=outer)
+    made.opset_import.add(domain="gr.ml.infra", version=1)
+    with pytest.raises(
+        VerificationError, match="builds no engine"
+    ):  # the plugin takes no format: it is no more than a name
+        build(made, tmp_path / "m.plan", EngineConfig(targets=["SM86"]))
+    with pytest.raises(VerificationError, match="attribute power"):
+        strange = outer.replace("gr.ml.infra.Scale <", "gr.ml.infra.Scale <power = 1, ")
+        made = model("(float[n] x) => (float[n] y) { y = my.ops.Outer(x) }", functions=strange)
+        made.opset_import.add(domain="gr.ml.infra", version=1)
+        build(made, tmp_path / "m.plan", EngineConfig(targets=["SM86"]))
 
 
 def test_names_that_tensorrt_knows_are_refused(tmp_path: Path) -> None:
