@@ -152,6 +152,16 @@ def test_a_refused_shape_and_a_failing_run_give_the_reason(
     monkeypatch.setattr(DoubleContext, "execute_async_v3", lambda self, stream: False)
     with pytest.raises(ModelError, match="TensorRT cannot run the engine: no reason was logged"):
         engine.infer({"x": X})
+    monkeypatch.setattr(DoubleContext, "infer_shapes", lambda self: ["x"])
+    with pytest.raises(UsageError, match="TensorRT wants to know more of x"):
+        engine.infer({"x": X})
+
+    def contradicted(self: DoubleContext) -> list[str]:
+        raise RuntimeError("shape inference failed")
+
+    monkeypatch.setattr(DoubleContext, "infer_shapes", contradicted)
+    with pytest.raises(UsageError, match="TensorRT refuses these shapes"):
+        engine.infer({"x": X})
     monkeypatch.setattr(DoubleContext, "set_input_shape", lambda self, name, shape: False)
     with pytest.raises(UsageError, match=r"TensorRT refuses input 'x' of shape \[2, 4\]"):
         engine.infer({"x": X})
