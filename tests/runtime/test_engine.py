@@ -206,7 +206,7 @@ def test_a_dimension_that_has_the_name_of_another_and_differs() -> None:
     [
         ({"x": X, "z": X}, "The model has no input 'z'", "x float32[n, 4]"),
         ({}, "Input 'x' is missing", "x float32[n, 4]"),
-        ({"x": X[0]}, "input 'x' is float32[4], of rank 1; the model has x float32[n, 4]", "2 dimensions"),
+        ({"x": X[0]}, "input 'x' is float32[4]; the model has x float32[n, 4]", "2 dimensions instead of 1"),
         ({"x": X[:, :3]}, "input 'x' is float32[2, 3]; the model has x float32[n, 4]", "Dimension 1 has to be 4"),
         ({"x": X.astype(np.float16)}, "input 'x' is float16[2, 4]", "float16 fits into float32"),
         ({"x": X.astype(np.float64)}, "input 'x' is float64[2, 4]", "float64 does not fit into float32"),
