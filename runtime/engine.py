@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from onnx_fuse.errors import OnnxFuseError, UsageError
+from onnx_fuse.runtime.arrays import CPU, Tensor, contiguous, numpy_dtype
 from onnx_fuse.runtime.engine_file import EngineTensor
 from onnx_fuse.runtime.executor import Context, Executor, Graph, LayerTime, Memory, Profile
-from onnx_fuse.runtime.tensor import CPU, Tensor, contiguous, numpy_dtype
 
 _REMEMBERED = 256  # shapes of which a lane knows that it has seen them once
 
