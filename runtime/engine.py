@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from onnx_fuse.errors import OnnxFuseError, UsageError
+from onnx_fuse.runtime.arrays import CPU, Tensor, contiguous, numpy_dtype
 from onnx_fuse.runtime.engine_file import EngineTensor
 from onnx_fuse.runtime.executor import Context, Executor, Graph, LayerTime, Memory, Profile
-from onnx_fuse.runtime.tensor import CPU, Tensor, contiguous, numpy_dtype
 
 _REMEMBERED = 256  # shapes of which a lane knows that it has seen them once
 
@@ -75,6 +75,8 @@ class Engine:
 
             source = TensorRTExecutor(Path(source))
         self.executor: Executor = source
+        self._takes = {item.name: item for item in source.inputs}
+        self._gives = {item.name: item for item in source.outputs}
         if streams < 1:
             raise UsageError(f"streams is {streams}.", "Give at least 1.")
         if cuda_graphs and self.executor.device.where[0] == CPU:
@@ -181,36 +183,31 @@ class Engine:
     # --- what was given -----------------------------------------------------------------------------------------------
 
     def _check_names(self, inputs: Mapping[str, Any], out: Mapping[str, Any]) -> None:
-        for kind, given, known in (("input", inputs, self.inputs), ("output", out, self.outputs)):
-            names = [item.name for item in known]
-            if given.keys() == set(names) or not (given or kind == "input"):
-                continue
-            listed = ", ".join(described(item) for item in known)
-            for name in given:
-                if name not in names:
-                    raise UsageError(f"The model has no {kind} {name!r}.", f"Its {kind}s are: {listed}.")
-            for name in names:
-                if kind == "input" and name not in given:
-                    raise UsageError(f"Input {name!r} is missing.", f"The model takes: {listed}.")
+        if inputs.keys() == self._takes.keys() and out.keys() <= self._gives.keys():
+            return
+        for kind, given, known in (("input", inputs, self._takes), ("output", out, self._gives)):
+            listed = ", ".join(map(described, known.values()))
+            if unknown := [name for name in given if name not in known]:
+                raise UsageError(f"The model has no {kind} {unknown[0]!r}.", f"Its {kind}s are: {listed}.")
+            if kind == "input" and (missing := [name for name in known if name not in given]):
+                raise UsageError(f"Input {missing[0]!r} is missing.", f"The model takes: {listed}.")
 
     def _tensors(self, inputs: Mapping[str, Any], lane: _Lane) -> dict[str, Tensor]:
         """The inputs in the order they were given, types, ranks and fixed sizes checked."""
-        wanted = {item.name: item for item in self.inputs}
         found = {}
         for name, value in inputs.items():
             label = f"input {name!r}"
-            found[name] = _checked(wanted[name], lane.taken(label, value), label)
+            found[name] = _checked(self._takes[name], lane.taken(label, value), label)
             self._check_place(found[name], label)
         return found
 
     def _outputs(self, out: Mapping[str, Any], lane: _Lane) -> dict[str, Tensor]:
-        wanted = {item.name: item for item in self.outputs}
         found = {}
         for name, value in out.items():
             label = f"output {name!r}"
             if isinstance(value, np.ndarray) and not value.flags.writeable:
                 raise UsageError(f"{label} was given an array that is read-only.", "Give one that can be written to.")
-            found[name] = _checked(wanted[name], lane.taken(label, value, copy=False), label)
+            found[name] = _checked(self._gives[name], lane.taken(label, value, copy=False), label)
             self._check_place(found[name], label)
         return found
 
@@ -509,17 +506,19 @@ def _put(table: OrderedDict[Key, Any], key: Key, value: Any, limit: int) -> None
 
 
 def _checked(item: EngineTensor, tensor: Tensor, label: str) -> Tensor:
-    came = f"{label} is {tensor.dtype}{list(tensor.shape)}"
-    takes = f"the model has {described(item)}."
     if tensor.dtype != item.dtype:
-        raise UsageError(f"{came}; {takes}", _cast(tensor.dtype, item.dtype))
+        raise _misfit(item, tensor, label, _cast(tensor.dtype, item.dtype))
     # An executor that does not know the rank says ().
     if item.shape and len(tensor.shape) != len(item.shape):
-        raise UsageError(f"{came}, of rank {len(tensor.shape)}; {takes}", f"Give it {len(item.shape)} dimensions.")
+        raise _misfit(item, tensor, label, f"Give it {len(item.shape)} dimensions instead of {len(tensor.shape)}.")
     for axis, (size, wanted) in enumerate(zip(tensor.shape, item.shape, strict=False)):
         if isinstance(wanted, int) and size != wanted:
-            raise UsageError(f"{came}; {takes}", f"Dimension {axis} has to be {wanted}.")
+            raise _misfit(item, tensor, label, f"Dimension {axis} has to be {wanted}.")
     return tensor
+
+
+def _misfit(item: EngineTensor, tensor: Tensor, label: str, remedy: str) -> UsageError:
+    return UsageError(f"{label} is {tensor.dtype}{list(tensor.shape)}; the model has {described(item)}.", remedy)
 
 
 def _cast(came: str, wanted: str) -> str:

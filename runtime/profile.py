@@ -186,7 +186,7 @@ def specs_of(path: Path, engine: Engine) -> tuple[InputSpec, ...]:
 def _elem_type(dtype: str) -> int:
     from onnx import helper
 
-    from onnx_fuse.runtime.tensor import numpy_dtype
+    from onnx_fuse.runtime.arrays import numpy_dtype
 
     return helper.np_dtype_to_tensor_dtype(numpy_dtype(dtype))
 

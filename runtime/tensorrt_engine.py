@@ -16,10 +16,11 @@ from typing import Any
 
 from onnx_fuse.errors import ModelError, OnnxFuseError, UsageError
 from onnx_fuse.runtime import engine_file, plugins, tensorrt
+from onnx_fuse.runtime.arrays import Tensor
 from onnx_fuse.runtime.cuda import CudaDevice
 from onnx_fuse.runtime.executor import PRODUCTS, Device, LayerTime, Memory, Profile
-from onnx_fuse.runtime.tensor import Tensor
 
+_ALLOWED = "The engine's record says which shapes it allows."
 _ALIGNMENT = 256  # of the memory that CUDA gives, at least
 
 
@@ -135,10 +136,14 @@ class TensorRTContext:
                 if not taken:
                     raise UsageError(
                         f"TensorRT refuses input {name!r} of shape {list(tensor.shape)}: {_reason(messages)}",
-                        "See the shapes that the engine allows in its record.",
+                        _ALLOWED,
                     )
-            if missing := self._context.infer_shapes():
-                raise UsageError(f"TensorRT wants to know more of {', '.join(missing)}: {_reason(messages)}", "")
+            try:
+                missing = self._context.infer_shapes()
+            except RuntimeError as error:
+                raise UsageError(f"TensorRT refuses these shapes: {_reason(messages)}", _ALLOWED) from error
+            if missing:
+                raise UsageError(f"TensorRT wants to know more of {', '.join(missing)}: {_reason(messages)}", _ALLOWED)
         shapes = {item.name: tuple(self._context.get_tensor_shape(item.name)) for item in self._executor.outputs}
         return {name: None if -1 in shape else shape for name, shape in shapes.items()}
 

@@ -9,6 +9,7 @@
 
 #include <chrono>
 #include <cinttypes>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -40,9 +41,7 @@ void run(CUstream stream, std::function<void()> work) {
   }
 }
 
-double now() {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 std::string signatureOf(std::string const& kernel) {
   char const* const path = std::getenv("FAKE_CUDA_SIGNATURES");
@@ -68,9 +67,14 @@ std::string written(char letter, void const* place) {
     case 'i':
       std::snprintf(text, sizeof(text), "%" PRId32, read<int32_t>(place));
       break;
-    case 'f':
-      std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(read<float>(place)));
+    case 'f': {
+      float const value = read<float>(place);  // JSON as Python reads it has words for what is not finite
+      if (!std::isfinite(value)) {
+        return std::isnan(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity";
+      }
+      std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(value));
       break;
+    }
     default:
       std::snprintf(text, sizeof(text), "%" PRId64, read<int64_t>(place));
   }
@@ -132,8 +136,8 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, uns
                         unsigned, unsigned shared, CUstream stream, void** parameters, void**) {
   std::lock_guard<std::mutex> const lock(mutex);
   std::string const& name = names[function];
-  std::string line = "{\"kernel\": \"" + name + "\", \"grid\": [" + std::to_string(gridX) + ", " + std::to_string(gridY) + ", " +
-                     std::to_string(gridZ) + "], \"threads\": " + std::to_string(blockX) +
+  std::string line = "{\"kernel\": \"" + name + "\", \"grid\": [" + std::to_string(gridX) + ", " + std::to_string(gridY) +
+                     ", " + std::to_string(gridZ) + "], \"threads\": " + std::to_string(blockX) +
                      ", \"shared\": " + std::to_string(shared) + ", \"arguments\": [";
   std::string const letters = signatureOf(name) + "pp";  // the two hidden ones are pointers
   for (size_t index = 0; index < letters.size(); ++index) {

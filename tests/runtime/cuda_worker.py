@@ -14,8 +14,8 @@ import numpy as np
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime import Engine, cuda
+from onnx_fuse.runtime.arrays import CUDA, Tensor
 from onnx_fuse.runtime.ort_executor import OrtExecutor
-from onnx_fuse.runtime.tensor import CUDA, Tensor
 from tests.helpers import model
 from tests.runtime.plugin_executor import PluginExecutor
 

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from onnx_fuse.runtime.arrays import CUDA, Tensor
 from onnx_fuse.runtime.executor import Context, HostDevice
 from onnx_fuse.runtime.ort_executor import OrtContext, OrtExecutor
-from onnx_fuse.runtime.tensor import CUDA, Tensor
 
 
 class PosingDevice(HostDevice):

@@ -21,9 +21,9 @@ from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.runtime import Engine, OrtSession
+from onnx_fuse.runtime.arrays import CUDA, Tensor
 from onnx_fuse.runtime.engine_file import ShapeRange
 from onnx_fuse.runtime.ort_executor import OrtExecutor
-from onnx_fuse.runtime.tensor import CUDA, Tensor
 from tests.helpers import model
 from tests.runtime.devices import PosingDevice, PosingExecutor
 
@@ -131,7 +131,7 @@ def test_an_input_is_let_go() -> None:
 def test_a_process_ends_well_while_torch_holds_an_output() -> None:
     code = """
 import torch, numpy as np
-from onnx_fuse.runtime.tensor import Tensor
+from onnx_fuse.runtime.arrays import Tensor
 array = np.ones(4, np.float32)
 kept = torch.from_dlpack(Tensor(array.ctypes.data, "float32", (4,), owner=array))
 capsule = Tensor(array.ctypes.data, "float32", (4,), owner=array).__dlpack__()
@@ -206,7 +206,7 @@ def test_a_dimension_that_has_the_name_of_another_and_differs() -> None:
     [
         ({"x": X, "z": X}, "The model has no input 'z'", "x float32[n, 4]"),
         ({}, "Input 'x' is missing", "x float32[n, 4]"),
-        ({"x": X[0]}, "input 'x' is float32[4], of rank 1; the model has x float32[n, 4]", "2 dimensions"),
+        ({"x": X[0]}, "input 'x' is float32[4]; the model has x float32[n, 4]", "2 dimensions instead of 1"),
         ({"x": X[:, :3]}, "input 'x' is float32[2, 3]; the model has x float32[n, 4]", "Dimension 1 has to be 4"),
         ({"x": X.astype(np.float16)}, "input 'x' is float16[2, 4]", "float16 fits into float32"),
         ({"x": X.astype(np.float64)}, "input 'x' is float64[2, 4]", "float64 does not fit into float32"),

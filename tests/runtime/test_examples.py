@@ -36,7 +36,7 @@ def no_gpu() -> None:
         pytest.skip("the README shows what is printed without a GPU")
 
 
-@pytest.mark.parametrize("script", ["four_ways", "reload", "threads", "debug"])
+@pytest.mark.parametrize("script", ["four_ways", "reload", "threads", pytest.param("debug", marks=pytest.mark.slow)])
 def test_what_the_readme_shows(script: str) -> None:
     pytest.importorskip("tensorrt_rtx")
     command = f"python examples/tensorrt/{script}.py"
@@ -53,6 +53,7 @@ def test_what_the_readme_shows(script: str) -> None:
     assert VARIES.sub("...", done.stdout).splitlines() == [VARIES.sub("...", line) for line in expected(command)]
 
 
+@pytest.mark.slow
 def test_the_program_compiles_and_says_what_it_lacks(tmp_path: Path) -> None:
     cache = (built.tools() / "CMakeCache.txt").read_text().splitlines()
     headers = [f"-D{line}" for line in cache if "_INCLUDE_DIR:PATH=" in line]

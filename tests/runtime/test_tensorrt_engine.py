@@ -13,8 +13,8 @@ import pytest
 
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.runtime import Engine, plugins, tensorrt
+from onnx_fuse.runtime.arrays import Tensor
 from onnx_fuse.runtime.ort_executor import OrtContext, OrtExecutor
-from onnx_fuse.runtime.tensor import Tensor
 from onnx_fuse.runtime.tensorrt_engine import TensorRTExecutor, allocator, found_plugins, nodes_of
 from tests.helpers import model
 from tests.runtime.devices import PosingDevice
@@ -151,6 +151,16 @@ def test_a_refused_shape_and_a_failing_run_give_the_reason(
     engine = Engine(TensorRTExecutor(write_engine(tmp_path), PosingDevice()))
     monkeypatch.setattr(DoubleContext, "execute_async_v3", lambda self, stream: False)
     with pytest.raises(ModelError, match="TensorRT cannot run the engine: no reason was logged"):
+        engine.infer({"x": X})
+    monkeypatch.setattr(DoubleContext, "infer_shapes", lambda self: ["x"])
+    with pytest.raises(UsageError, match="TensorRT wants to know more of x"):
+        engine.infer({"x": X})
+
+    def contradicted(self: DoubleContext) -> list[str]:
+        raise RuntimeError("shape inference failed")
+
+    monkeypatch.setattr(DoubleContext, "infer_shapes", contradicted)
+    with pytest.raises(UsageError, match="TensorRT refuses these shapes"):
         engine.infer({"x": X})
     monkeypatch.setattr(DoubleContext, "set_input_shape", lambda self, name, shape: False)
     with pytest.raises(UsageError, match=r"TensorRT refuses input 'x' of shape \[2, 4\]"):

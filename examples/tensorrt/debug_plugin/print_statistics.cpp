@@ -67,10 +67,7 @@ void print(std::string const& label, Dims const& shape, std::vector<float> const
   std::fflush(stdout);
 }
 
-class PrintStatistics final : public IPluginV3,
-                              public IPluginV3OneCore,
-                              public IPluginV3OneBuild,
-                              public IPluginV3OneRuntime {
+class PrintStatistics final : public IPluginV3, public IPluginV3OneCore, public IPluginV3OneBuild, public IPluginV3OneRuntime {
  public:
   explicit PrintStatistics(std::string label) : mLabel(std::move(label)) {}
 

@@ -148,12 +148,12 @@ void program(char const* plugins, int runs) {
   void* const tensorrt = opened("libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR));
   Logger logger;
   auto const version = found<int32_t (*)()>(tensorrt, "getInferLibVersion")();
-  auto const builder = made(
-      static_cast<IBuilder*>(found<void* (*)(void*, int32_t)>(tensorrt, "createInferBuilder_INTERNAL")(&logger, version)),
-      "builder");
-  auto const runtime = made(
-      static_cast<IRuntime*>(found<void* (*)(void*, int32_t)>(tensorrt, "createInferRuntime_INTERNAL")(&logger, version)),
-      "runtime");
+  auto const builder =
+      made(static_cast<IBuilder*>(found<void* (*)(void*, int32_t)>(tensorrt, "createInferBuilder_INTERNAL")(&logger, version)),
+           "builder");
+  auto const runtime =
+      made(static_cast<IRuntime*>(found<void* (*)(void*, int32_t)>(tensorrt, "createInferRuntime_INTERNAL")(&logger, version)),
+           "runtime");
   IPluginRegistry* const registry = found<IPluginRegistry* (*)()>(tensorrt, "getPluginRegistry")();
   if (registry->loadLibrary(plugins) == nullptr) {
     throw std::runtime_error(std::string("TensorRT does not load ") + plugins);

@@ -56,6 +56,12 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else np.dtype(name)
 
 
+@cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Its name, which numpy makes anew at every call."""
+    return dtype.name
+
+
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """Contiguous memory, in rows, with a type and a shape.
@@ -172,7 +178,7 @@ def _viewed(label: str, value: Any, stream: int | None, wait: Callable[[int], No
     if isinstance(value, np.ndarray):
         if not (value.flags.c_contiguous and value.dtype.isnative):
             return None
-        return Tensor(value.ctypes.data, value.dtype.name, value.shape, owner=value)
+        return Tensor(value.__array_interface__["data"][0], dtype_name(value.dtype), value.shape, owner=value)
     library = type(value).__module__.partition(".")[0]
     try:
         if hasattr(value, "__dlpack__"):
