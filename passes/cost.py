@@ -140,7 +140,7 @@ _JOINS = {
     # A step joins the kernel of what it reads where that is of one of these kinds.
     "pointwise": ("pointwise", "reduction", "matrix", "gather"),
     "reduction": ("pointwise", "reduction", "gather"),
-    "gather": (),
+    "gather": ("pointwise", "gather"),
     "matrix": (),
     "plugin": (),
 }
@@ -150,12 +150,13 @@ def kernels(steps: Iterable[Step]) -> list[Kernel]:
     """Which steps (in graph order) TensorRT runs in one kernel.
 
     Chains of pointwise steps become one, join the reduction they feed and follow it, and follow a product as its epilogue. A
-    reduction after a product starts another. Of several kernels it could join, a step takes the last, so that none waits for
-    itself; chains and look-ups that nobody else reads come along. What lies around a plugin stays
-    outside it.
+    reduction after a product starts another. Look-ups follow what makes their indices, and those that wait for nothing run
+    together. Of several kernels it could join, a step takes the last, so that none waits for itself; chains and look-ups that
+    nobody else reads come along. What lies around a plugin stays outside it.
     """
     made_by: dict[str, Kernel] = {}
     chains: dict[int, Kernel] = {}
+    lookups: Kernel | None = None
     found: list[Kernel] = []
     for order, step in enumerate(steps):
         sources = list({id(made_by[value]): made_by[value] for value in step.reads if value in made_by}.values())
@@ -163,9 +164,13 @@ def kernels(steps: Iterable[Step]) -> list[Kernel]:
         kernel = chains.get(step.chain) if step.kind == "attention" else None
         if step.kind != "attention" and last is not None and last.kind in _JOINS[step.kind]:
             kernel = last
+        if step.kind == "gather" and not sources and lookups is not None:
+            kernel = lookups
         if kernel is None:
             kernel = Kernel(step.kind, order)
             found.append(kernel)
+        if step.kind == "gather" and not sources:
+            lookups = kernel
         if step.kind == "attention":
             chains[step.chain], kernel.order = kernel, order
         for source in sources:
@@ -173,6 +178,7 @@ def kernels(steps: Iterable[Step]) -> list[Kernel]:
                 continue
             comes_along = step.kind in ("pointwise", "reduction") and source.kind in ("pointwise", "gather")
             if comes_along and not source.is_read:
+                lookups = None if lookups is source else lookups
                 kernel.steps += source.steps
                 made_by.update((value, kernel) for item in source.steps for value in item.makes)
                 found = [item for item in found if item is not source]

@@ -29,7 +29,6 @@ BATCH, LENGTH = 8, 128
 """Sizes assumed for a first axis and for any other, where none is given."""
 
 Alternative = Literal["original", "body"]
-_HOST = 64
 _STEPS = 8
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _FLOATS = (TensorProto.FLOAT, *_HALF)
@@ -44,8 +43,8 @@ class Decision:
     Attributes:
         node, operator: the fused node.
         keep: whether it stays a fused node.
-        before_us: microseconds that TensorRT without the plugin is predicted to need beyond those for the kernels next to it; None
-            where nothing was predicted.
+        before_us: microseconds that TensorRT without the plugin is predicted to need beyond those for the kernels next to it
+            (less than 0 where the node lets it join them); None where nothing was predicted.
         after_us: microseconds predicted for the plugin, or None.
         launches_before, launches_after: kernels in these times.
         megabytes_before, megabytes_after: what these move.
@@ -284,16 +283,15 @@ class _Neighbourhood:
         return value
 
     def is_free(self, node: Node) -> bool:
-        """Whether a node needs no kernel: a reshape, or sizes and small constants that the host works out."""
+        """Whether a node needs no kernel: a reshape, or sizes and constants that are known beforehand."""
         if node.domain == "" and node.op_type in c.FREE:
             return True
         if self._is_weight(node):
             return True
         if node.op_type in ("Cast", "CastLike") and self.dtype(node.inputs[0]) == self.dtype(node.outputs[0]):
             return True
-        info = [self.view.info(output) for output in node.outputs if output]
-        integers = all(item.dtype in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL) for item in info)
-        return integers and all(math.prod(self.shape(output)) <= _HOST for output in node.outputs if output)
+        contents = [self.view.info(output).content for output in node.outputs if output]
+        return bool(contents) and all(content is not None and None not in content for content in contents)
 
     def _is_weight(self, node: Node) -> bool:
         """Whether a node reads nothing but weights, and is computed when the engine is built."""
@@ -493,10 +491,7 @@ def _plugin(node: NodeProto, found: _Neighbourhood, facts: PluginFacts) -> c.Ste
 def _reason(facts: PluginFacts, before: c.Cost, after: c.Cost, keep: bool, has_products: bool) -> str:
     if facts.refusal is not None:
         return f"the plugin has no kernel for it: {facts.refusal}"
-    figures = "; ".join(
-        f"{who} {item.launches} {'kernel' if item.launches == 1 else 'kernels'} and {item.bytes / 1e6:.1f} MB"
-        for who, item in (("TensorRT adds", before), ("the plugin takes", after))
-    )
+    figures = f"{_added(before)}; the plugin takes {_kernels(after.launches)} and {after.bytes / 1e6:.1f} MB"
     if keep:
         return figures
     if after.seconds < before.seconds:
@@ -508,3 +503,13 @@ def _reason(facts: PluginFacts, before: c.Cost, after: c.Cost, keep: bool, has_p
         else "TensorRT chains it with its neighbours"
     )
     return f"{why}: {figures}"
+
+
+def _added(before: c.Cost) -> str:
+    if before.launches >= 0:
+        return f"TensorRT adds {_kernels(before.launches)} and {before.bytes / 1e6:.1f} MB"
+    return f"with it TensorRT joins its neighbours and needs {_kernels(-before.launches)} less"
+
+
+def _kernels(count: int) -> str:
+    return f"{count} {'kernel' if count == 1 else 'kernels'}"

@@ -42,11 +42,13 @@ def grouped(*steps: Step) -> list[list[str]]:
         ([("matrix", "x w", "a"), ("pointwise", "a bias", "b"), ("pointwise", "b", "c")], [["a", "b", "c"]]),
         ([("matrix", "x w", "a"), ("pointwise", "a r", "b"), ("reduction", "b", "c"), ("pointwise", "b c", "d")], [["a", "b"], ["c", "d"]]),
         ([("pointwise", "x", "a"), ("matrix", "a w", "b")], [["a"], ["b"]]),
-        ([("gather", "t1 i", "a"), ("gather", "t2 j", "b"), ("pointwise", "a b", "c"), ("reduction", "c", "d")], [["b", "a", "c", "d"]]),
+        ([("gather", "t1 i", "a"), ("gather", "t2 j", "b"), ("pointwise", "a b", "c"), ("reduction", "c", "d")], [["a", "b", "c", "d"]]),
+        ([("gather", "t1 i", "a"), ("gather", "t2 j", "b"), ("plugin", "a b", "c")], [["a", "b"], ["c"]]),
+        ([("pointwise", "i", "a"), ("gather", "t a", "b"), ("matrix", "b w", "c")], [["a", "b"], ["c"]]),
         ([("plugin", "x", "a"), ("pointwise", "a", "b")], [["a"], ["b"]]),
         ([("pointwise", "x", "a"), ("plugin", "a", "b"), ("pointwise", "a b", "c")], [["a"], ["b"], ["c"]]),
     ],
-    ids=["chain", "epilogue", "norm after product", "product", "look-ups and norm", "after a plugin", "around a plugin"],
+    ids=["chain", "epilogue", "norm after product", "product", "look-ups and norm", "look-ups", "indices", "after a plugin", "around a plugin"],
 )  # fmt: skip
 def test_what_becomes_one_kernel(steps: Sequence[tuple[str, str, str]], expected: list[list[str]]) -> None:
     assert grouped(*(step(*item) for item in steps)) == expected
@@ -173,6 +175,19 @@ def test_what_tensorrt_chains_is_left_to_it() -> None:
     assert kept == {"FusedSwish": False, "FusedSkipLayerNorm": False}
     swish = next(item for item in found.decisions if item.operator == "FusedSwish")
     assert swish.launches_before == 0 and "TensorRT chains it with its neighbours" in swish.reason
+
+
+def test_dot_interaction_pays() -> None:
+    """Without the plugin the product and the choice of its triangle are two kernels more than the look-ups before it."""
+    torch = pytest.importorskip("torch")
+    from benchmarks.recommenders import MODELS
+
+    torch.manual_seed(0)
+    model = fused(MODELS["DLRM"][0]().export("script", 17))
+    for batch in (8, 2048):
+        (decision,) = select_fused(model, sizes={"B": batch}, device="A100", alternative="original").decisions
+        assert decision.operator == "InteractionTritonFast" and decision.keep
+        assert (decision.launches_before, decision.launches_after) == (2, 1)
 
 
 def test_a_body_in_float32_costs_more_than_the_original_nodes() -> None:
