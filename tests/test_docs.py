@@ -30,6 +30,7 @@ from typer.testing import CliRunner
 from onnx_fuse.cli import app
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("onnx_fuse", "passes", "patterns", "runtime")
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 # What may keep a block from being run here, and how many such blocks there are.
 REASONS = ("installs packages", "needs", "takes minutes")
@@ -181,7 +182,16 @@ def test_what_is_made_from_code_and_measurements_is_current() -> None:
     for page in PAGES[1:]:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert generate["generated"](text) == text, f"{page} is out of date: python docs/generate.py"
-    assert len(list(generate["messages"]())) > 100
+    assert len(generate["messages"]()) > 100
+
+
+def test_sentences_that_are_quoted_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").partition("## All messages")[0]
+    sources = [path.read_text(encoding="utf-8") for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    quoted = [quote.removesuffix(" ...") for quote in re.findall(r'"([^"]+)"', page) if " " in quote]
+    assert len(quoted) >= 3
+    for quote in quoted:
+        assert any(quote in text for text in sources), quote
 
 
 def test_every_name_of_an_operator_is_explained() -> None:
