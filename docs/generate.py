@@ -9,6 +9,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,13 @@ def operators() -> str:
 # --- troubleshooting.md ----------------------------------------------------------------------------------------------
 
 
-def messages() -> Iterator[tuple[str, str, str]]:
+@cache
+def messages() -> tuple[tuple[str, str, str], ...]:
     """Class, cause and remedy of every error that the code can raise; what is filled in is in angle brackets."""
+    return tuple(found_messages())
+
+
+def found_messages() -> Iterator[tuple[str, str, str]]:
     seen = set()
     for path in sorted(path for folder in SOURCES for path in (ROOT / folder).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -89,10 +95,9 @@ def template(node: ast.expr) -> str | None:
 
 def troubleshooting() -> str:
     """All messages by exit code and class."""
-    found = list(messages())
     sections = []
     for name, kind in sorted(CLASSES.items(), key=lambda item: (item[1].exit_code, item[0])):
-        rows = sorted((cell(cause), cell(remedy)) for which, cause, remedy in found if which == name)
+        rows = sorted((cell(cause), cell(remedy)) for which, cause, remedy in messages() if which == name)
         if rows:
             summary = " ".join((kind.__doc__ or "").split())
             sections.append(

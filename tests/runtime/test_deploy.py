@@ -135,7 +135,7 @@ def test_every_type_that_the_server_names(tmp_path: Path) -> None:
     found = tensors(deploy(path, tmp_path / "repo").config.output)
     assert {name: kind for name, (kind, _, _) in found.items()} == {f"{k}_out": f"TYPE_{v}" for k, v in kinds.items()}
     path = saved(tmp_path / "odd.onnx", "(float8e4m3fn[N] x) => (float8e4m3fn[N] y) { y = Identity(x) }", opset=19)
-    with pytest.raises(UsageError, match=r"x of .* is float8e4m3fn, a type that the server has no name for"):
+    with pytest.raises(UsageError, match=r"'x' of .* is float8e4m3fn, a type that the server has no name for"):
         deploy(path, tmp_path / "odd", verify=False)
 
 
