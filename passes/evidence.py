@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,16 @@ def given_evidence(original: Original, inputs: dict[str, Array]) -> Evidence:
 
 
 def drawn_evidence(
-    original: Original, specs: Sequence[InputSpec], seed: int, rejected: list[Rejected]
+    original: Original,
+    specs: Sequence[InputSpec],
+    seed: int,
+    rejected: list[Rejected],
+    draws: Iterable[Draw] = DRAWS,
 ) -> Iterator[Evidence]:
     """What the original makes of random inputs, as far as it runs on them; what it refuses is added to `rejected`."""
     trial = _Trial(original, specs, seed, rejected)
     ran = 0
-    for draw in DRAWS:
+    for draw in draws:
         evidence = trial.run(draw)
         if evidence is not None:
             ran += 1

@@ -99,6 +99,7 @@ RULES: Rules = {
         normalize_norm.bare_norm,
         normalize_tf.scaled_norm,
         normalize_norm.norm_scale,
+        normalize_linear.scale_before_move,
         normalize_norm.swish_rule,
         normalize_norm.gelu,
         normalize_weights.weights_before_merge,

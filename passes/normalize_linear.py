@@ -11,6 +11,7 @@ from typing import Any
 from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.graph import Node, Reference
 from onnx_fuse.passes.movement import Groups, Move, find_move, is_moved, write_move
+from onnx_fuse.passes.normalize_norm import NORMS, spans_last_axis
 from onnx_fuse.passes.view import View
 
 
@@ -46,6 +47,23 @@ def bias_before_move(view: View, node: Node) -> bool:
     """Add(move(x), b) is move(Add(x, b)) for a b that spans the last axis alone."""
     for value, bias in (node.inputs, reversed(node.inputs)):
         if is_moved(view, value) and view.rank(bias) in (0, 1) and _before_move(view, node, value, [bias]):
+            return True
+    return False
+
+
+def scale_before_move(view: View, node: Node) -> bool:
+    """Mul(move(norm(x)), gamma) is move(Mul(norm(x), gamma)) for a norm without a scale and a gamma over the last axis."""
+    for value, gamma in (node.inputs, reversed(node.inputs)):
+        if not is_moved(view, value) or not spans_last_axis(view, gamma, value):
+            continue
+        move = find_move(view, value)
+        norm = view.producer(move.base) if move is not None else None
+        if (
+            norm is not None
+            and norm.key in NORMS
+            and len(norm.inputs) == 1
+            and _before_move(view, node, value, [gamma])
+        ):
             return True
     return False
 

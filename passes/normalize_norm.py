@@ -9,6 +9,7 @@ from onnx_fuse.passes.view import View
 from onnx_fuse.patterns.dsl import Pattern, Scalar, pattern
 
 LAST_AXIS = [-1]
+NORMS = (("", "LayerNormalization"), ("", "RMSNormalization"))
 
 
 def _over_root(op, x, square):  # type: ignore[no-untyped-def]
@@ -93,7 +94,7 @@ def norm_scale(view: View, node: Node) -> bool:
     """A recognised norm times a vector of the size of the last axis takes it as its scale."""
     for value, gamma in (node.inputs, tuple(reversed(node.inputs))):
         norm = view.producer(value)
-        if norm is None or norm.key not in _NORMS or len(norm.inputs) > 1 or not spans_last_axis(view, gamma, value):
+        if norm is None or norm.key not in NORMS or len(norm.inputs) > 1 or not spans_last_axis(view, gamma, value):
             continue
         attributes = {"axis": -1, "epsilon": view.attribute(norm, "epsilon")}
         view.replace(node.outputs[0], norm.op_type, [norm.inputs[0], gamma], attributes, like=node, covers=[norm, node])
@@ -140,9 +141,6 @@ def gelu(view: View, node: Node) -> bool:
             )
             return True
     return False
-
-
-_NORMS = (("", "LayerNormalization"), ("", "RMSNormalization"))
 
 
 def spans_last_axis(view: View, vector: str, value: str) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from onnx import FunctionProto, NodeProto, TensorProto, numpy_helper
+import numpy as np
+from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import ModelError, RewriteError
 from onnx_fuse.passes import emit
@@ -279,10 +280,21 @@ class Rewriter:
                 leaves.add(value)
                 continue
             node = self.view.producer(value)
-            if node is None or not self.view.is_valid(node):
+            if node is not None and not self.view.is_valid(node):
+                node = self._turned(value)
+            if node is None:
                 return None
             pending.extend(self.view.inputs(node))
         return leaves
+
+    def _turned(self, value: str) -> Node | None:
+        """What makes a value that cannot be written, such as a norm that the opset lacks, of one that is there: a Transpose."""
+        for node in self.view.readers(value):
+            if node.key == ("", "Transpose") and self.view.exists_in_original(node.outputs[0]):
+                perm = np.argsort(self.view.attribute(node, "perm")).tolist()
+                proto = helper.make_node("Transpose", [node.outputs[0]], [value], perm=perm)
+                return Node(proto, node.position)
+        return None
 
     def _dead(self, made: Iterable[str], kept: set[str]) -> set[int]:
         """Positions of the nodes that nothing needs once the values in `made` come from elsewhere."""
@@ -468,6 +480,8 @@ class Rewriter:
             return
         written.add(value)
         node = self.view.producer(value)
+        if node is not None and not self.view.is_valid(node):
+            node = self._turned(value)
         if node is not None:
             self._write_node(node, position, written, additions, initializers)
 

@@ -31,15 +31,12 @@ __all__ = ["HEADS", "HIDDEN", "LAYERS", "SEQUENCE"]
 TRANSFORMERS = ("bert", "distilbert", "roberta", "vit", "gpt2")
 TORCH = ("encoder_post", "encoder_pre")
 EXPORTERS = (("script", 14), ("script", 17), ("dynamo", 18), ("dynamo", 20), ("dynamo", 23))
-WIDE_EXPORTERS = (
-    ("script", 13),
-    ("script", 15),
-    ("script", 17),
-    ("script", 20),
-    ("dynamo", 18),
-    ("dynamo", 21),
-    ("dynamo", 23),
+WIDE_EXPORTERS = (("script", 13), ("script", 17), ("script", 20), ("dynamo", 18), ("dynamo", 23))
+BETWEEN = (
+    (("script", 14), ("script", 15), ("script", 16), ("script", 18), ("script", 19)),
+    (("dynamo", 19), ("dynamo", 20), ("dynamo", 21), ("dynamo", 22)),
 )
+"""Of each of these an architecture has one, in turn."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,13 @@ def wide() -> list[Export]:
 def settings_of(name: str) -> list[Export]:
     """Every export of one architecture that a user might try."""
     architecture = ARCHITECTURES[name]
+    turn = list(ARCHITECTURES).index(name)
+    exporters = (*WIDE_EXPORTERS, *(between[turn % len(between)] for between in BETWEEN))
     return [
         Export(name, exporter, opset, attention, dynamic, half)
         for attention, dynamic in itertools.product(architecture.attentions, (False, True))
         for half in (False, True)[: 1 + architecture.half]
-        for exporter, opset in WIDE_EXPORTERS
+        for exporter, opset in exporters
         if opset > 13 or attention == "eager"  # sdpa came with opset 14
     ]
 

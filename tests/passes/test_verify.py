@@ -15,6 +15,7 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper, parser
 
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
+from onnx_fuse.passes.draw import DRAWS
 from onnx_fuse.passes.evidence import Evidence
 from onnx_fuse.passes.verification import Case
 from onnx_fuse.passes.verify import Suspects, Verification, bisect, verify
@@ -175,6 +176,30 @@ def test_minus_infinity_and_a_large_number_differ_where_a_row_is_masked_out() ->
     assert verify(infinite, infinite).passed  # NaN in the same places is right
     assert "NaN or infinite" in problem(infinite, guarded)
     assert "a row masked out" in problem(infinite, guarded)
+
+
+def attended(mask: str, form: str) -> ModelProto:
+    return parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 23]>
+        g (float[2, 1, s, 4] q, bool[2, 1, s, s] attention_mask) => (float[2, 1, s, 4] y)
+        <float low = {{-3.4028234663852886e38}}, float none = {{0.0}}>
+        {{ added = Where(attention_mask, none, low) {form.format(mask=mask)} }}
+    """)
+
+
+def test_what_onnx_runtime_gives_for_a_row_masked_by_the_lowest_number_counts_for_nothing() -> None:
+    attention = "y = Attention <scale = 1.0> (q, q, q, {mask})"
+    parts = """
+        t = Transpose <perm = [0, 1, 3, 2]> (q)  s = MatMul(q, t)  m = Add(s, {mask})
+        p = Softmax <axis = -1> (m)  y = MatMul(p, q)
+    """
+    found = verify(attended("added", attention), attended("added", parts))
+    assert found.passed and len(found.cases) == len(DRAWS) - 1
+    assert found.notes and "a row masked out" in found.notes[0]
+    boolean = attended("attention_mask", attention)
+    found = verify(boolean, boolean)
+    assert found.passed and len(found.cases) == len(DRAWS) and found.notes == []
+    assert "a row masked out" in problem(boolean, attended("added", parts))
 
 
 def test_half_precision_has_its_own_tolerance() -> None:
