@@ -54,9 +54,9 @@ def bench(
     from onnx_fuse.runtime import profile
 
     given = _shapes(shapes)
-    options = {"streams": streams, "cuda_graphs": int(cuda_graphs), "nvtx": nvtx}
+    options: dict[str, Any] = {"streams": streams, "cuda_graphs": int(cuda_graphs), "nvtx": nvtx}
     options |= {"optimise": not no_optimise, "threads": threads}
-    effort = {"warm_up": warm_up / 1e3, "duration": duration, "iterations": iterations}
+    effort: dict[str, Any] = {"warm_up": warm_up / 1e3, "duration": duration, "iterations": iterations}
     with _progress(as_json, f"opening {model.name}") as progress:
         engine = runtime.open(model, **options)
         other = runtime.open(compare, **options) if compare else None
@@ -161,5 +161,5 @@ def _show_layers(console: Console, layers: Sequence[LayerTime]) -> None:
         rest = total - sum(layer.seconds for layer in longest)
         say(console, f"{len(layers) - len(longest)} more layers: {rest * 1e3:.3f} ms")
     products = profile.share_of_products(layers)
-    share = "not known" if products is None else f"{products:.1%}"
-    say(console, f"All layers: {total * 1e3:.3f} ms; in matrix products: {share}")
+    in_products = "not known" if products is None else f"{products:.1%}"
+    say(console, f"All layers: {total * 1e3:.3f} ms; in matrix products: {in_products}")
