@@ -60,8 +60,9 @@ def bench(
     with _progress(as_json, f"opening {model.name}") as progress:
         engine = runtime.open(model, **options)
         other = runtime.open(compare, **options) if compare else None
-        specs = profile.with_shapes(profile.specs_of(model, engine), given)
-        arrays = profile.inputs_for(specs, given=inputs, batch=batch, length=length, seed=seed)
+        specs = profile.with_shapes(profile.specs_of(model), given)
+        sizes = profile.best_sizes(model, specs)
+        arrays = profile.inputs_for(specs, given=inputs, sizes=sizes, batch=batch, length=length, seed=seed)
         progress(f"running {model.name}")
         measured = profile.measure(engine, arrays, streams=streams, **effort)
         ratio = second = None

@@ -168,19 +168,24 @@ def share_of_products(layers: Sequence[LayerTime]) -> float | None:
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def specs_of(path: Path, engine: Engine) -> tuple[InputSpec, ...]:
-    """What a model or engine takes. An engine's are those of the ONNX model beside it, which tells ids from other numbers, with the
-    shapes its first profile was made for."""
+def specs_of(path: Path) -> tuple[InputSpec, ...]:
+    """What a model or engine takes. An engine's specs are those of the ONNX model beside it, which tells ids from other numbers."""
     if not engine_file.record_path(path).is_file():
         return draw.input_specs(io.load(path))
     record = engine_file.read(path)
     model = path.parent / record.model
     if model.is_file():
-        specs = draw.input_specs(io.load(model))
-    else:
-        specs = tuple(InputSpec(item.name, _elem_type(item.dtype), item.shape, "data") for item in record.inputs)
-    best = {name: shapes.opt for profile in record.profiles[:1] for name, shapes in profile.items()}
-    return with_shapes(specs, best)
+        return draw.input_specs(io.load(model))
+    return tuple(InputSpec(item.name, _elem_type(item.dtype), item.shape, "data") for item in record.inputs)
+
+
+def best_sizes(path: Path, specs: Sequence[InputSpec]) -> dict[str, int]:
+    """Symbol -> the size that an engine's first profile was optimised for; nothing for a model."""
+    if not engine_file.record_path(path).is_file():
+        return {}
+    best = {name: of.opt for profile in engine_file.read(path).profiles[:1] for name, of in profile.items()}
+    pairs = (pair for spec in specs for pair in zip(spec.dims or (), best.get(spec.name, ()), strict=False))
+    return {dim: size for dim, size in pairs if isinstance(dim, str)}
 
 
 def _elem_type(dtype: str) -> int:
@@ -216,15 +221,15 @@ def with_shapes(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]])
                 f"The model says {list(dims or ())}{_of_others(dims, sizes)}.",
             )
     return tuple(
-        replace(spec, dims=tuple(shapes[spec.name]))
-        if spec.name in shapes
-        else replace(spec, dims=None if spec.dims is None else tuple(_size(dim, sizes) for dim in spec.dims))
-        for spec in specs
+        replace(spec, dims=tuple(shapes[spec.name])) if spec.name in shapes else _sized(spec, sizes) for spec in specs
     )
 
 
-def _size(dim: draw.Dim, sizes: Mapping[str, int]) -> draw.Dim:
-    return sizes.get(dim, dim) if isinstance(dim, str) else dim
+def _sized(spec: InputSpec, sizes: Mapping[str, int]) -> InputSpec:
+    """The spec with the sizes of symbols that are known."""
+    if spec.dims is None:
+        return spec
+    return replace(spec, dims=tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.dims))
 
 
 def _of_others(dims: Sequence[draw.Dim] | None, sizes: Mapping[str, int]) -> str:
@@ -233,15 +238,22 @@ def _of_others(dims: Sequence[draw.Dim] | None, sizes: Mapping[str, int]) -> str
 
 
 def inputs_for(
-    specs: Sequence[InputSpec], *, given: Path | None = None, batch: int = 1, length: int = 64, seed: int = 0
+    specs: Sequence[InputSpec],
+    *,
+    given: Path | None = None,
+    sizes: Mapping[str, int] | None = None,
+    batch: int = 1,
+    length: int = 64,
+    seed: int = 0,
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Arrays to measure with: those of an .npz file, or random ones whose open sizes are `batch` on first axes and else `length`.
+    """Arrays to measure with: those of an .npz file, or random ones; open sizes are those of `sizes`, by symbol, else `batch` on
+    first axes and `length` elsewhere.
 
     Raises:
         UsageError: the file does not fit the model.
         ModelError: there are no random data for an input.
     """
     if given is None:
-        return draw.draw_inputs(specs, Draw(batch, length, equal=True), seed)
+        return draw.draw_inputs([_sized(spec, sizes or {}) for spec in specs], Draw(batch, length, equal=True), seed)
     arrays = given_inputs(given, specs)
     return {spec.name: arrays[spec.name].astype(draw.numpy_type(spec), copy=False) for spec in specs}

@@ -133,10 +133,14 @@ def test_given_inputs(tmp_path: Path) -> None:
 
 
 def test_an_engine_is_measured_at_the_shapes_it_was_made_for(tmp_path: Path) -> None:
-    session = OrtSession(model(RECTIFIER))
     for beside in (None, model(RECTIFIER)):
         path = write_engine(tmp_path, beside)
-        (spec,) = profile.specs_of(path, session)
-        assert spec.dims == (8, 4)
+        specs = profile.specs_of(path)
+        sizes = profile.best_sizes(path, specs)
+        assert profile.inputs_for(specs, sizes=sizes)["x"].shape == (8, 4)
+        chosen = profile.with_shapes(specs, {"x": (3, 4)})  # unless others are asked for
+        assert profile.inputs_for(chosen, sizes=profile.best_sizes(path, chosen))["x"].shape == (3, 4)
+        np.savez(tmp_path / "x.npz", x=np.ones((5, 4), np.float32))
+        assert profile.inputs_for(specs, given=tmp_path / "x.npz", sizes=sizes)["x"].shape == (5, 4)
     onnx.save(model(RECTIFIER), tmp_path / "plain.onnx")
-    assert profile.specs_of(tmp_path / "plain.onnx", session)[0].dims == ("n", 4)
+    assert profile.best_sizes(tmp_path / "plain.onnx", profile.specs_of(tmp_path / "plain.onnx")) == {}
