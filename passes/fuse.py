@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,11 @@ class FusePass:
         """Fuses every graph of the model in place."""
         if 0 < opset_of(model) < OLDEST:
             return model
+        with _collector_paused():
+            self._fuse(model, log)
+        return model
+
+    def _fuse(self, model: ModelProto, log: Log) -> None:
         own = {(fusion.operator.domain, fusion.operator.name) for fusion in self.fusions}
         bodies = emit.Bodies(model)
         calls = CallTypes(model, lambda: (inferred_types(Graph(model.graph, model)) or dict)())
@@ -67,7 +74,6 @@ class FusePass:
         if not self.dry_run:
             emit.add_bodies(model, bodies.new.values())
         log.rewrites += len(log.matches)
-        return model
 
     def _fuse_graph(self, graph: Graph, bodies: emit.Bodies, calls: CallTypes, log: Log) -> None:
         view = View(graph, inferred_types(graph) or calls.of(graph), self.folder)
@@ -100,14 +106,14 @@ class FusePass:
             if (refusal.candidate.fusion.name, refusal.candidate.match.root.position) not in replaced_by:
                 misses.append(_refused(refusal, graph))
         misses = _worth_telling(misses, planned)
-        replaced = [[view.graph.nodes[position].name for position in sorted(item.dead)] for item in planned]
-        places = [_place(item, graph) for item in planned]
+        shared: dict[Any, Any] = {}
+        places = [_place(item, graph, shared) for item in planned]
         names = [item.candidate.match.root.name for item in planned]
         left_out = [tuple(_left_out(item, view, refusals)) for item in planned]
         if not self.dry_run:
-            names = [node.name for _, node in rewriter.commit(planned).fused]
-        for item, name, nodes, rest, place in zip(planned, names, replaced, left_out, places, strict=True):
-            log.matches.append(_match_record(item, name, nodes, graph, rest, place))
+            names = [name for _, name in rewriter.commit(planned).fused]
+        for item, name, rest, place in zip(planned, names, left_out, places, strict=True):
+            log.matches.append(_match_record(item, name, graph, rest, place))
         log.near_misses.extend(misses)
         log.equalities.update(view.equalities)
 
@@ -136,6 +142,18 @@ class FusePass:
             log.errors.append(f"{fusion.name} raised {type(error).__name__}: {error}")
             return [], []
         return found, missed
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """What is made meanwhile is not searched for cycles: hundreds of thousands of objects that stay to the end."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _interesting(miss: NearMiss, fusion: Fusion, view: View) -> bool:
@@ -313,28 +331,31 @@ def _refused(refusal: Refusal, graph: Graph) -> NearMissRecord:
     )
 
 
-def _place(item: Planned, graph: Graph) -> dict[str, Any]:
-    """Where a match lies and what it replaces, for its record: read before the nodes go."""
+def _place(item: Planned, graph: Graph, shared: dict[Any, Any]) -> dict[str, Any]:
+    """Where a match lies and what it replaces, for its record: read before the nodes go.
+
+    What many matches have alike is one object in `shared`.
+    """
     nodes = [graph.nodes[position] for position in sorted(item.dead)]
-    number = {node.position: index for index, node in enumerate(nodes)}
+    number = {output: index for index, node in enumerate(nodes) for output in node.outputs if output}
     edges = [
-        (number[maker.position], number[node.position])
-        for node in nodes
-        for maker in dict.fromkeys(graph.producers[name] for name in node.inputs if name in graph.producers)
-        if maker.position in number
+        (maker, reader)
+        for reader, node in enumerate(nodes)
+        for maker in dict.fromkeys([number[name] for name in node.inputs if name in number])
     ]
     root = graph.nodes[item.candidate.match.root.position].proto
+    types = tuple([node.op_type for node in nodes])
     return {
+        "replaced": tuple([node.name for node in nodes]),
         "block": blocks.block_of_all([node.proto for node in nodes], root),
-        "replaced_types": tuple(node.op_type for node in nodes),
-        "replaced_edges": tuple(edges),
+        "replaced_types": shared.setdefault(types, types),
+        "replaced_edges": shared.setdefault(tuple(edges), tuple(edges)),
     }
 
 
 def _match_record(
     item: Planned,
     name: str,
-    replaced: Sequence[str],
     graph: Graph,
     left_out: tuple[str, ...],
     place: dict[str, Any],
@@ -346,7 +367,6 @@ def _match_record(
         node=name,
         root=item.candidate.match.root.name,
         graph=graph.path,
-        replaced=tuple(replaced),
         inputs=tuple(fusion.operator.present(fused.inputs)),
         outputs=tuple(output for output in fusion.operator.outputs if output in item.outputs),
         parts=fused.parts,

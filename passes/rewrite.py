@@ -6,7 +6,7 @@ was, byte for byte. "No outside reader" is asked of the original graph, not of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -82,12 +82,12 @@ class Commit:
     """What a commit did.
 
     Attributes:
-        fused: for each planned match, the node that was added.
+        fused: for each planned match, the name of the node that was added.
         removed: number of nodes that went.
         added: number of nodes that came.
     """
 
-    fused: list[tuple[Planned, NodeProto]] = field(default_factory=list)
+    fused: list[tuple[Planned, str]] = field(default_factory=list)
     removed: int = 0
     added: int = 0
 
@@ -217,9 +217,9 @@ class Rewriter:
             reason = next((f"its output {output} {phrase}" for output, phrase in told if phrase), None)
             return Refusal(candidate, node.name, reason or "the fused node reads what it makes as well")
         may_stay = self._may_stay(candidate)
-        for position in sorted(candidate.covers):
+        for position in sorted(candidate.covers - dead):
             node = self.graph.nodes[position]
-            if position in dead | may_stay or node.op_type in CHEAP or made.intersection(node.outputs):
+            if position in may_stay or node.op_type in CHEAP or made.intersection(node.outputs):
                 continue
             stays, reason = self._why_it_stays(node, dead, candidate.covers)
             return Refusal(candidate, stays.name, reason)
@@ -288,22 +288,20 @@ class Rewriter:
         """Positions of the nodes that nothing needs once the values in `made` come from elsewhere."""
         cut = set(made)
         dead: set[int] = set()
-        pending = [self.graph.producers[value] for value in cut]
+        producers = self.graph.producers
+        pending = [producers[value] for value in cut]
         while pending:
             node = pending.pop()
-            if node.position in dead or not self._unneeded(node, cut, dead, kept):
+            if node.position in dead or self._needed(node, cut, dead, kept):
                 continue
             dead.add(node.position)
-            for value in node.inputs:
-                producer = self.graph.producers.get(value)
-                if producer is not None:
-                    pending.append(producer)
-        return dead | self._stranded(dead, cut)
+            pending.extend([producers[value] for value in node.inputs if value in producers])
+        return dead | self._stranded(dead, cut) if self._idle else dead
 
     def _stranded(self, dead: set[int], cut: set[str]) -> set[int]:
         """Nodes that were dead all along and read what is about to go."""
         stranded: set[int] = set()
-        pending = sorted(dead) if self._idle else []
+        pending = sorted(dead)
         while pending:
             for value in self.graph.nodes[pending.pop()].outputs:
                 if value in cut:
@@ -324,20 +322,22 @@ class Rewriter:
             node = pending.pop()
             if node.position not in live:
                 live.add(node.position)
-                pending.extend([producers[name] for name in values_read(node) if name in producers])
-        return frozenset(range(len(self.graph.nodes))) - live
+                read = values_read(node) if node.nests else node.inputs
+                pending.extend([producers[name] for name in read if name in producers])
+        return frozenset([node.position for node in self.graph.nodes if node.position not in live])
 
-    def _unneeded(self, node: Node, cut: set[str], dead: set[int], kept: set[str]) -> bool:
+    def _needed(self, node: Node, cut: set[str], dead: set[int], kept: set[str]) -> bool:
         graph, idle = self.graph, self._idle
         for output in node.outputs:
-            if not output or output in cut:
+            if output in cut or not output:
                 continue
             if output in kept or output in graph.outputs:
-                return False
+                return True
             for reader in graph.readers.get(output, ()):
-                if reader.position not in dead and reader.position not in idle:
-                    return False
-        return True
+                position = reader.position
+                if position not in dead and position not in idle:
+                    return True
+        return False
 
     def _read_outside(self, value: str, dead: set[int]) -> str | None:
         """Who needs a value besides the nodes in `dead`, as a phrase; None for nobody."""
@@ -393,33 +393,18 @@ class Rewriter:
         problem = self.graph.unsound()
         if problem is not None:  # onnx's checker does not look into functions, nor at the outputs of subgraphs
             raise ModelError(f"The model is not valid ONNX: {problem}.", "Export it again, or repair what is named.")
-        additions: list[tuple[int, NodeProto]] = []
         initializers: list[TensorProto] = []
-        written: set[str] = set()
         cut = [value for item in planned for value in sorted(item.made)]
         kept = set().union(*(item.leaves for item in planned))
         dead = self._dead(cut, kept)
-        names = {node.label for node in self.graph.nodes}
-        for item in planned:
-            for value in item.candidate.fused.inputs.values():
-                if value:
-                    self._write(value, item.position, written, additions, initializers)
-            node = self._fused_node(item, names)
-            replaced = [self.graph.nodes[position].proto for position in sorted(item.dead)]
-            emit.merge_metadata(node, replaced, record=self.graph.model.ir_version >= 10)
-            additions.append((item.position, node))
-            written.update(item.outputs.values())
-            for carrier in item.carriers:
-                if carrier.outputs[0] not in written:  # else a carrier before it has brought it along
-                    written.add(carrier.outputs[0])
-                    self._write_node(carrier, item.position, written, additions, initializers)
-            commit.fused.append((item, node))
         read = {name for position in dead for name in self.graph.nodes[position].inputs}
         gone = {name for position in dead for name in self.graph.nodes[position].outputs} - set(cut)
-        commit.removed, commit.added = len(dead), len(additions)
+        commit.removed = len(dead)
         domains = {item.candidate.fusion.operator.domain for item in planned}
         model = self.graph.model
-        edited = self.graph.edit(add=additions, remove=dead, initializers=initializers)
+        edited = self.graph.edit(
+            add=self._additions(planned, commit, initializers), remove=dead, initializers=initializers
+        )
         for domain in sorted(domains):
             emit.import_domain(model.opset_import, domain)
             if isinstance(self.graph.outermost.proto, FunctionProto):
@@ -432,20 +417,44 @@ class Rewriter:
             edited.drop_value_info(gone)
         return commit
 
+    def _additions(
+        self, planned: Sequence[Planned], commit: Commit, initializers: list[TensorProto]
+    ) -> Iterator[tuple[int, NodeProto]]:
+        """The nodes to add, made one by one as they are taken, and their places."""
+        written: set[str] = set()
+        operators = {item.candidate.fusion.operator.name for item in planned}
+        labels = (node.label for node in self.graph.nodes)
+        names = {label for label in labels if any(operator in label for operator in operators)}
+        for item in planned:
+            additions: list[tuple[int, NodeProto]] = []
+            for value in item.candidate.fused.inputs.values():
+                if value:
+                    self._write(value, item.position, written, additions, initializers)
+            node = self._fused_node(item, names)
+            replaced = [self.graph.nodes[position].proto for position in sorted(item.dead)]
+            emit.merge_metadata(node, replaced, record=self.graph.model.ir_version >= 10)
+            additions.append((item.position, node))
+            written.update(item.outputs.values())
+            for carrier in item.carriers:
+                if carrier.outputs[0] not in written:  # else a carrier before it has brought it along
+                    written.add(carrier.outputs[0])
+                    self._write_node(carrier, item.position, written, additions, initializers)
+            commit.fused.append((item, str(node.name)))
+            commit.added += len(additions)
+            yield from additions
+
     def _fused_node(self, item: Planned, names: set[str]) -> NodeProto:
         operator = item.candidate.fusion.operator
         fused = item.candidate.fused
         inputs = {name: self.view.resolve(value) if value else None for name, value in fused.inputs.items()}
-        present = operator.present(inputs)
-        made = [name for name in operator.outputs if item.outputs.get(name)]
-        dtype = self.view.dtype(item.outputs[made[0]])
-        overload = self.bodies.overload(operator, present, made, fused.attributes, self.graph.opsets, dtype)
+        first = next(name for name in operator.outputs if item.outputs.get(name))
+        dtype = self.view.dtype(item.outputs[first])
         wanted = f"{item.candidate.match.root.name}/{operator.name}"
         name, number = wanted, 1
         while name in names:
             name, number = f"{wanted}_{number}", number + 1
         names.add(name)
-        return operator.make_node(inputs, item.outputs, fused.attributes, name, overload)
+        return self.bodies.node(operator, inputs, item.outputs, fused.attributes, self.graph.opsets, dtype, name)
 
     def _write(
         self,
