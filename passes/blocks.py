@@ -160,7 +160,7 @@ def _innermost(text: str, separator: str) -> str | None:
 def _from_path(name: str) -> str | None:
     """ "encoder.layer.0.attention" for "/encoder/layer.0/attention/MatMul"; None for a name that is no path."""
     folder, slash, _ = name.rpartition("/")
-    return None if not slash or "::" in name else _dotted(folder[:_MOST])
+    return _dotted(folder[:_MOST]) if slash and "::" not in name else None
 
 
 @lru_cache(maxsize=4096)

@@ -400,9 +400,9 @@ class Graph:
         field = self.proto.node
         # Odd places for what is there, even ones for what comes before it; what goes is sorted to the end.
         end = 2 * len(self.nodes) + 2
-        order = {id(node.proto): end if node.position in remove else 2 * node.position + 1 for node in self.nodes}
-        nodes = [node for node in self.nodes if node.position not in remove]
-        taken = {node.label for node in nodes}
+        order = [end if node.position in remove else 2 * node.position + 1 for node in self.nodes]
+        nodes = list(self.nodes)
+        taken = {node.label for node in nodes if node.position not in remove}
         for position, proto in add:
             added = field.add()
             added.CopyFrom(proto)
@@ -411,21 +411,22 @@ class Graph:
                     added.name += "_"
                 taken.add(added.name)
             nodes.append(Node(added, position))
-            order[id(added)] = 2 * position
+            order.append(2 * position)
         if isinstance(self.proto, FunctionProto):
             for item in initializers:
                 added = field.add()
                 added.CopyFrom(onnx.helper.make_node("Constant", [], [item.name], value=item))
                 nodes.append(Node(added, 0))
-                order[id(added)] = -1
+                order.append(-1)
         else:
             self.proto.initializer.extend(initializers)
         # Sorting in place moves pointers; rebuilding the list would copy every node.
-        field.sort(key=lambda proto: order[id(proto)])
+        places = iter(order)
+        field.sort(key=lambda _: next(places))
         if remove:
             del field[len(field) - len(remove) :]
-        nodes.sort(key=lambda node: order[id(node.proto)])
-        moved = (node.moved(position) for position, node in enumerate(nodes))
+        kept = sorted([number for number, place in enumerate(order) if place != end], key=order.__getitem__)
+        moved = (nodes[number].moved(position) for position, number in enumerate(kept))
         return Graph(self.proto, self.model, self.path, self.outer, moved)
 
     def drop_unread_initializers(self, candidates: set[str]) -> None:

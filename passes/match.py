@@ -24,7 +24,7 @@ MOST_READERS = 64
 """Further results of a pattern are not looked for among the readers of a value that has more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Match:
     """A pattern found in the view.
 
@@ -56,7 +56,7 @@ class Match:
         return default if found is None else found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NearMiss:
     """The attempt that got furthest.
 

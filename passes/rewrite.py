@@ -31,7 +31,7 @@ _CARRIERS = MOVES | {"Concat"}
 _MISPLACED = "it and another fused node would each have to stand before the other"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A match that its fusion accepted.
 
@@ -46,29 +46,29 @@ class Candidate:
     covers: frozenset[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Planned:
     """A candidate that will be committed.
 
     Attributes:
         outputs: operator's output name -> value, the optional ones that are needed included.
         carriers: view-only nodes to write after the fused node, which make original values of its outputs: moves, and Concat.
-        made: original values that come from the fused node and its carriers from now on.
-        dead: positions of the nodes that go because of it alone.
+        made: original values that come from the fused node and its carriers from now on, sorted.
+        dead: positions of the nodes that go because of it alone, sorted.
         position: place of the fused node.
-        leaves: original values that the fused node reads.
+        leaves: original values that the fused node reads, sorted.
     """
 
     candidate: Candidate
     outputs: Mapping[str, str]
     carriers: tuple[Node, ...]
-    made: frozenset[str]
-    dead: frozenset[int]
+    made: tuple[str, ...]
+    dead: tuple[int, ...]
     position: int
-    leaves: frozenset[str]
+    leaves: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A candidate that cannot be committed, and why."""
 
@@ -104,6 +104,7 @@ class Rewriter:
         self.view = view
         self.graph: Graph = view.graph
         self.bodies = bodies
+        self._together: tuple[list[Candidate], set[int]] | None = None
 
     # -- planning ------------------------------------------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ class Rewriter:
         owner: dict[int, Planned] = {}
         accepted: list[Planned] = []
         for item in possible:
-            winner = next((owner[position] for position in sorted(item.dead) if position in owner), None)
+            winner = next((owner[position] for position in item.dead if position in owner), None)
             if winner is not None:
                 refusals.append(self._lost(item, winner))
                 continue
@@ -137,9 +138,7 @@ class Rewriter:
         """Sorts by place in the graph, where what one makes comes before all who read it; returns one for which there is
         no such place."""
         makers = {value: number for number, item in enumerate(accepted) for value in item.made}
-        dead = self._dead(
-            [value for item in accepted for value in item.made], set().union(*(i.leaves for i in accepted))
-        )
+        dead = self._dead_together(accepted)
         places: list[int] = []
         for item in accepted:
             # What one of them would have made dead may stay for another: its place is before that.
@@ -151,7 +150,7 @@ class Rewriter:
         pending = list(range(len(accepted)))
         while pending:
             reader = pending.pop()
-            for value in sorted(accepted[reader].leaves):
+            for value in accepted[reader].leaves:
                 maker = makers.get(value, reader)
                 if maker == reader or (places[maker], ranks[maker]) < (places[reader], ranks[reader]):
                     continue
@@ -202,7 +201,7 @@ class Rewriter:
                 carriers += after
                 made |= values
                 dead = self._dead(made, leaves)
-        beside = self._leaves(self._beside(carriers, outputs.values()))
+        beside = self._leaves(self._beside(carriers, outputs.values()) if carriers else ())
         if beside is None:
             return Refusal(candidate, where, "a value beside its output cannot be written into the graph")
         if not beside <= leaves:
@@ -226,7 +225,15 @@ class Rewriter:
         place = self._position(made, dead, leaves)
         if isinstance(place, str):
             return Refusal(candidate, where, place)
-        return Planned(candidate, outputs, tuple(carriers), frozenset(made), frozenset(dead), place, frozenset(leaves))
+        return Planned(
+            candidate,
+            outputs,
+            tuple(carriers),
+            made=tuple(sorted(made)),
+            dead=tuple(sorted(dead)),
+            position=place,
+            leaves=tuple(sorted(leaves)),
+        )
 
     def _may_stay(self, candidate: Candidate) -> frozenset[int]:
         """Positions of covered nodes that an outside reader may keep in the graph."""
@@ -297,6 +304,15 @@ class Rewriter:
             dead.add(node.position)
             pending.extend([producers[value] for value in node.inputs if value in producers])
         return dead | self._stranded(dead, cut) if self._idle else dead
+
+    def _dead_together(self, planned: Sequence[Planned]) -> set[int]:
+        """Positions of the nodes that go because of all of these; the last answer is kept: what is planned is committed."""
+        asked = [item.candidate for item in planned]
+        if self._together is None or self._together[0] != asked:
+            made = [value for item in planned for value in item.made]
+            leaves = {value for item in planned for value in item.leaves}
+            self._together = asked, self._dead(made, leaves)
+        return self._together[1]
 
     def _stranded(self, dead: set[int], cut: set[str]) -> set[int]:
         """Nodes that were dead all along and read what is about to go."""
@@ -394,11 +410,10 @@ class Rewriter:
         if problem is not None:  # onnx's checker does not look into functions, nor at the outputs of subgraphs
             raise ModelError(f"The model is not valid ONNX: {problem}.", "Export it again, or repair what is named.")
         initializers: list[TensorProto] = []
-        cut = [value for item in planned for value in sorted(item.made)]
-        kept = set().union(*(item.leaves for item in planned))
-        dead = self._dead(cut, kept)
+        dead = self._dead_together(planned)
+        cut = {value for item in planned for value in item.made}
         read = {name for position in dead for name in self.graph.nodes[position].inputs}
-        gone = {name for position in dead for name in self.graph.nodes[position].outputs} - set(cut)
+        gone = {name for position in dead for name in self.graph.nodes[position].outputs} - cut
         commit.removed = len(dead)
         domains = {item.candidate.fusion.operator.domain for item in planned}
         model = self.graph.model
@@ -431,7 +446,7 @@ class Rewriter:
                 if value:
                     self._write(value, item.position, written, additions, initializers)
             node = self._fused_node(item, names)
-            replaced = [self.graph.nodes[position].proto for position in sorted(item.dead)]
+            replaced = [self.graph.nodes[position].proto for position in item.dead]
             emit.merge_metadata(node, replaced, record=self.graph.model.ir_version >= 10)
             additions.append((item.position, node))
             written.update(item.outputs.values())

@@ -218,7 +218,7 @@ def broadcast_shapes(shapes: Sequence[Shape | None]) -> tuple[Dim | None, ...] |
     if not shapes or None in shapes:
         return None if shapes else ()
     first = shapes[0]
-    return first if all(shape is first for shape in shapes) else _broadcast(*shapes)
+    return first if shapes.count(first) == len(shapes) else _broadcast(*shapes)
 
 
 @lru_cache(maxsize=4096)

@@ -75,6 +75,7 @@ class View:
         self._canonical: dict[str, Node] = {}
         self._arrays: dict[str, np.ndarray] = {}
         self._folded: dict[str, np.ndarray | None] = {}
+        self._scalars: dict[str, float | None] = {}
         self._by_key: dict[tuple[str, str], list[Node]] = {}
         for node in graph.nodes:
             self._by_key.setdefault((node.domain, node.op_type), []).append(node)
@@ -387,6 +388,11 @@ class View:
         value = self.resolve(value)
         if not value or not self._maybe_constant(value):
             return None
+        if value not in self._scalars:
+            self._scalars[value] = self._scalar(value)
+        return self._scalars[value]
+
+    def _scalar(self, value: str) -> float | None:
         shape = self._known_shape(value)
         if shape is not None and any(dim != 1 for dim in shape):
             return None
