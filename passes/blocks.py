@@ -8,7 +8,6 @@ first numbered part.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 _NAMESPACE = "namespace"
 _MOST = 4096
 _WEIGHT = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\.[A-Za-z_]\w*")
-_NUMBERED = re.compile(r"_?\d+|(?:layer|block|stage|encoder|decoder)s?_*\d+", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?<![^.])(?:_?\d+|(?:layer|block|stage|encoder|decoder)s?_*\d+)(?![^.])", re.IGNORECASE)
 # What a list of layers is called: in "model.0.encoder.layer.2" it is "layer" that counts layers, not "model".
 _LISTS = frozenset({"layer", "layers", "block", "blocks", "h", "stage", "stages", "resblocks", "groups"})
 _NO_MODULE = ("StatefulPartitionedCall", "PartitionedCall", "_empty_nn_module_stack")
@@ -45,37 +44,54 @@ def block_of_all(nodes: Sequence[NodeProto], root: NodeProto | None = None) -> s
 
     Where the nodes lie in two layers, it is the block of `root`.
     """
-    counts: Counter[tuple[str, ...]] = Counter()
-    named = 0
-    for block, number in Counter(map(block_of, nodes)).items():
+    blocks: dict[str, int] = {}
+    for node in nodes:
+        block = block_of(node)
         if block:
-            named += number
-            parts = tuple(block.split("."))
-            for depth in range(1, len(parts) + 1):
-                counts[parts[:depth]] += number
+            blocks[block] = blocks.get(block, 0) + 1
+    counts: dict[str, int] = {}
+    for block, number in blocks.items():
+        for above in _with_those_above(block):
+            counts[above] = counts.get(above, 0) + number
+    named = sum(blocks.values())
     for least in (0.95, 0.75):
-        common = max((parts for parts, count in counts.items() if count >= least * named), key=len, default=())
-        if is_layer(".".join(common)):
-            return ".".join(common)
+        common = max((above for above, count in counts.items() if count >= least * named), key=_depth, default="")
+        if is_layer(common):
+            return common
     own = block_of(root) if root is not None else ""
-    return own if is_layer(own) else ".".join(common) or own
+    return own if is_layer(own) else common or own
+
+
+@lru_cache(maxsize=4096)
+def _with_those_above(block: str) -> tuple[str, ...]:
+    """ "a", "a.b" and "a.b.c" for "a.b.c"."""
+    parts = block.split(".")
+    return tuple(".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def _depth(block: str) -> int:
+    return block.count(".")
 
 
 @lru_cache(maxsize=1 << 16)
 def layer_of(block: str) -> str:
     """A block up to the layer: "encoder.layer.2" for "encoder.layer.2.attention"; the block itself where none is numbered."""
-    parts = block.split(".")
-    numbered = [index for index, part in enumerate(parts) if _NUMBERED.fullmatch(part)]
+    numbered = list(_NUMBERED.finditer(block))
     if not numbered:
         return block
-    listed = (index for index in numbered if parts[index - 1 if index else 0].rstrip("_").lower() in _LISTS)
-    return ".".join(parts[: next(listed, numbered[0]) + 1])
+    listed = (part for part in numbered if _list_of(block, part) in _LISTS)
+    return block[: next(listed, numbered[0]).end()]
 
 
-@lru_cache(maxsize=1 << 16)
+def _list_of(block: str, part: re.Match[str]) -> str:
+    """What the part before a numbered one is called; for the first part of all, that part itself."""
+    before = block[: part.start() - 1] if part.start() else part[0]
+    return before.rpartition(".")[2].rstrip("_").lower()
+
+
 def is_layer(block: str) -> bool:
     """Whether a block lies in a numbered layer (or is one)."""
-    return any(_NUMBERED.fullmatch(part) for part in block.split("."))
+    return _NUMBERED.search(block) is not None
 
 
 def template(name: str) -> str:
@@ -96,7 +112,11 @@ def outline(model: ModelProto) -> dict[str, int]:
 
     Outside of numbered layers a block is cut one part below what all blocks share ("model.embeddings"). Constants do not count.
     """
-    counts = Counter(block_of(node) for node in model.graph.node if node.op_type != "Constant")
+    counts: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.op_type != "Constant":
+            block = block_of(node)
+            counts[block] = counts.get(block, 0) + 1
     depth = len(shared(counts)) + 1
     layers: dict[str, int] = {}
     for block, count in counts.items():
@@ -140,12 +160,12 @@ def _innermost(text: str, separator: str) -> str | None:
 def _from_path(name: str) -> str | None:
     """ "encoder.layer.0.attention" for "/encoder/layer.0/attention/MatMul"; None for a name that is no path."""
     folder, slash, _ = name.rpartition("/")
-    return None if not slash or "::" in name else _dotted(folder[:_MOST])
+    return _dotted(folder[:_MOST]) if slash and "::" not in name else None
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=4096)
 def _dotted(folder: str) -> str:
-    return ".".join(part for part in folder.split("/") if part and not part.startswith(_NO_MODULE))
+    return ".".join([part for part in folder.split("/") if part and not part.startswith(_NO_MODULE)])
 
 
 # --- advice -----------------------------------------------------------------------------------------------------------

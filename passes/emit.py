@@ -29,7 +29,34 @@ class Bodies:
     def __init__(self, model: ModelProto) -> None:
         self._existing = {(item.domain, item.name, item.overload): item for item in model.functions}
         self._overloads: dict[str, str] = {}
+        self._nodes: dict[Any, NodeProto] = {}
         self.new: dict[tuple[str, str, str], FunctionProto] = {}
+
+    def node(
+        self,
+        operator: FusedOp,
+        inputs: Mapping[str, str | None],
+        outputs: Mapping[str, str],
+        attributes: Mapping[str, Any],
+        opsets: Mapping[str, int],
+        dtype: int,
+        name: str,
+    ) -> NodeProto:
+        """A fused node that has a body. Those that differ in nothing but names are copies of one."""
+        present = operator.present(inputs)
+        made = [item for item in operator.outputs if outputs.get(item)]
+        alike = operator.domain, operator.name, *present, *made, repr(attributes), opsets.get(""), dtype
+        model = self._nodes.get(alike)
+        if model is None:
+            overload = self.overload(operator, present, made, attributes, opsets, dtype)
+            model = operator.make_node(inputs, outputs, attributes, name, overload)
+            self._nodes[alike] = model
+        node = NodeProto()
+        node.CopyFrom(model)
+        node.name = name
+        node.input[:] = [str(inputs[item]) for item in present]
+        node.output[:] = [outputs[item] for item in made]
+        return node
 
     def overload(
         self,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto
@@ -57,6 +59,11 @@ class FusePass:
         """Fuses every graph of the model in place."""
         if 0 < opset_of(model) < OLDEST:
             return model
+        with _collector_paused():
+            self._fuse(model, log)
+        return model
+
+    def _fuse(self, model: ModelProto, log: Log) -> None:
         own = {(fusion.operator.domain, fusion.operator.name) for fusion in self.fusions}
         bodies = emit.Bodies(model)
         calls = CallTypes(model, lambda: (inferred_types(Graph(model.graph, model)) or dict)())
@@ -67,12 +74,23 @@ class FusePass:
         if not self.dry_run:
             emit.add_bodies(model, bodies.new.values())
         log.rewrites += len(log.matches)
-        return model
 
     def _fuse_graph(self, graph: Graph, bodies: emit.Bodies, calls: CallTypes, log: Log) -> None:
         view = View(graph, inferred_types(graph) or calls.of(graph), self.folder)
         normalize(view)
         log.errors.extend(view.errors)
+        rewriter = Rewriter(view, bodies)
+        planned, places = self._decide(view, rewriter, log)
+        names = [item.candidate.match.root.name for item in planned]
+        if not self.dry_run:
+            names = [name for _, name in rewriter.commit(planned).fused]
+        for item, name, place in zip(planned, names, places, strict=True):
+            log.matches.append(_match_record(item, name, graph, place))
+        log.equalities.update(view.equalities)
+
+    def _decide(self, view: View, rewriter: Rewriter, log: Log) -> tuple[list[Planned], list[_Place]]:
+        """What to commit and what that is in the graph; the log is told of the rest."""
+        graph = view.graph
         candidates: list[Candidate] = []
         misses = [
             _record(miss, miss.pattern.name, graph) for miss in view.near_misses if not view.recognised(miss.root)
@@ -82,7 +100,6 @@ class FusePass:
             found, missed = self._search(fusion, view, log)
             candidates.extend(found)
             attempts.extend((fusion, miss) for miss in missed)
-        rewriter = Rewriter(view, bodies)
         planned, refusals = _plan(candidates, rewriter, log)
         if self.only is not None:
             planned = [item for item in planned if item.candidate.match.root.name in self.only]
@@ -99,17 +116,9 @@ class FusePass:
             # A core whose root the same fusion replaces anyway was fused with its rim: it is no loser.
             if (refusal.candidate.fusion.name, refusal.candidate.match.root.position) not in replaced_by:
                 misses.append(_refused(refusal, graph))
-        misses = _worth_telling(misses, planned)
-        replaced = [[view.graph.nodes[position].name for position in sorted(item.dead)] for item in planned]
-        places = [_place(item, graph) for item in planned]
-        names = [item.candidate.match.root.name for item in planned]
-        left_out = [tuple(_left_out(item, view, refusals)) for item in planned]
-        if not self.dry_run:
-            names = [node.name for _, node in rewriter.commit(planned).fused]
-        for item, name, nodes, rest, place in zip(planned, names, replaced, left_out, places, strict=True):
-            log.matches.append(_match_record(item, name, nodes, graph, rest, place))
-        log.near_misses.extend(misses)
-        log.equalities.update(view.equalities)
+        log.near_misses.extend(_worth_telling(misses, planned))
+        shared: dict[Any, Any] = {}
+        return planned, [_place(item, view, refusals, shared) for item in planned]
 
     def _search(self, fusion: Fusion, view: View, log: Log) -> tuple[list[Candidate], list[NearMiss]]:
         found: list[Candidate] = []
@@ -136,6 +145,18 @@ class FusePass:
             log.errors.append(f"{fusion.name} raised {type(error).__name__}: {error}")
             return [], []
         return found, missed
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """What is made meanwhile is not searched for cycles: hundreds of thousands of objects that stay to the end."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _interesting(miss: NearMiss, fusion: Fusion, view: View) -> bool:
@@ -313,46 +334,51 @@ def _refused(refusal: Refusal, graph: Graph) -> NearMissRecord:
     )
 
 
-def _place(item: Planned, graph: Graph) -> dict[str, Any]:
-    """Where a match lies and what it replaces, for its record: read before the nodes go."""
-    nodes = [graph.nodes[position] for position in sorted(item.dead)]
-    number = {node.position: index for index, node in enumerate(nodes)}
+class _Place(NamedTuple):
+    """What a match is in the graph, as its record tells it: read before the nodes go."""
+
+    replaced: tuple[str, ...]
+    block: str
+    replaced_types: tuple[str, ...]
+    replaced_edges: tuple[tuple[int, int], ...]
+    left_out: tuple[str, ...]
+
+
+def _place(item: Planned, view: View, refusals: Sequence[Refusal], shared: dict[Any, Any]) -> _Place:
+    """Where a match lies; what many matches have alike is one object in `shared`."""
+    graph = view.graph
+    nodes = [graph.nodes[position] for position in item.dead]
+    number = {output: index for index, node in enumerate(nodes) for output in node.outputs if output}
     edges = [
-        (number[maker.position], number[node.position])
-        for node in nodes
-        for maker in dict.fromkeys(graph.producers[name] for name in node.inputs if name in graph.producers)
-        if maker.position in number
+        (maker, reader)
+        for reader, node in enumerate(nodes)
+        for maker in dict.fromkeys([number[name] for name in node.inputs if name in number])
     ]
     root = graph.nodes[item.candidate.match.root.position].proto
-    return {
-        "block": blocks.block_of_all([node.proto for node in nodes], root),
-        "replaced_types": tuple(node.op_type for node in nodes),
-        "replaced_edges": tuple(edges),
-    }
+    types = tuple([node.op_type for node in nodes])
+    return _Place(
+        replaced=tuple([node.name for node in nodes]),
+        block=blocks.block_of_all([node.proto for node in nodes], root),
+        replaced_types=shared.setdefault(types, types),
+        replaced_edges=shared.setdefault(tuple(edges), tuple(edges)),
+        left_out=tuple(_left_out(item, view, refusals)),
+    )
 
 
-def _match_record(
-    item: Planned,
-    name: str,
-    replaced: Sequence[str],
-    graph: Graph,
-    left_out: tuple[str, ...],
-    place: dict[str, Any],
-) -> MatchRecord:
+def _match_record(item: Planned, name: str, graph: Graph, place: _Place) -> MatchRecord:
     fusion, fused = item.candidate.fusion, item.candidate.fused
+    advice = (blocks.advise(sentence, graph) for sentence in place.left_out)
     return MatchRecord(
         fusion=fusion.name,
         operator=fusion.operator.name,
         node=name,
         root=item.candidate.match.root.name,
         graph=graph.path,
-        replaced=tuple(replaced),
         inputs=tuple(fusion.operator.present(fused.inputs)),
         outputs=tuple(output for output in fusion.operator.outputs if output in item.outputs),
         parts=fused.parts,
-        left_out=left_out,
-        advice=tuple(dict.fromkeys(advice for sentence in left_out if (advice := blocks.advise(sentence, graph)))),
-        **place,
+        advice=tuple(dict.fromkeys(text for text in advice if text)),
+        **place._asdict(),
     )
 
 

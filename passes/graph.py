@@ -47,15 +47,16 @@ class Node:
         op_type: operator type.
         key: (domain, operator type), what matching is indexed by.
         qualified: operator type, with the domain in front unless it is ONNX's: com.microsoft.Gelu.
+        nests: whether it may hold subgraphs.
         inputs, outputs: value names; "" where an optional one is absent.
     """
 
-    __slots__ = ("domain", "inputs", "key", "op_type", "outputs", "position", "proto", "qualified")
+    __slots__ = ("domain", "inputs", "key", "nests", "op_type", "outputs", "position", "proto", "qualified")
 
     def __init__(self, proto: NodeProto, position: int) -> None:
         self.proto = proto
         self.position = position
-        self.key, self.qualified = _operator(proto.domain, proto.op_type)
+        self.key, self.qualified, self.nests = _operator(proto.domain, proto.op_type)
         self.domain, self.op_type = self.key
         self.inputs: tuple[str, ...] = tuple(proto.input)
         self.outputs: tuple[str, ...] = tuple(proto.output)
@@ -74,7 +75,8 @@ class Node:
         """The node at another position."""
         node = Node.__new__(Node)
         node.proto, node.position = self.proto, position
-        node.key, node.qualified, node.domain, node.op_type = self.key, self.qualified, self.domain, self.op_type
+        node.key, node.qualified, node.nests = self.key, self.qualified, self.nests
+        node.domain, node.op_type = self.key
         node.inputs, node.outputs = self.inputs, self.outputs
         return node
 
@@ -90,9 +92,13 @@ class Node:
 
 
 class MadeNode(Node):
-    """A node that exists only in a canonical view. Its NodeProto, which takes kilobytes, is made when somebody asks for it."""
+    """A node that exists only in a canonical view. Its NodeProto, which takes kilobytes, is made when somebody asks for it.
 
-    __slots__ = ("_attributes", "_label")
+    Attributes:
+        covers: positions of the original nodes that it stands for.
+    """
+
+    __slots__ = ("_attributes", "_label", "covers")
 
     def __init__(
         self,
@@ -103,9 +109,11 @@ class MadeNode(Node):
         label: str,
         domain: str,
         position: int,
+        covers: tuple[int, ...] = (),
     ) -> None:
         self.position = position
-        self.key, self.qualified = _operator(domain, op_type)
+        self.covers = covers or (position,)
+        self.key, self.qualified, self.nests = _operator(domain, op_type)
         self.domain, self.op_type = self.key
         self.inputs = tuple(inputs)
         self.outputs = (output,)
@@ -136,10 +144,10 @@ def _as_stored(value: Any) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _operator(domain: str, op_type: str) -> tuple[tuple[str, str], str]:
-    """The key and the qualified name of an operator: the same objects for all of its nodes."""
+def _operator(domain: str, op_type: str) -> tuple[tuple[str, str], str, bool]:
+    """Key and qualified name of an operator, the same objects for all of its nodes, and whether it may hold subgraphs."""
     domain = "" if domain == "ai.onnx" else domain
-    return (domain, op_type), f"{domain}.{op_type}" if domain else op_type
+    return (domain, op_type), f"{domain}.{op_type}" if domain else op_type, _may_hold_subgraphs(op_type, domain)
 
 
 def attribute_value(attribute: AttributeProto) -> Any:
@@ -207,7 +215,7 @@ def captures(graph: GraphProto) -> set[str]:
 
 def values_read(node: Node) -> Sequence[str]:
     """What a node needs: its inputs, then the values that its subgraphs capture."""
-    if not _may_hold_subgraphs(node.op_type, node.domain):
+    if not node.nests:
         return node.inputs
     inner = set().union(*(captures(graph) for _, graph in subgraphs(node.proto)))
     return [*node.inputs, *sorted(inner)]
@@ -300,7 +308,7 @@ class Graph:
         """Value -> nodes that read it, in graph order; a node whose subgraph captures the value reads it too."""
         readers: dict[str, list[Node]] = {}
         for node in self.nodes:
-            for name in values_read(node):
+            for name in values_read(node) if node.nests else node.inputs:
                 if not name:
                     continue
                 found = readers.get(name)
@@ -318,7 +326,7 @@ class Graph:
         if not isinstance(self.proto, FunctionProto):
             names |= {sparse.values.name for sparse in self.proto.sparse_initializer}
         for node in self.nodes:
-            if _may_hold_subgraphs(node.op_type, node.domain):
+            if node.nests:
                 for _, graph in subgraphs(node.proto):
                     names |= Graph(graph, self.model).names
         if self.outer is not None:
@@ -364,8 +372,8 @@ class Graph:
             made |= {sparse.values.name for sparse in self.proto.sparse_initializer}
         visible: frozenset[str] | set[str] = self.outer.names if self.outer is not None else frozenset()
         for node in self.nodes:
-            for name in values_read(node):
-                if name and name not in made and name not in visible:
+            for name in values_read(node) if node.nests else node.inputs:
+                if name not in made and name and name not in visible:
                     return f"{node.name} reads {name}, which nothing makes before it"
             for name in node.outputs:
                 if name in made:
@@ -378,7 +386,7 @@ class Graph:
     def edit(
         self,
         *,
-        add: Sequence[tuple[int, NodeProto]] = (),
+        add: Iterable[tuple[int, NodeProto]] = (),
         remove: frozenset[int] | set[int] = frozenset(),
         initializers: Sequence[TensorProto] = (),
     ) -> Graph:
@@ -387,34 +395,38 @@ class Graph:
         Args:
             add: (position, node): each is put just before the node that stands at that position, in the order given.
             remove: positions of the nodes to remove.
-            initializers: to be appended (in a function they become Constant nodes at its head).
+            initializers: to be appended (in a function they become Constant nodes at its head), once all of `add` is taken.
         """
         field = self.proto.node
         # Odd places for what is there, even ones for what comes before it; what goes is sorted to the end.
         end = 2 * len(self.nodes) + 2
-        order = {id(node.proto): end if node.position in remove else 2 * node.position + 1 for node in self.nodes}
-        additions = list(add)
-        if isinstance(self.proto, FunctionProto):
-            constants = [onnx.helper.make_node("Constant", [], [item.name], value=item) for item in initializers]
-            additions = [(0, node) for node in constants] + additions
-        else:
-            self.proto.initializer.extend(initializers)
-        nodes = [node for node in self.nodes if node.position not in remove]
-        taken = {node.label for node in nodes}
-        for position, proto in additions:
+        order = [end if node.position in remove else 2 * node.position + 1 for node in self.nodes]
+        nodes = list(self.nodes)
+        taken = {node.label for node in nodes if node.position not in remove}
+        for position, proto in add:
             added = field.add()
             added.CopyFrom(proto)
-            while added.name and added.name in taken:
-                added.name += "_"
-            taken.add(added.name)
+            if added.name:
+                while added.name in taken:
+                    added.name += "_"
+                taken.add(added.name)
             nodes.append(Node(added, position))
-            order[id(added)] = 2 * position
+            order.append(2 * position)
+        if isinstance(self.proto, FunctionProto):
+            for item in initializers:
+                added = field.add()
+                added.CopyFrom(onnx.helper.make_node("Constant", [], [item.name], value=item))
+                nodes.append(Node(added, 0))
+                order.append(-1)
+        else:
+            self.proto.initializer.extend(initializers)
         # Sorting in place moves pointers; rebuilding the list would copy every node.
-        field.sort(key=lambda proto: order[id(proto)])
+        places = iter(order)
+        field.sort(key=lambda _: next(places))
         if remove:
             del field[len(field) - len(remove) :]
-        nodes.sort(key=lambda node: order[id(node.proto)])
-        moved = (node.moved(position) for position, node in enumerate(nodes))
+        kept = sorted([number for number, place in enumerate(order) if place != end], key=order.__getitem__)
+        moved = (nodes[number].moved(position) for position, number in enumerate(kept))
         return Graph(self.proto, self.model, self.path, self.outer, moved)
 
     def drop_unread_initializers(self, candidates: set[str]) -> None:

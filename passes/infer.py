@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import onnx
 from onnx import FunctionProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper
@@ -62,10 +62,10 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
     return None
 
 
-def _case(operator: FusedOp, fused: Fused, infos: Mapping[str, Info], wanted: Mapping[str, Info]) -> str:
+def _case(operator: FusedOp, fused: Fused, infos: Mapping[str, Info], wanted: Mapping[str, Info]) -> Hashable:
     """Everything the answer depends on."""
     shapes = [(name, info.dtype, info.shape) for group in (infos, wanted) for name, info in group.items()]
-    return repr((operator.domain, operator.name, sorted(fused.attributes.items()), shapes))
+    return operator.domain, operator.name, repr(sorted(fused.attributes.items())), *shapes
 
 
 def _infer(

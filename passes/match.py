@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from onnx_fuse.passes.graph import Node, Reference
@@ -22,7 +24,7 @@ MOST_READERS = 64
 """Further results of a pattern are not looked for among the readers of a value that has more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Match:
     """A pattern found in the view.
 
@@ -54,7 +56,7 @@ class Match:
         return default if found is None else found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NearMiss:
     """The attempt that got furthest.
 
@@ -77,10 +79,12 @@ class NearMiss:
 
 def match_at(pattern: Pattern, node: Node, view: View) -> Match | NearMiss:
     """Tries the pattern with `node` as its root."""
-    makers = [view.producer(name) if name else None for name in node.inputs]
-    if not pattern.may_start_at(node.key, [None if maker is None else maker.key for maker in makers]):
+    if not pattern.may_start_at(node.key, view.maker_keys(node)):
         return NearMiss(pattern, node, node.name, 1, "no operand is made by what the pattern wants", frozenset())
     return _Attempt(pattern, node, view).run()
+
+
+_position = attrgetter("position")
 
 
 class _BudgetSpent(Exception):
@@ -100,10 +104,11 @@ class _Attempt:
         self.suffix = ""
         self.steps = 0
         self.best = (-1, 0)
-        self.wanted: list[str] = []
+        self.wanted: list[Op] = []
         self.failure: tuple[str, Callable[[], str]] = (root.name, lambda: "nothing matched")
         self.reached: set[tuple[str, int]] = set()
         self.values: list[str] = []
+        self.found: Match | None = None
 
     def run(self) -> Match | NearMiss:
         value = self._root_value()
@@ -117,13 +122,14 @@ class _Attempt:
                 f"more than {STEP_BUDGET} steps were needed" if spent else "it has more inputs than can be followed"
             )
             self.best, self.failure = (len(self.nodes), 0), (self.root.name, lambda: sentence)
-        if matched:
-            return self._match()
         failed_at, reason = self.failure
+        self.failure = ("", str)  # the sentence holds this attempt: nothing should be left to the garbage collector
+        if matched and self.found is not None:
+            return self.found
         return NearMiss(self.pattern, self.root, failed_at, max(self.best[0], 0), reason(), frozenset(self.reached))
 
     def _match(self) -> Match:
-        nodes = sorted({id(node): node for node in self.nodes.values()}.values(), key=lambda node: node.position)
+        nodes = sorted({id(node): node for node in self.nodes.values()}.values(), key=_position)
         return Match(self.pattern, self.root, self.values[0], tuple(self.values), dict(self.bindings), tuple(nodes))
 
     def _root_value(self) -> str:
@@ -169,6 +175,7 @@ class _Attempt:
             sentence = requirement(match, self.view)
             if sentence is not None:
                 return self._fail(self.root.name, lambda text=sentence: text, 3)  # type: ignore[misc]
+        self.found = match
         return True
 
     # -- bookkeeping -----------------------------------------------------------------------------------------------
@@ -183,12 +190,12 @@ class _Attempt:
 
     def _fail_op(self, where: str, found: Callable[[], str], op: Op) -> bool:
         """As `_fail`, with weight 0; where several operators would have done, all are named."""
-        key, label = (len(self.nodes), 0), _op_label(op)
+        key = (len(self.nodes), 0)
         again = self.best == key and self.failure[0] == where and bool(self.wanted)
         if again or key > self.best:
-            self.wanted = [*(self.wanted if again else []), label]
+            self.wanted = [*(self.wanted if again else []), op]
             self.best = key
-            self.failure = (where, lambda: f"{found()}, pattern wants {' or '.join(dict.fromkeys(self.wanted))}")
+            self.failure = (where, lambda: f"{found()}, pattern wants {_one_of(self.wanted)}")
         return False
 
     def _bind(self, name: str, item: Any, then: Continuation) -> bool:
@@ -205,57 +212,80 @@ class _Attempt:
     # -- terms -----------------------------------------------------------------------------------------------------
 
     def _term(self, term: Term, value: str, then: Continuation) -> bool:
+        self._step()
+        kind = type(term)
+        if kind is Variable or kind is Number:
+            bound = self._leaf(term, value)
+            return bound is not None and (then() or self._undo([bound]))
+        handle = _HANDLERS.get(kind)
+        if handle is None:
+            raise TypeError(f"unknown pattern term {term!r}")
+        return handle(self, term, value, then)
+
+    def _step(self) -> None:
         self.steps += 1
         if self.steps > STEP_BUDGET:
             raise _BudgetSpent
-        if isinstance(term, Op):
-            return self._op(term, 0, value, then)
-        if isinstance(term, Variable):
-            return self._variable(term, value, then)
-        if isinstance(term, Number):
-            return self._number(term, value, then)
-        if isinstance(term, AnyOf):
-            return any(self._term(alternative, value, then) for alternative in term.alternatives)
-        if isinstance(term, Output):
-            return self._op(term.op, term.index, value, then)
-        if isinstance(term, Shaped):
-            return self._shaped(term, value, then)
-        if isinstance(term, Named):
-            resolved = self.view.resolve(value)
-            return self._term(term.inner, value, lambda: self._bind(term.name + self.suffix, resolved, then))
-        if isinstance(term, Tree):
-            return self._tree(term, value, then)
-        raise TypeError(f"unknown pattern term {term!r}")
 
-    def _variable(self, term: Variable, value: str, then: Continuation) -> bool:
+    def _undo(self, bound: Sequence[str]) -> bool:
+        """Names that were bound for nothing are free again."""
+        for name in bound:
+            if name:
+                del self.bindings[name]
+        return False
+
+    def _any_of(self, term: AnyOf, value: str, then: Continuation) -> bool:
+        for alternative in term.alternatives:  # noqa: SIM110  (a generator would take as long as the alternative)
+            if self._term(alternative, value, then):
+                return True
+        return False
+
+    def _output(self, term: Output, value: str, then: Continuation) -> bool:
+        return self._op(term.op, value, then, term.index)
+
+    def _named(self, term: Named, value: str, then: Continuation) -> bool:
+        resolved = self.view.resolve(value)
+        return self._term(term.inner, value, lambda: self._bind(term.name + self.suffix, resolved, then))
+
+    def _leaf(self, term: Term, value: str) -> str | None:
+        """Matches a term that has one way to match: the name it newly bound, "" for none, None where it does not match."""
+        if isinstance(term, Variable):
+            return self._variable(term, value)
+        return "" if isinstance(term, Number) and self._number(term, value) else None
+
+    def _variable(self, term: Variable, value: str) -> str | None:
         name = term.name + self.suffix
         if not value:
             if term.kind == "optional":
-                return then()
-            return self._fail(self.root.name, lambda: f"an input is absent where the pattern wants {name}")
+                return ""
+            self._fail(self.root.name, lambda: f"an input is absent where the pattern wants {name}")
+            return None
         value = self.view.resolve(value)
         if name in self.bindings:
             bound = self.bindings[name]
             if bound == value or self._equal_constants(bound, value):
-                return then()
-            return self._fail(value, lambda: f"{value} stands where {bound} was expected again ({name})")
-        if term.kind == "constant" and not self.view.is_constant(value):
-            return self._fail(value, lambda: f"{value} is not a constant ({name})")
-        if term.kind == "scalar" and self.view.scalar(value) is None:
-            return self._fail(value, lambda: f"{value} is not a constant with one element ({name})", 2)
-        return self._bind(name, value, then)
+                return ""
+            self._fail(value, lambda: f"{value} stands where {bound} was expected again ({name})")
+        elif term.kind == "constant" and not self.view.is_constant(value):
+            self._fail(value, lambda: f"{value} is not a constant ({name})")
+        elif term.kind == "scalar" and self.view.scalar(value) is None:
+            self._fail(value, lambda: f"{value} is not a constant with one element ({name})", 2)
+        else:
+            self.bindings[name] = value
+            return name
+        return None
 
     def _equal_constants(self, a: str, b: str) -> bool:
         left, right = self.view.scalar(a), self.view.scalar(b)
         return left is not None and left == right
 
-    def _number(self, term: Number, value: str, then: Continuation) -> bool:
+    def _number(self, term: Number, value: str) -> bool:
         found = self.view.scalar(value) if value else None
         if found is None:
             return self._fail(value, lambda: f"{self._describe(value)}, pattern wants the constant {term.value:g}", 0)
         if not math.isclose(found, term.value, rel_tol=term.tolerance, abs_tol=1e-12 if term.value else term.tolerance):
             return self._fail(value, lambda: f"the constant is {found:g}, pattern wants {term.value:g}")
-        return then()
+        return True
 
     def _shaped(self, term: Shaped, value: str, then: Continuation) -> bool:
         inner = term.inner
@@ -334,7 +364,7 @@ class _Attempt:
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
-    def _op(self, op: Op, index: int, value: str, then: Continuation) -> bool:
+    def _op(self, op: Op, value: str, then: Continuation, index: int = 0) -> bool:
         view = self.view
         node = view.producer(value) if value else None
         if node is None:
@@ -342,9 +372,12 @@ class _Attempt:
         self.reached.add((node.op_type, node.position))
         if node.op_type not in op.op_types or node.domain != op.domain:
             return self._fail_op(node.name, lambda: f"found {_label(node)}", op)
-        if view.resolve(node.outputs[index] if index < len(node.outputs) else "") != view.resolve(value):
+        outputs = node.outputs
+        if (index or len(outputs) != 1) and (
+            index >= len(outputs) or view.resolve(outputs[index]) != view.resolve(value)
+        ):
             return self._fail(node.name, lambda: f"{value} is not output {index} of {node.name}")
-        key = (id(op), self.suffix)
+        key = id(op), self.suffix
         bound = self.nodes.get(key)
         if bound is not None:
             return then() if bound is node else self._fail(node.name, lambda: f"pattern wants {bound.name} here again")
@@ -358,7 +391,8 @@ class _Attempt:
             if problem is not None:
                 return self._fail(node.name, lambda text=problem: text)  # type: ignore[misc]
         self.nodes[key] = node
-        self.bindings.update(captured)
+        if captured:
+            self.bindings.update(captured)
         if self._inputs(op, node, then):
             return True
         for name in captured:
@@ -367,7 +401,7 @@ class _Attempt:
         return False
 
     def _inputs(self, op: Op, node: Node, then: Continuation) -> bool:
-        inputs = _data_inputs(node, self.view)
+        inputs: Sequence[str] = _data_inputs(node, self.view)
         terms = op.inputs
         if op.variadic is not None:
             rest = inputs[len(terms) :]
@@ -381,15 +415,26 @@ class _Attempt:
         if len(inputs) > len(terms):
             extra = len(inputs)
             return self._fail(node.name, lambda: f"{node.op_type} has {extra} inputs, pattern wants {len(terms)}")
-        padded = [*inputs, *[""] * (len(terms) - len(inputs))]
-        if self._sequence(terms, padded, 0, then):
+        if len(inputs) < len(terms):
+            inputs = [*inputs, *[""] * (len(terms) - len(inputs))]
+        if self._sequence(terms, inputs, 0, then):
             return True
-        return op.commutative and self._sequence(terms, padded[::-1], 0, then)
+        return op.commutative and self._sequence(terms, inputs[::-1], 0, then)
 
     def _sequence(self, terms: Sequence[Term], values: Sequence[str], index: int, then: Continuation) -> bool:
-        if index == len(terms):
-            return then()
-        return self._term(terms[index], values[index], lambda: self._sequence(terms, values, index + 1, then))
+        bound: list[str] = []
+        for place in range(index, len(terms)):
+            term, value = terms[place], values[place]
+            if type(term) is not Variable and type(term) is not Number:
+                following = place + 1
+                rest = partial(self._sequence, terms, values, following, then) if following < len(terms) else then
+                return self._term(term, value, rest) or self._undo(bound)
+            self._step()
+            name = self._leaf(term, value)
+            if name is None:
+                return self._undo(bound)
+            bound.append(name)
+        return then() or self._undo(bound)
 
     def _attribute(self, node: Node, name: str, wanted: Any, captured: dict[str, Any]) -> str | None:
         found = self.view.attribute(node, name)
@@ -444,16 +489,28 @@ class _Attempt:
         return f"found {kind} {value}"
 
 
-def _data_inputs(node: Node, view: View) -> list[str]:
+_HANDLERS: dict[type[Term], Callable[..., bool]] = {
+    Op: _Attempt._op,
+    AnyOf: _Attempt._any_of,
+    Output: _Attempt._output,
+    Shaped: _Attempt._shaped,
+    Named: _Attempt._named,
+    Tree: _Attempt._tree,
+}
+"""How terms match that leave a choice to what comes after them."""
+
+
+def _data_inputs(node: Node, view: View) -> tuple[str, ...]:
     """Canonical inputs without those that patterns see as attributes, and without absent ones at the end."""
-    inputs = [view.resolve(name) if name else "" for name in node.inputs]
-    if node.domain == "" and node.op_type in ATTRIBUTE_INPUTS:
-        inputs = inputs[: min(ATTRIBUTE_INPUTS[node.op_type].values())]
-    elif node.domain == "" and node.op_type in ("Reshape", "Expand"):
-        # Where a Reshape or Expand leads is a shape, not an operand: patterns use op.shape.
-        inputs = inputs[:1]
+    inputs = view.inputs(node)
+    if len(inputs) > 1 and node.domain == "":
+        if node.op_type in ATTRIBUTE_INPUTS:
+            inputs = inputs[: min(ATTRIBUTE_INPUTS[node.op_type].values())]
+        elif node.op_type in ("Reshape", "Expand"):
+            # Where a Reshape or Expand leads is a shape, not an operand: patterns use op.shape.
+            inputs = inputs[:1]
     while inputs and not inputs[-1]:
-        inputs.pop()
+        inputs = inputs[:-1]
     return inputs
 
 
@@ -467,9 +524,10 @@ def _label(node: Node) -> str:
     return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
 
 
-def _op_label(op: Op) -> str:
-    names = " or ".join(op.op_types)
-    return f"{op.domain}::{names}" if op.domain else names
+def _one_of(ops: Sequence[Op]) -> str:
+    names = (" or ".join(op.op_types) for op in ops)
+    labels = (f"{op.domain}::{name}" if op.domain else name for op, name in zip(ops, names, strict=True))
+    return " or ".join(dict.fromkeys(labels))
 
 
 def _show(value: Any) -> str:

@@ -6,8 +6,7 @@ True, or returns False. Rules are grouped by subject in the `normalize_*` module
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable
 
 from onnx_fuse.passes import (
     normalize_attention,
@@ -26,24 +25,14 @@ from onnx_fuse.passes import (
     normalize_weights,
 )
 from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.rule import Key, Rule, Rules, may_fire
 from onnx_fuse.passes.view import View
-
-
-class Rule(Protocol):
-    """A function (view, node) -> whether it changed the view."""
-
-    __name__: str
-
-    def __call__(self, view: View, node: Node, /) -> bool: ...
-
 
 _MOVE_RULES: tuple[Rule, ...] = (
     normalize_cast.cast_after_move,
     normalize_scale.scale_after_move,
     normalize_move.merge_moves,
 )
-
-Rules = Mapping[str, Sequence[Rule]]
 
 RULES: Rules = {
     "Identity": (normalize_move.drop_identity,),
@@ -138,6 +127,7 @@ def normalize(view: View, rules: Rules = READING) -> int:
     """Applies the rules; returns how many times one fired."""
     fired = 0
     view.take_new_nodes()
+    sieve = _Sieve(view, rules)
     for original in view.graph.nodes:
         if original.qualified not in rules:
             continue
@@ -147,7 +137,7 @@ def normalize(view: View, rules: Rules = READING) -> int:
             node = pending.pop(0)
             if not view.is_canonical(node):
                 continue
-            for rule in rules.get(node.qualified, ()):
+            for rule in sieve.rules_for(node):
                 if _applied(rule, view, node):
                     fired += 1
                     steps += 1
@@ -155,6 +145,24 @@ def normalize(view: View, rules: Rules = READING) -> int:
                     if not view.is_canonical(node):
                         break
     return fired
+
+
+class _Sieve:
+    """Which rules are worth trying at a node: told from the operators around it alone, once for each such place."""
+
+    def __init__(self, view: View, rules: Rules) -> None:
+        self._view = view
+        self._rules = rules
+        self._found: dict[tuple[Key | None, ...], list[Rule]] = {}
+
+    def rules_for(self, node: Node) -> list[Rule]:
+        """The rules that can fire at a node, in their order."""
+        place = (node.key, *self._view.maker_keys(node))
+        found = self._found.get(place)
+        if found is None:
+            found = [rule for rule in self._rules.get(node.qualified, ()) if may_fire(rule, node.key, place[1:])]
+            self._found[place] = found
+        return found
 
 
 def _applied(rule: Rule, view: View, node: Node) -> bool:

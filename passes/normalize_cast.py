@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.normalize_move import NARROW
+from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View
 
 WIDE = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE})
@@ -18,6 +19,7 @@ _FLOATS = NARROW | {TensorProto.FLOAT}
 _ISLANDS = frozenset({"LayerNormalization", "RMSNormalization", "Softmax"})
 
 
+@reads("Cast")
 def cast_after_move(view: View, node: Node) -> bool:
     """move(cast(x)) is cast(move(x)), from one float type to another."""
     cast = view.producer(node.inputs[0])
@@ -43,6 +45,7 @@ def share_cast(view: View, node: Node) -> bool:
     return False
 
 
+@reads(*_ISLANDS)
 def norm_in_float32(view: View, node: Node) -> bool:
     """narrow(norm(widen(x))) is norm(x); the same for Softmax."""
     to = view.attribute(node, "to")

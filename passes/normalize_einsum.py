@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from onnx_fuse.passes.dims import Dim
 from onnx_fuse.passes.graph import Node
-from onnx_fuse.passes.movement import Groups, Move, find_move, permutation, write_move
+from onnx_fuse.passes.movement import MOVES, Groups, Move, find_move, permutation, write_move
+from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View
 
 
@@ -79,6 +80,7 @@ def _move(base: str, term: str, sizes: dict[str, Dim], groups: list[tuple[str, .
     return Move(base, own, tuple((axis,) for axis in own), after)
 
 
+@reads(*MOVES)
 def head_bias_before_move(view: View, node: Node) -> bool:
     """split(x) + b with b [h, d], for the last axis of x split into h and d, is split(x + b [h*d])."""
     for value, bias in (node.inputs, tuple(reversed(node.inputs))):
@@ -113,6 +115,7 @@ def drop_zero(view: View, node: Node) -> bool:
     return False
 
 
+@reads("MatMul")
 def flat_bias(view: View, node: Node) -> bool:
     """A linear layer's bias written as [1, 1, H] is [H]."""
     for value, bias in (node.inputs, tuple(reversed(node.inputs))):
@@ -133,6 +136,7 @@ def flat_bias(view: View, node: Node) -> bool:
     return False
 
 
+@reads(*MOVES)
 def sum_before_move(view: View, node: Node) -> bool:
     """move(a) + move(b), moved alike, is move(a + b): a residual on tokens that were flattened to [B*S, H], or are [S, B, H]."""
     moves = [find_move(view, value) for value in node.inputs]

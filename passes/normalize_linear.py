@@ -10,8 +10,9 @@ from typing import Any
 
 from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.graph import Node, Reference
-from onnx_fuse.passes.movement import Groups, Move, find_move, is_moved, write_move
+from onnx_fuse.passes.movement import MOVES, Groups, Move, find_move, is_moved, write_move
 from onnx_fuse.passes.normalize_norm import NORMS, spans_last_axis
+from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View
 
 
@@ -36,6 +37,7 @@ def split_gemm(view: View, node: Node) -> bool:
     return True
 
 
+@reads(*MOVES)
 def matmul_before_move(view: View, node: Node) -> bool:
     """MatMul(move(x), W) is move(MatMul(x, W)) for a two-dimensional W and a move that keeps the last axis together."""
     if not is_moved(view, node.inputs[0]) or view.rank(node.inputs[1]) != 2:
@@ -43,6 +45,7 @@ def matmul_before_move(view: View, node: Node) -> bool:
     return _before_move(view, node, node.inputs[0], [node.inputs[1]])
 
 
+@reads(*MOVES)
 def bias_before_move(view: View, node: Node) -> bool:
     """Add(move(x), b) is move(Add(x, b)) for a b that spans the last axis alone."""
     for value, bias in (node.inputs, reversed(node.inputs)):
@@ -51,6 +54,7 @@ def bias_before_move(view: View, node: Node) -> bool:
     return False
 
 
+@reads(*MOVES)
 def scale_before_move(view: View, node: Node) -> bool:
     """Mul(move(norm(x)), gamma) is move(Mul(norm(x), gamma)) for a norm without a scale and a gamma over the last axis."""
     for value, gamma in (node.inputs, reversed(node.inputs)):
@@ -68,6 +72,7 @@ def scale_before_move(view: View, node: Node) -> bool:
     return False
 
 
+@reads(*MOVES)
 def norm_before_move(view: View, node: Node) -> bool:
     """LayerNorm or RMSNorm(move(x)) over the last axis is move(norm(x)) for a move that keeps the last axis together."""
     if not is_moved(view, node.inputs[0]):

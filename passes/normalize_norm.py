@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.match import Match, NearMiss, match_at
 from onnx_fuse.passes.normalize_cast import WIDE
+from onnx_fuse.passes.rule import begins, reads
 from onnx_fuse.passes.view import View
 from onnx_fuse.patterns.dsl import Pattern, Scalar, pattern
 
@@ -64,6 +65,7 @@ def gelu_tanh(op, x):  # type: ignore[no-untyped-def]
     return op.any_of(op.Mul(x, op.Mul(gate, 0.5)), op.Mul(op.Mul(x, gate), 0.5), op.Mul(op.Mul(x, 0.5), gate))
 
 
+@begins(layer_norm, rms_norm)
 def bare_norm(view: View, node: Node) -> bool:
     """Recognises the part of a LayerNorm or RMSNorm before its scale."""
     for found_pattern, op_type in ((layer_norm, "LayerNormalization"), (rms_norm, "RMSNormalization")):
@@ -90,6 +92,7 @@ def bare_norm(view: View, node: Node) -> bool:
     return False
 
 
+@reads("LayerNormalization", "RMSNormalization")
 def norm_scale(view: View, node: Node) -> bool:
     """A recognised norm times a vector of the size of the last axis takes it as its scale."""
     for value, gamma in (node.inputs, tuple(reversed(node.inputs))):
@@ -103,6 +106,7 @@ def norm_scale(view: View, node: Node) -> bool:
     return False
 
 
+@reads("LayerNormalization")
 def layer_norm_shift(view: View, node: Node) -> bool:
     """A recognised LayerNorm with a scale plus a vector of the size of the last axis takes it as its shift."""
     for value, beta in (node.inputs, tuple(reversed(node.inputs))):
@@ -121,6 +125,7 @@ def layer_norm_shift(view: View, node: Node) -> bool:
     return False
 
 
+@begins(swish)
 def swish_rule(view: View, node: Node) -> bool:
     """x * sigmoid(beta x) is Swish."""
     match = _attempt(view, swish, node)
@@ -131,6 +136,7 @@ def swish_rule(view: View, node: Node) -> bool:
     return True
 
 
+@begins(gelu_erf, gelu_tanh)
 def gelu(view: View, node: Node) -> bool:
     """Gelu in its erf and tanh forms."""
     for found_pattern, approximate in ((gelu_erf, "none"), (gelu_tanh, "tanh")):

@@ -8,6 +8,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
@@ -28,6 +29,7 @@ def multiply_by_reciprocal(view: View, node: Node) -> bool:
     return True
 
 
+@reads("Mul")
 def merge_scales(view: View, node: Node) -> bool:
     """(x * c1) * c2 is x * (c1 * c2)."""
     outer = scaled(view, node)
@@ -44,6 +46,7 @@ def merge_scales(view: View, node: Node) -> bool:
     return True
 
 
+@reads("Mul")
 def scale_after_move(view: View, node: Node) -> bool:
     """move(x * c) is move(x) * c; so it is for a Cast."""
     factor_node = view.producer(node.inputs[0])
@@ -59,6 +62,7 @@ def scale_after_move(view: View, node: Node) -> bool:
     return True
 
 
+@reads("Mul")
 def scale_after_matmul(view: View, node: Node) -> bool:
     """(a * c) b and a (b * c) are (a b) * c; weights are left alone."""
     inputs = list(view.inputs(node))

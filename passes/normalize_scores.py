@@ -7,11 +7,13 @@ from collections.abc import Callable
 from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.dims import Dim
 from onnx_fuse.passes.graph import Node
-from onnx_fuse.passes.movement import Move, find_move, identity, is_moved, permutation, regroup, write_move
+from onnx_fuse.passes.movement import MOVES, Move, find_move, identity, is_moved, permutation, regroup, write_move
 from onnx_fuse.passes.normalize_scale import scaled
+from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View
 
 
+@reads("Add")
 def merge_biases(view: View, node: Node) -> bool:
     """(scores + a) + b is scores + (a + b): a relative bias and a mask become one bias."""
     for outer, bias in (node.inputs, tuple(reversed(node.inputs))):
@@ -26,6 +28,7 @@ def merge_biases(view: View, node: Node) -> bool:
     return False
 
 
+@reads(*MOVES)
 def batched_matmul_before_move(view: View, node: Node) -> bool:
     """MatMul of [B*h, n, k] and [B*h, k, m] that were [B, h, n, k] and [B, h, k, m] before is the MatMul of those, merged."""
     if not all(is_moved(view, value) for value in node.inputs):
@@ -54,6 +57,7 @@ def _batch_parts(move: Move) -> list[Dim]:
     return [move.sizes[atom] for group in move.after[:-2] for atom in group if move.sizes[atom] != 1]
 
 
+@reads("Mul", *MOVES)
 def mask_before_merge(view: View, node: Node) -> bool:
     """merge(scores) + bias, or Where(mask, merge(scores), value), is merge(scores + split(bias)), and so on."""
     found = next(
@@ -79,6 +83,7 @@ def mask_before_merge(view: View, node: Node) -> bool:
     )
 
 
+@reads("Mul", *MOVES)
 def softmax_before_move(view: View, node: Node) -> bool:
     """Softmax(merge(scores)) over the keys is merge(Softmax(scores)); so for scores whose batch axes are permuted."""
     rank = view.rank(node.inputs[0])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnx_fuse.passes.graph import Node
-from onnx_fuse.passes.movement import Move, find_move, identity, is_moved, permutation, write_move
+from onnx_fuse.passes.movement import MOVES, Move, find_move, identity, is_moved, permutation, write_move
+from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View
 
 
@@ -33,6 +34,7 @@ def concat_of_split(view: View, node: Node) -> bool:
     return write_move(view, moved, node, node.outputs[0], [node]) is not None
 
 
+@reads(*MOVES)
 def batch_axes_in_order(view: View, node: Node) -> bool:
     """MatMul of [h, B, n, k] and [h, B, k, m] that came from [B, .., h, ..] is that of [B, h, n, k] and [B, h, k, m], moved."""
     left, right = (find_move(view, value) if is_moved(view, value) else None for value in node.inputs)
@@ -65,6 +67,7 @@ def _batch_order(move: Move) -> list[int] | None:
     return None if order == list(range(len(batch))) else order
 
 
+@reads(*MOVES)
 def guard_before_permutation(view: View, node: Node) -> bool:
     """Where(IsNaN(permuted p), number, permuted p) is the same of p, permuted."""
     test, value = view.producer(node.inputs[0]), node.inputs[2]

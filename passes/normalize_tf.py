@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnx_fuse.passes.graph import Node
 from onnx_fuse.passes.match import Match, match_at
 from onnx_fuse.passes.normalize_norm import LAST_AXIS, spans_last_axis
+from onnx_fuse.passes.rule import begins
 from onnx_fuse.passes.view import View
 from onnx_fuse.patterns.dsl import Pattern, Scalar, pattern
 
@@ -44,6 +45,7 @@ def batch_form(op, x, gamma, beta, epsilon: Scalar):  # type: ignore[no-untyped-
     return op.Add(op.Mul(x, scale), op.Sub(beta, op.Mul(mean, scale)))
 
 
+@begins(scaled_layer_norm, scaled_rms_norm)
 def scaled_norm(view: View, node: Node) -> bool:
     """LayerNorm and RMSNorm whose scale went into 1/std."""
     for found_pattern, op_type in ((scaled_layer_norm, "LayerNormalization"), (scaled_rms_norm, "RMSNormalization")):
@@ -54,6 +56,7 @@ def scaled_norm(view: View, node: Node) -> bool:
     return False
 
 
+@begins(batch_form)
 def batch_form_norm(view: View, node: Node) -> bool:
     """LayerNorm in the form of a batch normalisation, with scale and shift."""
     match = _attempt(view, batch_form, node)

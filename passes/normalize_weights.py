@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from onnx_fuse.passes.graph import Node
-from onnx_fuse.passes.movement import Move, write_move
+from onnx_fuse.passes.movement import MOVES, Move, write_move
 from onnx_fuse.passes.normalize_scale import scaled
 from onnx_fuse.passes.normalize_scores import is_scores, merged_scores, split_like
+from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View
 
 _STEPS = frozenset({"Mul", "Div", "Where"})
 
 
+@reads("Mul", *MOVES)
 def swish_before_merge(view: View, node: Node) -> bool:
     """Swish(merge(scores)) is merge(Swish(scores))."""
     found = merged_scores(view, node.inputs[0])
@@ -22,6 +24,7 @@ def swish_before_merge(view: View, node: Node) -> bool:
     return _merge(view, node, result, move)
 
 
+@reads("Mul", *MOVES)
 def weights_before_merge(view: View, node: Node) -> bool:
     """merge(weights) * mask, merge(weights) / n or Where(mask, merge(weights), 0) is merge(weights * split(mask)), and so on.
 

@@ -13,7 +13,7 @@ SCHEMA = 1
 """Version of the report's JSON form: it grows when a field goes or changes its meaning, not when one is added."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MatchRecord:
     """One fused node.
 
@@ -49,7 +49,7 @@ class MatchRecord:
     replaced_edges: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NearMissRecord:
     """A place where a fusion began to match and failed.
 

@@ -6,7 +6,7 @@ was, byte for byte. "No outside reader" is asked of the original graph, not of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -32,7 +32,7 @@ _CARRIERS = MOVES | {"Concat"}
 _MISPLACED = "it and another fused node would each have to stand before the other"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A match that its fusion accepted.
 
@@ -47,29 +47,29 @@ class Candidate:
     covers: frozenset[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Planned:
     """A candidate that will be committed.
 
     Attributes:
         outputs: operator's output name -> value, the optional ones that are needed included.
         carriers: view-only nodes to write after the fused node, which make original values of its outputs: moves, and Concat.
-        made: original values that come from the fused node and its carriers from now on.
-        dead: positions of the nodes that go because of it alone.
+        made: original values that come from the fused node and its carriers from now on, sorted.
+        dead: positions of the nodes that go because of it alone, sorted.
         position: place of the fused node.
-        leaves: original values that the fused node reads.
+        leaves: original values that the fused node reads, sorted.
     """
 
     candidate: Candidate
     outputs: Mapping[str, str]
     carriers: tuple[Node, ...]
-    made: frozenset[str]
-    dead: frozenset[int]
+    made: tuple[str, ...]
+    dead: tuple[int, ...]
     position: int
-    leaves: frozenset[str]
+    leaves: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A candidate that cannot be committed, and why."""
 
@@ -83,12 +83,12 @@ class Commit:
     """What a commit did.
 
     Attributes:
-        fused: for each planned match, the node that was added.
+        fused: for each planned match, the name of the node that was added.
         removed: number of nodes that went.
         added: number of nodes that came.
     """
 
-    fused: list[tuple[Planned, NodeProto]] = field(default_factory=list)
+    fused: list[tuple[Planned, str]] = field(default_factory=list)
     removed: int = 0
     added: int = 0
 
@@ -105,6 +105,7 @@ class Rewriter:
         self.view = view
         self.graph: Graph = view.graph
         self.bodies = bodies
+        self._together: tuple[list[Candidate], set[int]] | None = None
 
     # -- planning ------------------------------------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class Rewriter:
         owner: dict[int, Planned] = {}
         accepted: list[Planned] = []
         for item in possible:
-            winner = next((owner[position] for position in sorted(item.dead) if position in owner), None)
+            winner = next((owner[position] for position in item.dead if position in owner), None)
             if winner is not None:
                 refusals.append(self._lost(item, winner))
                 continue
@@ -138,9 +139,7 @@ class Rewriter:
         """Sorts by place in the graph, where what one makes comes before all who read it; returns one for which there is
         no such place."""
         makers = {value: number for number, item in enumerate(accepted) for value in item.made}
-        dead = self._dead(
-            [value for item in accepted for value in item.made], set().union(*(i.leaves for i in accepted))
-        )
+        dead = self._dead_together(accepted)
         places: list[int] = []
         for item in accepted:
             # What one of them would have made dead may stay for another: its place is before that.
@@ -152,7 +151,7 @@ class Rewriter:
         pending = list(range(len(accepted)))
         while pending:
             reader = pending.pop()
-            for value in sorted(accepted[reader].leaves):
+            for value in accepted[reader].leaves:
                 maker = makers.get(value, reader)
                 if maker == reader or (places[maker], ranks[maker]) < (places[reader], ranks[reader]):
                     continue
@@ -203,7 +202,7 @@ class Rewriter:
                 carriers += after
                 made |= values
                 dead = self._dead(made, leaves)
-        beside = self._leaves(self._beside(carriers, outputs.values()))
+        beside = self._leaves(self._beside(carriers, outputs.values()) if carriers else ())
         if beside is None:
             return Refusal(candidate, where, "a value beside its output cannot be written into the graph")
         if not beside <= leaves:
@@ -218,16 +217,24 @@ class Rewriter:
             reason = next((f"its output {output} {phrase}" for output, phrase in told if phrase), None)
             return Refusal(candidate, node.name, reason or "the fused node reads what it makes as well")
         may_stay = self._may_stay(candidate)
-        for position in sorted(candidate.covers):
+        for position in sorted(candidate.covers - dead):
             node = self.graph.nodes[position]
-            if position in dead | may_stay or node.op_type in CHEAP or made.intersection(node.outputs):
+            if position in may_stay or node.op_type in CHEAP or made.intersection(node.outputs):
                 continue
             stays, reason = self._why_it_stays(node, dead, candidate.covers)
             return Refusal(candidate, stays.name, reason)
         place = self._position(made, dead, leaves)
         if isinstance(place, str):
             return Refusal(candidate, where, place)
-        return Planned(candidate, outputs, tuple(carriers), frozenset(made), frozenset(dead), place, frozenset(leaves))
+        return Planned(
+            candidate,
+            outputs,
+            tuple(carriers),
+            made=tuple(sorted(made)),
+            dead=tuple(sorted(dead)),
+            position=place,
+            leaves=tuple(sorted(leaves)),
+        )
 
     def _may_stay(self, candidate: Candidate) -> frozenset[int]:
         """Positions of covered nodes that an outside reader may keep in the graph."""
@@ -300,22 +307,29 @@ class Rewriter:
         """Positions of the nodes that nothing needs once the values in `made` come from elsewhere."""
         cut = set(made)
         dead: set[int] = set()
-        pending = [self.graph.producers[value] for value in cut]
+        producers = self.graph.producers
+        pending = [producers[value] for value in cut]
         while pending:
             node = pending.pop()
-            if node.position in dead or not self._unneeded(node, cut, dead, kept):
+            if node.position in dead or self._needed(node, cut, dead, kept):
                 continue
             dead.add(node.position)
-            for value in node.inputs:
-                producer = self.graph.producers.get(value)
-                if producer is not None:
-                    pending.append(producer)
-        return dead | self._stranded(dead, cut)
+            pending.extend([producers[value] for value in node.inputs if value in producers])
+        return dead | self._stranded(dead, cut) if self._idle else dead
+
+    def _dead_together(self, planned: Sequence[Planned]) -> set[int]:
+        """Positions of the nodes that go because of all of these; the last answer is kept: what is planned is committed."""
+        asked = [item.candidate for item in planned]
+        if self._together is None or self._together[0] != asked:
+            made = [value for item in planned for value in item.made]
+            leaves = {value for item in planned for value in item.leaves}
+            self._together = asked, self._dead(made, leaves)
+        return self._together[1]
 
     def _stranded(self, dead: set[int], cut: set[str]) -> set[int]:
         """Nodes that were dead all along and read what is about to go."""
         stranded: set[int] = set()
-        pending = sorted(dead) if self._idle else []
+        pending = sorted(dead)
         while pending:
             for value in self.graph.nodes[pending.pop()].outputs:
                 if value in cut:
@@ -336,20 +350,22 @@ class Rewriter:
             node = pending.pop()
             if node.position not in live:
                 live.add(node.position)
-                pending.extend([producers[name] for name in values_read(node) if name in producers])
-        return frozenset(range(len(self.graph.nodes))) - live
+                read = values_read(node) if node.nests else node.inputs
+                pending.extend([producers[name] for name in read if name in producers])
+        return frozenset([node.position for node in self.graph.nodes if node.position not in live])
 
-    def _unneeded(self, node: Node, cut: set[str], dead: set[int], kept: set[str]) -> bool:
+    def _needed(self, node: Node, cut: set[str], dead: set[int], kept: set[str]) -> bool:
         graph, idle = self.graph, self._idle
         for output in node.outputs:
-            if not output or output in cut:
+            if output in cut or not output:
                 continue
             if output in kept or output in graph.outputs:
-                return False
+                return True
             for reader in graph.readers.get(output, ()):
-                if reader.position not in dead and reader.position not in idle:
-                    return False
-        return True
+                position = reader.position
+                if position not in dead and position not in idle:
+                    return True
+        return False
 
     def _read_outside(self, value: str, dead: set[int]) -> str | None:
         """Who needs a value besides the nodes in `dead`, as a phrase; None for nobody."""
@@ -405,33 +421,17 @@ class Rewriter:
         problem = self.graph.unsound()
         if problem is not None:  # onnx's checker does not look into functions, nor at the outputs of subgraphs
             raise ModelError(f"The model is not valid ONNX: {problem}.", "Export it again, or repair what is named.")
-        additions: list[tuple[int, NodeProto]] = []
         initializers: list[TensorProto] = []
-        written: set[str] = set()
-        cut = [value for item in planned for value in sorted(item.made)]
-        kept = set().union(*(item.leaves for item in planned))
-        dead = self._dead(cut, kept)
-        names = {node.label for node in self.graph.nodes}
-        for item in planned:
-            for value in item.candidate.fused.inputs.values():
-                if value:
-                    self._write(value, item.position, written, additions, initializers)
-            node = self._fused_node(item, names)
-            replaced = [self.graph.nodes[position].proto for position in sorted(item.dead)]
-            emit.merge_metadata(node, replaced, record=self.graph.model.ir_version >= 10)
-            additions.append((item.position, node))
-            written.update(item.outputs.values())
-            for carrier in item.carriers:
-                if carrier.outputs[0] not in written:  # else a carrier before it has brought it along
-                    written.add(carrier.outputs[0])
-                    self._write_node(carrier, item.position, written, additions, initializers)
-            commit.fused.append((item, node))
+        dead = self._dead_together(planned)
+        cut = {value for item in planned for value in item.made}
         read = {name for position in dead for name in self.graph.nodes[position].inputs}
-        gone = {name for position in dead for name in self.graph.nodes[position].outputs} - set(cut)
-        commit.removed, commit.added = len(dead), len(additions)
+        gone = {name for position in dead for name in self.graph.nodes[position].outputs} - cut
+        commit.removed = len(dead)
         domains = {item.candidate.fusion.operator.domain for item in planned}
         model = self.graph.model
-        edited = self.graph.edit(add=additions, remove=dead, initializers=initializers)
+        edited = self.graph.edit(
+            add=self._additions(planned, commit, initializers), remove=dead, initializers=initializers
+        )
         for domain in sorted(domains):
             emit.import_domain(model.opset_import, domain)
             if isinstance(self.graph.outermost.proto, FunctionProto):
@@ -444,20 +444,44 @@ class Rewriter:
             edited.drop_value_info(gone)
         return commit
 
+    def _additions(
+        self, planned: Sequence[Planned], commit: Commit, initializers: list[TensorProto]
+    ) -> Iterator[tuple[int, NodeProto]]:
+        """The nodes to add, made one by one as they are taken, and their places."""
+        written: set[str] = set()
+        operators = {item.candidate.fusion.operator.name for item in planned}
+        labels = (node.label for node in self.graph.nodes)
+        names = {label for label in labels if any(operator in label for operator in operators)}
+        for item in planned:
+            additions: list[tuple[int, NodeProto]] = []
+            for value in item.candidate.fused.inputs.values():
+                if value:
+                    self._write(value, item.position, written, additions, initializers)
+            node = self._fused_node(item, names)
+            replaced = [self.graph.nodes[position].proto for position in item.dead]
+            emit.merge_metadata(node, replaced, record=self.graph.model.ir_version >= 10)
+            additions.append((item.position, node))
+            written.update(item.outputs.values())
+            for carrier in item.carriers:
+                if carrier.outputs[0] not in written:  # else a carrier before it has brought it along
+                    written.add(carrier.outputs[0])
+                    self._write_node(carrier, item.position, written, additions, initializers)
+            commit.fused.append((item, str(node.name)))
+            commit.added += len(additions)
+            yield from additions
+
     def _fused_node(self, item: Planned, names: set[str]) -> NodeProto:
         operator = item.candidate.fusion.operator
         fused = item.candidate.fused
         inputs = {name: self.view.resolve(value) if value else None for name, value in fused.inputs.items()}
-        present = operator.present(inputs)
-        made = [name for name in operator.outputs if item.outputs.get(name)]
-        dtype = self.view.dtype(item.outputs[made[0]])
-        overload = self.bodies.overload(operator, present, made, fused.attributes, self.graph.opsets, dtype)
+        first = next(name for name in operator.outputs if item.outputs.get(name))
+        dtype = self.view.dtype(item.outputs[first])
         wanted = f"{item.candidate.match.root.name}/{operator.name}"
         name, number = wanted, 1
         while name in names:
             name, number = f"{wanted}_{number}", number + 1
         names.add(name)
-        return operator.make_node(inputs, item.outputs, fused.attributes, name, overload)
+        return self.bodies.node(operator, inputs, item.outputs, fused.attributes, self.graph.opsets, dtype, name)
 
     def _write(
         self,

@@ -117,29 +117,30 @@ class Inference:
         return info
 
     def _compute(self, value: str) -> None:
+        memo = self._memo
         stack = [value]
         active: set[str] = set()
         while stack:
             name = stack[-1]
-            if name in self._memo:
+            if name in memo:
                 stack.pop()
                 continue
             node = self._definition(name)
             if node is None:
-                self._memo[name] = self._leaf(name)
+                memo[name] = self._leaf(name)
                 continue
             rule = _RULES.get(node.qualified)
             if rule is None:
                 for output in node.outputs:
-                    self._memo[output] = self._fallback(output)
+                    memo[output] = self._fallback(output)
                 continue
-            missing = [item for item in node.inputs if item and item not in self._memo]
+            missing = [item for item in node.inputs if item not in memo and item]
             if missing and name not in active:
                 active.add(name)
                 stack.extend(missing)
                 continue
             for item in missing:  # only a cyclic graph gets here
-                self._memo[item] = UNKNOWN
+                memo[item] = UNKNOWN
             self._store(node, rule)
 
     def _store(self, node: Node, rule: Rule) -> None:
@@ -148,7 +149,9 @@ class Inference:
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             # A malformed node, or an attribute known only when a function is called: nothing can be said.
             result = None
-        infos = (result,) * len(node.outputs) if result is None or isinstance(result, Info) else result
+        if isinstance(result, Info):
+            result = (result,) * len(node.outputs)
+        infos = result or ()
         for number, output in enumerate(node.outputs):
             if not output:
                 continue
@@ -212,8 +215,10 @@ def type_info(kind: TypeProto, value: str) -> Info:
 
 def broadcast_shapes(shapes: Sequence[Shape | None]) -> tuple[Dim | None, ...] | None:
     """numpy's broadcasting on symbolic shapes; None per axis where the outcome is unknown."""
-    known = [shape for shape in shapes if shape is not None]
-    return _broadcast(*known) if len(known) == len(shapes) else None
+    if not shapes or None in shapes:
+        return None if shapes else ()
+    first = shapes[0]
+    return first if shapes.count(first) == len(shapes) else _broadcast(*shapes)
 
 
 @lru_cache(maxsize=4096)
@@ -233,6 +238,8 @@ def _broadcast(*shapes: Shape) -> tuple[Dim | None, ...]:
 def _named(inference: Inference, node: Node, dims: Sequence[Dim | None] | None) -> Shape | None:
     if dims is None:
         return None
+    if isinstance(dims, tuple) and all(dim is not None for dim in dims):
+        return dims  # the same object for all values of a shape
     return tuple([inference.fresh(node, axis) if dim is None else dim for axis, dim in enumerate(dims)])
 
 

@@ -8,8 +8,9 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, nump
 
 from onnx_fuse.passes.fuse import inferred_types
 from onnx_fuse.passes.graph import Graph, Node, captures, graphs, subgraphs
-from onnx_fuse.passes.normalize import RULES, Rules, normalize, select_rules
+from onnx_fuse.passes.normalize import RULES, normalize, select_rules
 from onnx_fuse.passes.report import Log
+from onnx_fuse.passes.rule import Rules
 from onnx_fuse.passes.view import View
 
 FOLD_LIMIT = 1 << 16

@@ -8,7 +8,7 @@ node needs into the original (`onnx_fuse.passes.rewrite`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class View:
         self._canonical: dict[str, Node] = {}
         self._arrays: dict[str, np.ndarray] = {}
         self._folded: dict[str, np.ndarray | None] = {}
-        self._covers: dict[int, frozenset[int]] = {}
+        self._scalars: dict[str, float | None] = {}
         self._by_key: dict[tuple[str, str], list[Node]] = {}
         for node in graph.nodes:
             self._by_key.setdefault((node.domain, node.op_type), []).append(node)
@@ -88,7 +88,7 @@ class View:
         self.near_misses: list[Any] = []
         self.errors: list[str] = []
         self.refusals: list[tuple[Node, str]] = []
-        self.agreed: set[str] = set()
+        self.agreed: set[Hashable] = set()
         self.shared: dict[Any, str] = {}
         self._superseded: set[int] = set()
         self._inference = Inference(self._definition, self._leaf, self._fallback, self.attribute, self._known_array)
@@ -112,6 +112,17 @@ class View:
         if value in self._aliases:
             value = self.resolve(value)
         return self._canonical.get(value) or self.graph.producers.get(value)
+
+    def maker_keys(self, node: Node) -> list[tuple[str, str] | None]:
+        """For each input of a node the key of what makes it; None where no node does."""
+        aliases, canonical, producers = self._aliases, self._canonical, self.graph.producers
+        keys: list[tuple[str, str] | None] = []
+        for name in node.inputs:
+            if name in aliases:
+                name = self.resolve(name)
+            maker = canonical.get(name) or producers.get(name)
+            keys.append(None if maker is None else maker.key)
+        return keys
 
     def inputs(self, node: Node) -> tuple[str, ...]:
         """Canonical names of a node's inputs."""
@@ -137,7 +148,10 @@ class View:
         if id(node) in self._superseded:
             return False
         aliases, canonical = self._aliases, self._canonical
-        return any(output and output not in aliases and canonical.get(output, node) is node for output in node.outputs)
+        for output in node.outputs:  # noqa: SIM110  (asked of every node, several times)
+            if output and output not in aliases and canonical.get(output, node) is node:
+                return True
+        return False
 
     def supersede(self, node: Node, by: Node) -> None:
         """Takes a recognised node off the lists where the one that grew out of it is all that reads it."""
@@ -174,7 +188,7 @@ class View:
 
     def covers(self, node: Node) -> frozenset[int]:
         """Positions of the original nodes that a canonical node stands for."""
-        return self._covers.get(id(node)) or frozenset((node.position,))
+        return frozenset(node.covers) if isinstance(node, MadeNode) else frozenset((node.position,))
 
     def is_array(self, value: str) -> bool:
         """Whether a value is a constant that only the view has."""
@@ -242,8 +256,7 @@ class View:
     def adopt(self, value: str, node: Node) -> None:
         """Lets the view-only node (of one output) make `value`; its own output becomes an alias of `value`."""
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.proto.attribute}
-        made = self._make(node.op_type, node.inputs, value, attributes, node, (), node.domain)
-        self._covers[id(made)] = self.covers(node)
+        self._make(node.op_type, node.inputs, value, attributes, node, [node], node.domain)
         self.alias(node.outputs[0], value)
 
     def declare(self, value: str, info: Info) -> None:
@@ -271,9 +284,8 @@ class View:
         covers: Iterable[Node],
         domain: str,
     ) -> Node:
-        node = MadeNode(op_type, inputs, output, attributes or {}, like.label, domain, like.position)
-        covered: frozenset[int] = frozenset().union(*(self.covers(item) for item in covers)) if covers else frozenset()
-        self._covers[id(node)] = covered or self.covers(like)
+        covered = frozenset().union(*[self.covers(item) for item in covers]) or self.covers(like)
+        node = MadeNode(op_type, inputs, output, attributes or {}, like.label, domain, like.position, tuple(covered))
         self._canonical[output] = node
         self._readers = None
         self._by_key.setdefault(node.key, []).append(node)
@@ -373,8 +385,14 @@ class View:
 
     def scalar(self, value: str) -> float | None:
         """The number in a constant with one element, or None."""
-        if not value:
+        value = self.resolve(value)
+        if not value or not self._maybe_constant(value):
             return None
+        if value not in self._scalars:
+            self._scalars[value] = self._scalar(value)
+        return self._scalars[value]
+
+    def _scalar(self, value: str) -> float | None:
         shape = self._known_shape(value)
         if shape is not None and any(dim != 1 for dim in shape):
             return None
@@ -403,7 +421,7 @@ class View:
         return node
 
     def _known_shape(self, value: str) -> Sequence[int] | None:
-        tensor = self.graph.tensor(self.resolve(value))
+        tensor = self.graph.tensor(value)
         return None if tensor is None else list(tensor.dims)
 
     def _known_array(self, value: str) -> np.ndarray | None:
@@ -455,7 +473,9 @@ class View:
                     not item or item in self._constness for item in node.inputs
                 ):
                     self._constness.update(node.outputs)
-        return value in self._constness or value in self._arrays or self.graph.tensor(value) is not None
+        if value in self._constness or value in self._arrays:
+            return True
+        return value not in self.graph.producers and self.graph.tensor(value) is not None
 
     def _fold(self, value: str, limit: int, depth: int) -> np.ndarray | None:
         if value in self._arrays:

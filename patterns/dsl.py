@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnx_fuse.errors import PatternError
@@ -137,7 +138,7 @@ class Op(Term):
     since: int = 1
     until: int = 1 << 30
 
-    @property
+    @cached_property
     def commutative(self) -> bool:
         """Whether the operands may be swapped."""
         return len(self.inputs) == 2 and self.domain == "" and all(name in COMMUTATIVE for name in self.op_types)

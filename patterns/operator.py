@@ -187,7 +187,7 @@ def _reachable(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[NodeP
     return kept[::-1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fused:
     """What a match becomes: the values and attributes of the fused node.
 
