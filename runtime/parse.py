@@ -56,10 +56,10 @@ class ParseResult:
         plugins: names of the nodes that became plugin layers.
         inlined: `domain::operator` -> number of calls replaced by the function body of the model, since no plugin takes them.
         errors: the complaints; empty if and only if accepted.
-        mistaken: names of nodes meant for a plugin that TensorRT took for operators of its own, as no plugin is registered.
         inputs, outputs: as TensorRT sees them.
         module, version: the Python module that parsed.
         log: warnings and errors it logged, each `SEVERITY: text`, and our warning of nodes it takes for others.
+        mistaken: names of nodes meant for a plugin that TensorRT took for operators of its own, as no plugin is registered.
     """
 
     accepted: bool
@@ -67,12 +67,12 @@ class ParseResult:
     plugins: tuple[str, ...]
     inlined: dict[str, int]
     errors: tuple[ParseIssue, ...]
-    mistaken: tuple[str, ...]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     module: str
     version: str
     log: tuple[str, ...]
+    mistaken: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
@@ -145,12 +145,12 @@ def parse_network(
         plugins=tuple(layer.name for layer in layers if layer.type.name.startswith("PLUGIN")),
         inlined=dict(sorted(inlined.items())),
         errors=errors,
-        mistaken=tuple(node.name for node in mistaken),
         inputs=tuple(_tensor(network.get_input(index)) for index in range(network.num_inputs)),
         outputs=tuple(_tensor(network.get_output(index)) for index in range(network.num_outputs)),
         module=trt.__name__,
         version=trt.__version__,
         log=tuple(log),
+        mistaken=tuple(node.name for node in mistaken),
     )
     return ParsedNetwork(result, network, parser, builder)
 
