@@ -151,8 +151,8 @@ def kernels(steps: Iterable[Step]) -> list[Kernel]:
 
     Chains of pointwise steps become one, join the reduction they feed and follow it, and follow a product as its epilogue. A
     reduction after a product starts another. Look-ups follow what makes their indices, and those that wait for nothing run
-    together. Of several kernels it could join, a step takes the last, so that none waits for itself; chains and look-ups that
-    nobody else reads come along. What lies around a plugin stays outside it.
+    together. Of several kernels it could join, a step takes the last, so that none waits for itself; chains that nobody
+    else reads come along, and look-ups too unless it is a product. What lies around a plugin stays outside it.
     """
     made_by: dict[str, Kernel] = {}
     chains: dict[int, Kernel] = {}
@@ -176,7 +176,9 @@ def kernels(steps: Iterable[Step]) -> list[Kernel]:
         for source in sources:
             if source is kernel:
                 continue
-            comes_along = step.kind in ("pointwise", "reduction") and source.kind in ("pointwise", "gather")
+            comes_along = step.kind in ("pointwise", "reduction") and source.kind in (
+                ("pointwise",) if kernel.kind == "matrix" else ("pointwise", "gather")
+            )
             if comes_along and not source.is_read:
                 lookups = None if lookups is source else lookups
                 kernel.steps += source.steps

@@ -290,8 +290,11 @@ class _Neighbourhood:
             return True
         if node.op_type in ("Cast", "CastLike") and self.dtype(node.inputs[0]) == self.dtype(node.outputs[0]):
             return True
-        contents = [self.view.info(output).content for output in node.outputs if output]
-        return bool(contents) and all(content is not None and None not in content for content in contents)
+        outputs = [output for output in node.outputs if output]
+        contents = [self.view.info(output).content for output in outputs]
+        if contents and all(content is not None and None not in content for content in contents):
+            return True
+        return bool(outputs) and all(self.view.is_constant(output) for output in outputs)
 
     def _is_weight(self, node: Node) -> bool:
         """Whether a node reads nothing but weights, and is computed when the engine is built."""

@@ -352,3 +352,29 @@ def test_attributes_of_two_nodes_reach_the_shared_body() -> None:
     assert len(after.functions) == 1
     y, z = run(after, {"x": np.array([-8, 8], np.float32)})
     assert (y.tolist(), z.tolist()) == ([4, 8], [1, 8])
+
+
+TWICE = """
+<domain: "d", overload: "OVERLOAD", opset_import: ["": 17]>
+Twice <factor> (a) => (b) { c = Constant <value_float: float = @factor> ()  e = Mul (a, c)  b = Add (e, e) }
+"""
+
+
+def test_bodies_of_some_nodes_in_their_places() -> None:
+    """Each call has its own body, whatever the overload; the other nodes keep theirs."""
+    made = model(
+        "(float[n] x) => (float[n] y) { t = d.Twice <factor = 2.0> (x)  u = d.Twice:other <factor = 3.0> (t)  y = d.Twice <factor = 5.0> (u) }",
+        functions=TWICE.replace("OVERLOAD", "") + TWICE.replace("OVERLOAD", "other").replace("Add (e, e)", "Neg (e)"),
+    )
+    for node, name in zip(made.graph.node, ("first", "second", "third"), strict=True):
+        node.name = name
+    before = made.SerializeToString(deterministic=True)
+    opened = emit.inline_nodes(made, lambda node: node.name in ("second", "third"))
+    assert [node.op_type for node in opened.graph.node if node.domain] == ["Twice"]
+    names = [node.name for node in opened.graph.node]
+    assert names[0] == "first" and all(name.startswith(("second/", "third/")) for name in names[1:])
+    assert {(item.name, item.overload) for item in opened.functions} == {("Twice", ""), ("Twice", "other")}
+    onnx.checker.check_model(opened)
+    assert_same_results(made, opened)
+    assert made.SerializeToString(deterministic=True) == before
+    assert emit.inline_nodes(made, lambda node: False) is made

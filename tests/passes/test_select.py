@@ -400,6 +400,25 @@ def test_without_a_gpu_measuring_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         onnx_fuse.fuse(feed_forward(), enable=["FusedSwish"], select="measured")
 
 
+def facts_of(operator: str, attributes: Mapping[str, Any], **inputs: Sequence[int]) -> Any:
+    node = helper.make_node(operator, list(inputs), ["y"], domain="gr.ml.infra", **attributes)
+    node.attribute.append(helper.make_attribute("inputs", ",".join(inputs)))
+    return plugin_facts(node, lambda name: tuple(inputs[name]), True, SLOW)
+
+
+def test_what_plugins_refuse() -> None:
+    """The limits of docs/plugins.md: building an engine would fail there."""
+    tables = {f"table_{number}": (10, 8) for number in range(1, 10)}
+    assert "9 tables" in facts_of("FusedEmbedLayerNorm", {}, **tables).refusal
+    levels = {"x": (2, 3, 8), "level_embeddings": (129, 8)}
+    assert "129 levels" in facts_of("HierarchicalSequenceFusion", {"windows": [1]}, **levels).refusal
+    windows = {"x": (2, 3, 8), "level_embeddings": (4, 8)}
+    assert "5 windows" in facts_of("HierarchicalSequenceFusion", {"windows": [1, 3, 5, 7, 9]}, **windows).refusal
+    assert "65 features" in facts_of("InteractionTritonFast", {}, E=(2, 65, 8)).refusal
+    wide = {"q": (2, 3, 1024), "k": (2, 3, 1024), "v": (2, 3, 1024)}
+    assert "heads of 512" in facts_of("HSTUHierarchicalAttention", {"num_heads": 2, "norm": "none"}, **wide).refusal
+
+
 # --- what plugins launch ----------------------------------------------------------------------------------------------
 
 
