@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +20,11 @@ from onnx_fuse.passes.checker import check
 from onnx_fuse.passes.convert import OLDEST, Convert
 from onnx_fuse.passes.emit import Functions, drop_bodies, inline_bodies
 from onnx_fuse.passes.fuse import FusePass
-from onnx_fuse.passes.measured import Verdicts, choose
 from onnx_fuse.passes.native_attention import SINCE, to_native
 from onnx_fuse.passes.normalize import rule_names
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
-from onnx_fuse.passes.select import Selection, measured, select_fused
+from onnx_fuse.passes.select import METHODS, Selection
 from onnx_fuse.passes.simplify import Simplify
 from onnx_fuse.passes.surgeon import from_surgeon, is_surgeon_graph, to_surgeon
 from onnx_fuse.passes.text import blames_text
@@ -33,14 +32,12 @@ from onnx_fuse.passes.verify import Suspects
 from onnx_fuse.passes.verify import verify as compare
 from onnx_fuse.patterns import fusions as builtin_fusions
 from onnx_fuse.patterns.operator import Fusion
+from onnx_fuse.runtime.selection import selected
 
 Model = "ModelProto | str | os.PathLike[str] | Any"
 Progress = Callable[[str], None]
 Chosen = str | os.PathLike[str] | Fusion
 """A fusion by its name, by the path of a learned one, or itself."""
-
-SELECT = ("all", "auto", "measured")
-"""How to choose which matches to fuse."""
 
 ATTENTION = ("fused", "native")
 """What softmax attention of a large hidden size becomes."""
@@ -127,8 +124,8 @@ def fuse(
         RequirementError: a count of `require` was not reached; the exception's `report` says why.
         VerificationError: the fused model differs; the exception's `report` holds the comparison.
     """
-    if select not in SELECT:
-        raise UsageError(f"select={select!r} is not known.", f"Use one of {', '.join(SELECT)}.")
+    if select not in METHODS:
+        raise UsageError(f"select={select!r} is not known.", f"Use one of {', '.join(METHODS)}.")
     if select == "all" and (sizes or device):
         raise UsageError(
             'sizes and device are for select="auto" and "measured".', 'Say select="auto", or leave them out.'
@@ -175,9 +172,17 @@ def fuse(
     if select != "all" and report.matches:
         others = [item.name for item in own] + (rule_names() if simplify else [])
         say("selecting")
-        selection = _selected(
-            select, fused, report, sizes, device, folder, lambda roots: again([*others, *roots])[0], say
-        ).keeping({match.node for match in report.matches if {match.fusion, match.operator} & {*(require or {})}})
+        roots_of = {match.node: match.root for match in report.matches}
+
+        def of_operators(predicted: Selection, kept: Collection[str]) -> ModelProto:
+            roots = [roots_of[item.node] for item in predicted.decisions if item.operator in kept]
+            return again([*others, *roots])[0]
+
+        # Fused nodes that the model came with are not ours to leave out.
+        selection = selected(
+            select, fused, of_operators, among=roots_of.keys(), sizes=sizes, device=device, alternative="original",
+            folder=folder, progress=say,
+        ).keeping({match.node for match in report.matches if {match.fusion, match.operator} & {*(require or {})}})  # fmt: skip
         report.selection = selection.to_dict()
         roots = [match.root for match in report.matches if match.node not in selection.left_out]
         if len(roots) < len(report.matches):
@@ -260,42 +265,6 @@ def explain(
         report.near_misses = [item for item in report.near_misses if names & {item.node, item.failed_at}]
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _selected(
-    select: str,
-    fused: ModelProto,
-    report: Report,
-    sizes: Mapping[str, int | Sequence[int]] | None,
-    device: str | None,
-    folder: Path | None,
-    build: Callable[[Sequence[str]], ModelProto],
-    say: Progress,
-) -> Selection:
-    """Which of the fused nodes are worth it; `build` gives the model with just those whose roots it is told."""
-    of_device = None if select == "measured" else device
-    predicted = select_fused(fused, sizes=sizes, device=of_device, alternative="original")
-    roots = {item.node: item.root for item in report.matches}
-    # Fused nodes that the model came with are not ours to leave out.
-    predicted = replace(predicted, decisions=tuple(item for item in predicted.decisions if item.node in roots))
-    if select == "auto":
-        return predicted
-    from onnx_fuse.runtime.plugins import cache_folder
-    from onnx_fuse.runtime.timers import timer_for
-
-    timer = timer_for(device, predicted.sizes, folder)
-    gains: dict[str, float] = {}
-    for item in predicted.decisions:
-        gains[item.operator] = gains.get(item.operator, 0.0) + (item.before_us or 0.0) - (item.after_us or 0.0)
-    verdicts = choose(
-        sorted(gains, key=lambda name: -gains[name]),
-        lambda kept: build([roots[item.node] for item in predicted.decisions if item.operator in kept]),
-        timer,
-        verdicts=Verdicts(cache_folder() / "verdicts"),
-        sizes=predicted.sizes,
-        progress=say,
-    )
-    return measured(predicted, verdicts, timer.name)
 
 
 def _check_fused(original: ModelProto | Path, fused: ModelProto, report: Report) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnx_fuse.cli import _console, _names, _progress, _require_model, app
+from onnx_fuse.cli import Select, _console, _names, _progress, _require_model, app
 from onnx_fuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def build(
         [], metavar="LIB", help="A plugin library to load instead of the one that is found; may be repeated."
     ),
     no_plugins: bool = typer.Option(False, "--no-plugins", help="Load no plugin library."),
+    select: Select = typer.Option(Select.auto, help="Make plugins of all fused nodes, or of those that pay."),
     timing_cache: Path | None = typer.Option(None, metavar="F", help="Keep TensorRT's measurements in this file."),
     no_verify: bool = typer.Option(
         False, "--no-verify", help="Do not compare a converted model with the float32 model."
@@ -80,6 +81,7 @@ def build(
         "plugins": [] if no_plugins else plugins or None,
         "timing_cache": timing_cache,
         "targets": _names(target),
+        "select": select.value,
         "verify": not no_verify,
     }
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
@@ -113,7 +115,7 @@ def _build(model: Path, out: Path, settings: EngineConfig, quiet: bool, verbose:
 
 def _show(console: Console, built: Built) -> None:
     """What was built, for which shapes, how exact, and which fused nodes are plugins."""
-    from onnx_fuse.render import counted, indented, row, say, size_text, table
+    from onnx_fuse.render import counted, indented, row, say, selection, size_text, table
 
     record = built.record
     say(console, f"{record.module} {record.version}, for {', '.join(record.targets) or 'the GPU of this machine'}")
@@ -130,6 +132,8 @@ def _show(console: Console, built: Built) -> None:
     if built.plugins or built.without_plugin:
         without = sum(len(nodes) for nodes in built.without_plugin.values())
         say(console, f"Fused nodes: {counted(len(built.plugins), 'plugin')}, {without} run as their bodies.")
+    if built.selection is not None:
+        selection(console, built.selection)
     for reason, nodes in built.without_plugin.items():
         indented(console, f"{counted(len(nodes), 'node')} without: {reason}", 2)
         indented(console, f"first at {nodes[0]}", 6, "dim")

@@ -6,6 +6,7 @@ says where the published ones come from. The others are assumptions: nothing of 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ DEVICES = {
     device.name: device
     for device in (
         Device("A100", 80, 108, 2.039e12, 19.5e12, 156e12, 312e12),
+        Device("A10", 86, 72, 0.600e12, 31.2e12, 62.5e12, 125e12),
         Device("L4", 89, 58, 0.300e12, 30.3e12, 60e12, 121e12),
         Device("RTX 4090", 89, 128, 1.008e12, 82.6e12, 82.6e12, 165.2e12),
         Device("H100", 90, 132, 3.35e12, 67e12, 494.7e12, 989.4e12),
@@ -218,6 +220,14 @@ def cost(steps: Iterable[Step], device: Device, is_read_outside: Callable[[str],
         launches, moved = launches + count, moved + traffic
         seconds += count * LAUNCH + max(traffic / (BANDWIDTH_SHARE * device.bandwidth), compute)
     return Cost(launches, moved, seconds)
+
+
+def device_for(names: Iterable[str]) -> Device | None:
+    """The first of these devices that the table has, as `device_of` reads their names; None if it has none of them."""
+    for name in names:
+        with contextlib.suppress(UsageError):
+            return device_of(name)
+    return None
 
 
 def device_of(name: str) -> Device:

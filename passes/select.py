@@ -29,6 +29,9 @@ BATCH, LENGTH = 8, 128
 """Sizes assumed for a first axis and for any other, where none is given."""
 
 Alternative = Literal["original", "body"]
+
+METHODS = ("all", "auto", "measured")
+"""How to choose: every fusion, those predicted to pay, those that make the model faster when it is timed."""
 _STEPS = 8
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _FLOATS = (TensorProto.FLOAT, *_HALF)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from onnx import AttributeProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
-from onnx_fuse.passes import io
+from onnx_fuse.passes import cost, io, select
 from onnx_fuse.passes.accuracy import Accuracy, measure
 from onnx_fuse.passes.compare import TOLERANCES
 from onnx_fuse.passes.draw import input_specs
 from onnx_fuse.passes.external_data import external_files
 from onnx_fuse.passes.files import Staging, write_file
-from onnx_fuse.passes.precision import convert, precision_of, quantized_types
+from onnx_fuse.passes.precision import NARROW, convert, precision_of, quantized_types
+from onnx_fuse.passes.select import Selection
 from onnx_fuse.runtime import engine_file, plugins, tensorrt
 from onnx_fuse.runtime.config import EngineConfig, Profile
 from onnx_fuse.runtime.engine_file import EngineRecord, EngineTensor
@@ -39,6 +40,7 @@ from onnx_fuse.runtime.parse import (
     text_of,
 )
 from onnx_fuse.runtime.profiles import profiles_for
+from onnx_fuse.runtime.selection import selected
 
 _BLOCK = 1 << 22
 _MOST_ERRORS = 5
@@ -74,6 +76,7 @@ class Built:
         assumed: sentences on what was chosen for the caller.
         warnings: sentences on what may not be as wanted.
         converted: nodes in the narrow type and nodes left in float32, where the precision was changed.
+        selection: what was decided for the fused nodes with a plugin, as `Selection.to_dict` gives it; None where all stay.
         accuracy: how far that is from the float32 model; None where the precision was not changed.
         seconds: for all of it.
     """
@@ -89,6 +92,7 @@ class Built:
     warnings: tuple[str, ...]
     converted: tuple[int, int] | None
     accuracy: Accuracy | None
+    selection: dict[str, Any] | None
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,9 +157,16 @@ def build(
     source = _load(model, base_dir)
     libraries = [path.resolve() for path in (plugins.find() if config.plugins is None else map(Path, config.plugins))]
     tensorrt.load_plugins(libraries)
-    fused = [node.name or node.output[0] for node in _fused_nodes(source.proto) if is_plugin(node)]
     profiles, assumed = profiles_for(input_specs(source.proto), config)
     targets, notes = _targets(config)
+    without = _without_plugin(source.proto, libraries)
+    selection = _selected(source, config, profiles, targets, say)
+    if selection is not None and (left_out := selection.left_out):
+        source = replace(source, proto=select.without(source.proto, left_out))
+        without["its plugin is not predicted to pay" if config.select == "auto" else "its plugin does not pay"] = tuple(
+            item.node for item in selection.decisions if not item.keep
+        )
+    fused = [node.name or node.output[0] for node in _fused_nodes(source.proto) if is_plugin(node)]
     record = EngineRecord(
         model=source.name,
         key="",
@@ -168,14 +179,16 @@ def build(
         plugins={str(path): _sha256(path) for path in libraries} if fused else {},
         layers={},
         sha256="",
-        options=_options(config),
+        options=_options(config, selection),
     )
     record = replace(record, key=_key(source, record))
     present, rebuilt = _present(output, record)
-    without = _without_plugin(source.proto, libraries)
+    decided = None if selection is None else selection.to_dict()
     if present is not None:
         seconds = time.perf_counter() - started
-        return Built(output, present, True, None, None, tuple(fused), without, assumed, notes, None, None, seconds)
+        return Built(
+            output, present, True, None, None, tuple(fused), without, assumed, notes, None, None, decided, seconds
+        )
 
     prepared = _prepare(source, config, say)
     say("parsing")
@@ -211,6 +224,7 @@ def build(
         warnings=(*notes, *prepared.warnings),
         converted=prepared.converted,
         accuracy=prepared.accuracy,
+        selection=decided,
         seconds=time.perf_counter() - started,
     )
 
@@ -275,9 +289,41 @@ def _targets(config: EngineConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (), notes
 
 
-def _options(config: EngineConfig) -> dict[str, Any]:
+def _selected(
+    source: _Source,
+    config: EngineConfig,
+    profiles: Sequence[Profile],
+    targets: Sequence[str],
+    say: Callable[[str], None],
+) -> Selection | None:
+    """Which of the fused nodes that would become plugins are worth it, at the sizes that the first profile is optimised for."""
+    plugins_of = {node.name or node.output[0] for node in source.proto.graph.node if is_plugin(node)}
+    if config.select == "all" or not plugins_of:
+        return None
+    say("selecting")
+    device = cost.device_for([f"sm_{target.removeprefix('SM')}" for target in targets] or [tensorrt.device() or ""])
+
+    def of_operators(predicted: Selection, kept: Collection[str]) -> ModelProto:
+        others = [item.node for item in predicted.decisions if item.operator not in kept]
+        return select.without(source.proto, others)
+
+    return selected(
+        config.select,
+        source.proto,
+        of_operators,
+        among=plugins_of,
+        sizes={name: of.opt for name, of in profiles[0].items()} if profiles else None,
+        device=None if device is None else device.name,
+        precision=config.precision if config.precision in ("float32", *NARROW) else None,
+        folder=source.folder,
+        progress=say,
+    )
+
+
+def _options(config: EngineConfig, selection: Selection | None) -> dict[str, Any]:
     names = ("precision", "opt_level", "workspace")
-    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    chosen = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return chosen if selection is None else {**chosen, "without_plugin": sorted(selection.left_out)}
 
 
 def _key(source: _Source, record: EngineRecord) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import UsageError
+from onnx_fuse.passes.select import METHODS
 from onnx_fuse.runtime.engine_file import ShapeRange
 
 Profile = Mapping[str, ShapeRange]
@@ -40,6 +41,8 @@ class EngineConfig:
         plugins: plugin libraries; those that `onnx_fuse.runtime.plugins.find` finds if None, none if empty.
         timing_cache: a file that TensorRT's measurements are kept in from build to build.
         targets: compute capabilities to build for ahead of time, such as "SM120".
+        select: which fused nodes with a plugin stay such: "auto", those predicted to pay; "all"; or "measured", those that make
+            the engine faster when it is timed here.
         verify: compare a converted model with the float32 model in ONNX Runtime.
         assumed: sentences on choices in here that nobody made, for the build to pass on.
 
@@ -55,6 +58,7 @@ class EngineConfig:
     plugins: Sequence[str | os.PathLike[str]] | None = None
     timing_cache: str | os.PathLike[str] | None = None
     targets: Sequence[str] = ()
+    select: str = "auto"
     verify: bool = True
     assumed: Sequence[str] = ()
 
@@ -68,6 +72,8 @@ class EngineConfig:
             raise UsageError(
                 f"The optimisation level is {self.opt_level}.", "Use 0 (fastest build) to 5 (best engine)."
             )
+        if self.select not in METHODS:
+            raise UsageError(f"select={self.select!r} is not known.", f"Use one of {', '.join(METHODS)}.")
         changed: dict[str, Any] = {
             "profiles": tuple(self.profiles),
             "workspace": read_size(self.workspace) if isinstance(self.workspace, str) else self.workspace,

@@ -91,7 +91,7 @@ class EngineTimer:
         shapes = {name: ShapeRange(array.shape, array.shape, array.shape) for name, array in inputs.items()}
         self._count += 1
         target = Path(self._folder.name) / f"{self._count}.engine"
-        builder.build(model, target, config.EngineConfig(profiles=[shapes]), base_dir=self._base_dir)
+        builder.build(model, target, config.EngineConfig(profiles=[shapes], select="all"), base_dir=self._base_dir)
         opened: Any = engine.Engine(target)
 
         def run() -> float:

@@ -357,7 +357,7 @@ def test_every_fused_operator_is_a_plugin_in_float16(tmp_path: Path) -> None:
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("gr.ml.infra", 1)]
         path = tmp_path / f"{name}.onnx"
         onnx.save(helper.make_model(graph, functions=[body], opset_imports=opsets, ir_version=10), path)
-        settings = {"precision": "fp16", "targets": ["SM86"], "plugins": [str(library())]}
+        settings = {"precision": "fp16", "targets": ["SM86"], "plugins": [str(library())], "select": "all"}
         jobs.append({"model": str(path), "output": str(path.with_suffix(".plan")), "config": settings})
     for job, answer in zip(jobs, in_a_process(jobs), strict=True):
         assert "error" not in answer, f"{job['model']}: {answer}"
