@@ -327,8 +327,8 @@ def in_a_process(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return answers
 
 
-def test_every_fused_operator_is_a_plugin_in_float16(tmp_path: Path) -> None:
-    """What `FusedOp.float32_inputs` leaves in float32 is what the plugins take in float32."""
+def test_every_fused_operator_is_a_plugin_in_float16_where_it_shall_be(tmp_path: Path) -> None:
+    """What `FusedOp.float32_inputs` leaves in float32 is what the plugins take in float32. By default only what pays is a plugin."""
     pytest.importorskip("triton")
     torch = pytest.importorskip("torch")
     from tests.plugin_csrc.built import library
@@ -359,7 +359,13 @@ def test_every_fused_operator_is_a_plugin_in_float16(tmp_path: Path) -> None:
         onnx.save(helper.make_model(graph, functions=[body], opset_imports=opsets, ir_version=10), path)
         settings = {"precision": "fp16", "targets": ["SM86"], "plugins": [str(library())], "select": "all"}
         jobs.append({"model": str(path), "output": str(path.with_suffix(".plan")), "config": settings})
-    for job, answer in zip(jobs, in_a_process(jobs), strict=True):
+    swish: dict[str, Any] = next(job for job in jobs if "FusedSwish" in job["model"])
+    by_cost = {**swish, "output": str(tmp_path / "auto.plan"), "config": {**swish["config"], "select": "auto"}}
+    *answers, inlined = in_a_process([*jobs, by_cost])
+    assert inlined["plugins"] == [] and inlined["without_plugin"] == {"its plugin is not predicted to pay": ["node"]}
+    assert [item["keep"] for item in inlined["selection"]["decisions"]] == [False]
+    assert inlined["record"]["options"]["without_plugin"] == ["node"] and inlined["record"]["plugins"] == {}
+    for job, answer in zip(jobs, answers, strict=True):
         assert "error" not in answer, f"{job['model']}: {answer}"
         assert answer["plugins"] == ["node"] and answer["converted"] == [1, 0] and answer["without_plugin"] == {}
         assert list(answer["record"]["plugins"]) == [str(library())]
