@@ -57,6 +57,28 @@ class TestNodes:
         assert (found["inputs"], found["outputs"]) == (b"x,skip,gamma,beta", b"output")
         assert found["epsilon"] == 0.5 and found["norm"] == b"layer"
 
+    def test_nodes_differ_where_their_inputs_or_attributes_do_and_are_else_alike(self) -> None:
+        norm = "LayerNormalization<epsilon={}>"
+        after, _ = fused(
+            model(
+                f"""(float[n,4] x, float[n,4] r) => (float[n,4] c, float[n,4] f, float[n,4] i) {{
+                    a = Add(x, r) [first] c = {norm.format(0.5)}(a, g, b) d = Add(c, r) [second] f = {norm.format(0.5)}(d, b, g)
+                    h = Add(f, r) [third] i = {norm.format(0.25)}(h, g, b)
+                }}""",
+                weights=WEIGHTS,
+            ),
+            SKIP,
+        )
+        first, second, third = after.graph.node
+        assert [list(node.input) for node in after.graph.node] == [
+            ["x", "r", "g", "b"],
+            ["c", "r", "b", "g"],
+            ["f", "r", "g", "b"],
+        ]
+        assert attributes(first) == attributes(second) == {**attributes(third), "epsilon": 0.5}
+        assert attributes(third)["epsilon"] == 0.25
+        assert len({node.name for node in after.graph.node}) == 3
+
     def test_outputs_that_are_there_are_named_too(self) -> None:
         made = model(
             """(float[n,4] x, float[n,4] r) => (float[n,4] y, float[n,4] z) {

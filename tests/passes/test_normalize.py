@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnx_fuse.passes.graph import Graph, Node
 from onnx_fuse.passes.normalize import normalize
+from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View
 from tests.drawn import transformer
 from tests.helpers import assert_same_results, bfloat16, model, operators, run, simplified, view_of
@@ -502,6 +503,45 @@ def test_rules_that_never_come_to_rest_are_stopped() -> None:
 
     made = model("(float[2] x) => (float[2] y) { y = Abs(x) }")
     assert normalize(View(Graph(made.graph, made)), {"Abs": (again,)}) < 100
+
+
+def test_a_rule_is_tried_only_behind_the_operators_it_names_as_the_view_has_them() -> None:
+    tried = []
+
+    @reads("Abs", "Neg")
+    def seen(view: View, node: Node) -> bool:
+        tried.append(node.name)
+        return False
+
+    def drop(view: View, node: Node) -> bool:
+        view.alias(node.outputs[0], node.inputs[0])
+        return True
+
+    made = model(
+        """(float[2] x) => (float[2] y) {
+            a = Abs(x) [behind] b = Relu(a) [not_behind] c = Relu(x)
+            i = Identity(a) [behind_what_is_dropped] y = Relu(i)
+        }"""
+    )
+    normalize(View(Graph(made.graph, made)), {"Relu": (seen,), "Identity": (drop,)})
+    assert tried == ["behind", "behind_what_is_dropped"]
+
+
+@pytest.mark.parametrize(("opset", "half"), [(14, False), (17, True)])
+@settings(derandomize=True, deadline=None, max_examples=15, database=None)
+@given(data=st.data())
+def test_no_rule_would_fire_where_it_says_that_it_does_not(opset: int, half: bool, data: st.DataObject) -> None:
+    made = transformer(data, opset, half=half)
+
+    def nodes() -> list[Any]:
+        view = View(Graph(made.graph, made))
+        normalize(view)
+        return [(node.key, view.inputs(node), node.outputs) for node in view.all_nodes()]
+
+    found = nodes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnx_fuse.passes.normalize.may_fire", lambda *_: True)
+        assert nodes() == found
 
 
 @pytest.mark.parametrize(("opset", "half"), [(14, False), (17, False), (17, True)])

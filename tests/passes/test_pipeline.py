@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,16 @@ class TestPasses:
 
 
 class TestFailure:
+    @pytest.mark.parametrize("enabled", [True, False])
+    def test_the_garbage_collector_is_left_as_it_was(self, enabled: bool) -> None:
+        was = gc.isenabled()
+        try:
+            (gc.enable if enabled else gc.disable)()
+            onnx_fuse.fuse(model(TEXT), enable=["FusedSwish"], verify=False)
+            assert gc.isenabled() is enabled
+        finally:
+            (gc.enable if was else gc.disable)()
+
     def test_a_pass_that_raises_is_reported_its_changes_are_dropped_and_the_others_run(self) -> None:
         def half_way(graph: Graph) -> None:
             graph.edit(remove={2})
