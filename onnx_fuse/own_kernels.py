@@ -140,7 +140,7 @@ class _Reading:
         description = self.description
         operator = OwnOperator(
             name=description.name,
-            namespace=description.plugin_namespace or description.domain,
+            namespace=description.domain if description.plugin_namespace is None else description.plugin_namespace,
             version=description.plugin_version,
             inputs=self.inputs,
             outputs=self._outputs(),
@@ -161,7 +161,8 @@ class _Reading:
         if isinstance(kernel.operator, FusedOp):
             description, tensors = kernel.operator, self._typed(kernel.operator)
             try:
-                learning.require_name(description.name, description.domain)
+                for space in {description.domain, description.plugin_namespace or description.domain}:
+                    learning.require_name(description.name, space)
                 learned_file.of_operator(description, tensors, kernel.attributes)
             except OnnxFuseError as error:
                 raise kernel.wrong("operator", error.cause, error.remedy) from error
@@ -294,7 +295,7 @@ class _Reading:
                 raise self.kernel.wrong("configs", f"{config!r} is no triton.Config")
             for name in sorted({*constants} ^ {*config.kwargs}):
                 what = "lacks the kernel's constant" if name in constants else "has what is no constant of the kernel,"
-                raise self.kernel.wrong("configs", f"{config} {what} {name}")
+                raise self.kernel.wrong("configs", f"{config.kwargs} {what} {name}")
             odd = [name for name in ("maxnreg", "pre_hook", "ir_override") if getattr(config, name, None) is not None]
             if odd or getattr(config, "num_ctas", 1) != 1:
                 raise self.kernel.wrong("configs", f"{odd[0] if odd else 'num_ctas'} is not supported")
@@ -369,8 +370,8 @@ class _Reading:
             if left.value({}):
                 return None
         except ZeroDivisionError as error:
-            raise self.kernel.wrong("when", f"it divides by 0 for {config}") from error
-        raise self.kernel.wrong("when", f"it is never met for {config}", "Leave that config out.")
+            raise self.kernel.wrong("when", f"it divides by 0 for {config.kwargs}") from error
+        raise self.kernel.wrong("when", f"it is never met for {config.kwargs}", "Leave that config out.")
 
     def _types(self) -> tuple[str, ...]:
         types = tuple(self.kernel.types)

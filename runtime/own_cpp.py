@@ -70,7 +70,7 @@ class _Writer:
 struct Sizes{self.name} {{
 {fields}}};
 
-// {self.operator.key}, of {self.operator.source}
+// {self.operator.plugin}, of {self.operator.source}
 class {self.name} final : public Operator {{
  public:
 {body}

@@ -96,8 +96,8 @@ class OwnOperator:
     source: str
 
     @property
-    def key(self) -> str:
-        """What tells it from other plugins: TensorRT finds it by these three."""
+    def plugin(self) -> str:
+        """What TensorRT finds a plugin by, in words: "namespace::name version 1"."""
         return f"{self.namespace}::{self.name} version {self.version}"
 
     @property

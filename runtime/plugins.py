@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -128,7 +129,7 @@ def build_own(
     say = progress or (lambda _: None)
     target = f"{name}_tensorrt_plugins"
     output = own_folder() / f"lib{target}.so" if output is None else Path(output)
-    keys = [item.key for items in operators.values() for item in items]
+    keys = [item.plugin for items in operators.values() for item in items]
     _require_new(output, keys)
     wanted = [(file, variant) for file, items in operators.items() for item in items for variant in item.variants()]
     kernels = aot.compile_variants(wanted, architectures, jobs=jobs, progress=say)
@@ -291,6 +292,15 @@ def find(given: Sequence[str | os.PathLike[str]] = ()) -> list[Path]:
         return [Path(item) for item in named.split(os.pathsep) if item]
     built = [folder / LIBRARY for folder in (source_folder(), cache_folder()) if (folder / LIBRARY).is_file()]
     return [*built[:1], *sorted(own_folder().glob("*.so"))]
+
+
+def recorded() -> set[str]:
+    """What the records beside the libraries of `find` say that they have plugins for, of a user's own operators."""
+    found: set[str] = set()
+    for path in find():
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            found.update(json.loads(_record(path).read_text()).get("operators", ()))
+    return found
 
 
 def described(path: Path) -> Library | None:
