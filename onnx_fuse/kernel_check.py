@@ -251,6 +251,8 @@ def run(own: own_kernels.Own, sizes: Mapping[str, int], dtype: str, number: int 
             missing = int((view.isnan().numpy() & ~np.isnan(expected[name])).sum())
             unwritten = f" ({missing} elements are NaN, or were never written)" if missing else ""
             problems.append(f"{name} {found.problem}{unwritten}".replace("the original", "the body"))
+    if problems and dtype == "bfloat16":
+        problems.append("Triton's interpreter computes bfloat16 wrongly, so convert what is loaded to float32 first")
     return Checked(kernel, told, dtype, worst, informative, "; ".join(problems) or None)
 
 

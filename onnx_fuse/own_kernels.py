@@ -27,7 +27,12 @@ from onnx_fuse.runtime import aot, plugins
 from onnx_fuse.runtime.expressions import Expression, parse
 from onnx_fuse.runtime.own_operator import ELEMENTS, Argument, Config, Input, OwnOperator
 
-_INPUTS = {TensorProto.FLOAT: "float", TensorProto.INT32: "int32", TensorProto.INT64: "int64", TensorProto.BOOL: "bool"}
+_INPUTS: dict[int, str] = {
+    TensorProto.FLOAT: "float",
+    TensorProto.INT32: "int32",
+    TensorProto.INT64: "int64",
+    TensorProto.BOOL: "bool",
+}
 _INTEGERS = {"i32": "i32", "int32": "i32", "i64": "i64", "int64": "i64", "": "i64"}
 
 
@@ -275,12 +280,13 @@ class _Reading:
     def _annotations(self) -> dict[str, str]:
         """Argument -> the last word of its annotation: "constexpr", "int32"."""
         function = self.kernel.function
-        if not hasattr(function, "arg_names") or not callable(getattr(function, "fn", None)):
+        names, inner = (getattr(function, name, None) for name in ("arg_names", "fn"))
+        if names is None or not callable(inner):
             raise self.kernel.wrong("function", f"{function!r} is no function decorated with triton.jit")
         if getattr(self.module, function.__name__, None) is not function:
             raise self.kernel.wrong("function", f"{function.__name__} is not at the top of {self.file.name}")
-        given = inspect.get_annotations(function.fn)
-        return {name: _word(given.get(name, "")).rpartition(".")[2] for name in function.arg_names}
+        given = inspect.get_annotations(inner)
+        return {name: _word(given.get(name, "")).rpartition(".")[2] for name in names}
 
     def _constants(self) -> list[str]:
         """Names of the kernel's constants, once they are found in every config."""

@@ -9,23 +9,23 @@ from __future__ import annotations
 import ast
 import itertools
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_ARITHMETIC = {
+_ARITHMETIC: dict[type[ast.operator], tuple[Callable[[int, int], int], str]] = {
     ast.Add: (operator.add, "({} + {})"),
     ast.Sub: (operator.sub, "({} - {})"),
     ast.Mult: (operator.mul, "({} * {})"),
     ast.FloorDiv: (operator.floordiv, "floorDivide({}, {})"),
     ast.Mod: (operator.mod, "modulo({}, {})"),
 }
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, tuple[Callable[[int, int], int], str]] = {
     "ceil_div": (lambda a, b: -(-a // b), "roundedDivide({}, {})"),
     "min": (min, "smaller({}, {})"),
     "max": (max, "larger({}, {})"),
 }
-_COMPARISONS = {
+_COMPARISONS: dict[type[ast.cmpop], tuple[Callable[[int, int], bool], str]] = {
     ast.Lt: (operator.lt, "<"),
     ast.LtE: (operator.le, "<="),
     ast.Gt: (operator.gt, ">"),
@@ -33,7 +33,10 @@ _COMPARISONS = {
     ast.Eq: (operator.eq, "=="),
     ast.NotEq: (operator.ne, "!="),
 }
-_LOGIC = {ast.And: (all, " && "), ast.Or: (any, " || ")}
+_LOGIC: dict[type[ast.boolop], tuple[Callable[[Iterable[int]], bool], str]] = {
+    ast.And: (all, " && "),
+    ast.Or: (any, " || "),
+}
 _LARGEST = 2**62
 
 
@@ -155,7 +158,7 @@ def _cpp(tree: ast.expr, names: Mapping[str, str], number: str) -> str:
         return _FUNCTIONS[_called(tree)][1].format(*(_cpp(item, names, number) for item in tree.args))
     if isinstance(tree, ast.Name):
         return names[tree.id]
-    assert isinstance(tree, ast.Constant)
+    assert isinstance(tree, ast.Constant) and isinstance(tree.value, int)
     return f"{number}{{{tree.value}}}"
 
 

@@ -18,4 +18,4 @@ class GatedRMSNorm(nn.Module):
         """Inputs to learn from."""
         return torch.randn(2, 6, 32), torch.randn(2, 6, 32), torch.rand(32)
 
-    dynamic_shapes = {name: {0: "B", 1: "S", 2: "H"} for name in ("x", "gate")} | {"weight": {0: "H"}}  # noqa: RUF012
+    dynamic_shapes = {name: {0: "B", 1: "S", 2: "H"} for name in ("x", "gate")} | {"weight": {0: "H"}}

@@ -1,6 +1,6 @@
 """Writes model.onnx: two layers with a gated norm each, in other words and with other weights than the module that was learned.
 
-    python examples/own_kernel/model.py [FOLDER]
+python examples/own_kernel/model.py [FOLDER]
 """
 
 from __future__ import annotations

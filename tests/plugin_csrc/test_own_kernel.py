@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from onnx import save
+from onnx import TensorProto, save
 
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
@@ -28,7 +28,6 @@ from tests.plugin_csrc.built import library as builtin_library  # noqa: E402
 from tests.plugin_csrc.own import MIXED, NARROW, enqueued, library, written  # noqa: E402
 
 
-
 def read(folder: Path, **files: str) -> own_kernels.Own:
     return own_kernels.read(written(folder, **files))[0]
 
@@ -36,7 +35,9 @@ def read(folder: Path, **files: str) -> own_kernels.Own:
 # --- what is enqueued -------------------------------------------------------------------------------------------------
 
 
-def run_of(own: own_kernels.Own, sizes: dict[str, int], dtype: str, **attributes: Any) -> tuple[dict[str, Any], Launch | None]:
+def run_of(
+    own: own_kernels.Own, sizes: dict[str, int], dtype: str, **attributes: Any
+) -> tuple[dict[str, Any], Launch | None]:
     """A run for the worker, and what the kernel's own launch is."""
     operator = own.operator
     values = {**own.attributes, **attributes}
@@ -59,7 +60,9 @@ def test_plugins_launch_what_the_kernels_launch(tmp_path: Path) -> None:
     _, owns = library()
     mixed, narrow = owns["MixedRows"], owns["TwiceNarrow"]
     cases = [
-        run_of(mixed, {"B": batch, "S": length, "D": width, "R": 5}, dtype, mode=mode, factor=factor, scale=0.25 * factor)
+        run_of(
+            mixed, {"B": batch, "S": length, "D": width, "R": 5}, dtype, mode=mode, factor=factor, scale=0.25 * factor
+        )
         for (batch, length), width in itertools.product([(1, 1), (2, 7), (9, 4)], [1, 16, 17, 48, 100])
         for dtype, mode, factor in [("float32", "add", 3), ("float16", "multiply", -2), ("bfloat16", "multiply", 1)]
     ]
@@ -117,12 +120,17 @@ def test_sizes_that_differ_types_and_sizes_that_must_be_known() -> None:
 
     narrow, _ = run_of(owns["TwiceNarrow"], {"M": 3, "N": 8}, "float16")
     plugin = harness.Plugin(path, "TwiceNarrow", narrow["attributes"])
-    with pytest.raises(UsageError, match="N has to be known when the engine is built, since it decides which kernel runs"):
+    with pytest.raises(
+        UsageError, match="N has to be known when the engine is built, since it decides which kernel runs"
+    ):
         plugin.outputs([harness.Tensor("float16", (3, 2, 8))], known=False)
     with pytest.raises(UsageError, match="no kernels for data type"):
         plugin.outputs([harness.Tensor("bfloat16", (3, 2, 8))])
     plugin.close()
-    for wrong, reason in [({"mode": "max"}, '"max", which is not known'), ({"outputs": "y"}, "writes the outputs y total")]:
+    for wrong, reason in [
+        ({"mode": "max"}, '"max", which is not known'),
+        ({"outputs": "y"}, "writes the outputs y total"),
+    ]:
         with pytest.raises(UsageError, match=reason):
             harness.Plugin(path, "MixedRows", {**run["attributes"], **wrong})
 
@@ -259,7 +267,7 @@ def test_the_check_says_what_it_could_not_reach(tmp_path: Path) -> None:
 
 
 def test_a_kernel_that_ends_the_interpreter(tmp_path: Path) -> None:
-    astray = NARROW.replace("x + place, mask", "x + place + 2**50 * (N // 8), mask")
+    astray = NARROW.replace("x + place, mask", "x + place + (N // 8).to(tl.int64) * 1099511627776, mask")
     found = kernel_check.check(written(tmp_path, narrow=astray), [{"M": 1, "N": 7}, {"M": 1, "N": 8}])
     assert [item.problem is None for item in found] == [True, True, False]
     assert found[-1].kernel == "TwiceNarrow" and found[-1].sizes["N"] == 8
@@ -299,7 +307,10 @@ def node_model(own: own_kernels.Own, path: Path, *, fixed: dict[str, int]) -> Pa
         name: Tensor(tensor.dtype, tuple(fixed.get(dim, dim) if isinstance(dim, str) else dim for dim in tensor.dims))
         for name, tensor in own.tensors.items()
     }
-    save(learned_file.of_operator(own.description, tensors, own.attributes), path)
+    model = learned_file.of_operator(own.description, tensors, own.attributes)
+    for output in model.graph.output:
+        output.type.tensor_type.elem_type = TensorProto.FLOAT
+    save(model, path)
     return path
 
 
@@ -310,7 +321,11 @@ def test_tensorrt_takes_both_libraries_and_builds_engines(tmp_path: Path) -> Non
         node_model(owns["TwiceNarrow"], tmp_path / "narrow.onnx", fixed={"N": 8}),
         node_model(owns["TwiceNarrow"], tmp_path / "unknown.onnx", fixed={}),
     ]
-    given = {"libraries": [str(builtin_library()), str(path)], "models": list(map(str, models)), "capabilities": ["SM80"]}
+    given = {
+        "libraries": [str(builtin_library()), str(path)],
+        "models": list(map(str, models)),
+        "capabilities": ["SM80"],
+    }
     command = [sys.executable, "-m", "tests.plugin_csrc.tensorrt_worker"]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
