@@ -60,7 +60,7 @@ KERNEL = OwnKernel(
     attributes={"scale": 0.5, "factor": 3, "mode": "add"},
     choices={"mode": ["add", "multiply"]},
     function=mixed_rows,
-    sizes={"odd": "max(ceil_div(S, 2) - R, B) * factor + min(D, 7) % 4 - (B - R) // 3"},
+    sizes={"odd": "(ceil_div(S, 2) - R) * factor * 1000 + max(B, D) * 100 + min(D, 7) % 4 * 10 + (B - R) // 3"},
     grid=["B * S", 1],
     configs=[
         triton.Config({"BLOCK": 16, "LOOP": 0}, num_warps=1),
@@ -99,6 +99,26 @@ KERNEL = OwnKernel(
     types=["float16", "float32"],
 )
 """
+SHAPED = """
+import triton
+import triton.language as tl
+
+from onnx_fuse import FusedOp, OwnKernel
+
+
+@triton.jit
+def fill(x, output):
+    tl.store(output + tl.program_id(0), tl.load(x))
+
+
+KERNEL = OwnKernel(
+    operator=FusedOp("Shaped", ("x",), lambda op, x: op.Add(x, x), domain="my.ops"),
+    inputs="float[M, N] x",
+    function=fill,
+    grid="ceil_div(M, 2)",
+    outputs={"output": ["ceil_div(M, 2)", "max(N - M, 1) + M % 3", "min(M, N) * 2 // 3", 4]},
+)
+"""
 
 
 def written(folder: Path, **files: str) -> Path:
@@ -111,12 +131,12 @@ def written(folder: Path, **files: str) -> Path:
 
 @cache
 def library() -> tuple[Path, dict[str, own_kernels.Own]]:
-    """The library of MIXED and NARROW, and its operators by name; its C++ is real, its kernels are not."""
+    """The library of MIXED, NARROW and SHAPED, and its operators by name; its C++ is real, its kernels are not."""
     CACHE.mkdir(exist_ok=True)
     work = CACHE / "own"
     with (CACHE / "own.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        owns = own_kernels.read(written(work / "folder", mixed=MIXED, narrow=NARROW))
+        owns = own_kernels.read(written(work / "folder", mixed=MIXED, narrow=NARROW, shaped=SHAPED))
         operators = [own.operator for own in owns]
         kernels = []
         for variant in (variant for operator in operators for variant in operator.variants()):

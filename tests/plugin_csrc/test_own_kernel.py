@@ -23,7 +23,7 @@ from onnx_fuse.kernel_check import Checked  # noqa: E402
 from onnx_fuse.patterns.learned import Tensor  # noqa: E402
 from onnx_fuse.runtime import aot, harness, plugins  # noqa: E402
 from onnx_fuse.runtime.own_operator import Launch  # noqa: E402
-from tests.plugin_csrc.built import CACHE, ROOT  # noqa: E402
+from tests.plugin_csrc.built import ROOT  # noqa: E402
 from tests.plugin_csrc.built import library as builtin_library  # noqa: E402
 from tests.plugin_csrc.own import MIXED, NARROW, enqueued, library, written  # noqa: E402
 
@@ -68,6 +68,8 @@ def test_plugins_launch_what_the_kernels_launch(tmp_path: Path) -> None:
     ]
     cases += [run_of(narrow, {"M": 3, "N": width}, dtype) for width in (1, 32) for dtype in narrow.operator.types]
     cases += [run_of(mixed, {"B": 0, "S": 4, "D": 16, "R": 5}, "float16"), run_of(narrow, {"M": 2, "N": 0}, "float32")]
+    shaped = owns["Shaped"]
+    cases += [run_of(shaped, {"M": 5 + index, "N": 11}, dtype) for index, dtype in enumerate(shaped.operator.types)]
     kernels = set()
     for (run, launch), answer in zip(cases, enqueued([run for run, _ in cases], tmp_path), strict=True):
         told = f"{run}: {answer}"
@@ -135,6 +137,19 @@ def test_sizes_that_differ_types_and_sizes_that_must_be_known() -> None:
             harness.Plugin(path, "MixedRows", {**run["attributes"], **wrong})
 
 
+@pytest.mark.parametrize("sizes, shape", [((5, 9), (3, 6, 3, 4)), ((8, 3), (4, 3, 2, 4)), ((1, 1), (1, 2, 0, 4))])
+def test_output_shapes_are_expressions_whether_sizes_are_known_or_not(
+    sizes: tuple[int, int], shape: tuple[int, ...]
+) -> None:
+    path, owns = library()
+    run, _ = run_of(owns["Shaped"], dict(zip("MN", sizes, strict=True)), "float32")
+    plugin = harness.Plugin(path, "Shaped", run["attributes"])
+    x = harness.Tensor("float32", sizes)
+    for known in (False, True):
+        assert [item.sizes for item in plugin.outputs([x], known=known)] == [shape]
+    plugin.close()
+
+
 def test_fields_are_those_of_the_operator() -> None:
     path, _ = library()
     assert harness.fields(path, "MixedRows") == {
@@ -173,7 +188,7 @@ def test_fields_are_those_of_the_operator() -> None:
         ("keep, y, total, S", "keep, y, S", 43, "function: it has no argument total, which MixedRows has"),
         ("D: tl.int32", "D: tl.int16", 43, "function: D is int16; sizes are int32 or int64"),
         ("LOOP: tl.constexpr", "R: tl.constexpr", 46, "configs: .* has what is no constant of the kernel, LOOP"),
-        ('"max(ceil_div', '"max(ceil', 44, "sizes: 'ceil.*: the functions are ceil_div, min, max"),
+        ('"(ceil_div', '"(ceil', 44, "sizes: 'ceil.*: the functions are ceil_div, min, max"),
         ('sizes={', 'sizes={"even": "B", ', 44, "sizes: even is no size among the arguments of the kernel"),
         ('grid=["B * S", 1]', 'grid=["B * S / 2"]', 45, "grid: 'B . S / 2': a size is an integer; write // or ceil_div"),
         ('grid=["B * S", 1]', "grid=[]", 45, "grid: it has 0 axes"),
@@ -275,23 +290,6 @@ def test_a_kernel_that_ends_the_interpreter(tmp_path: Path) -> None:
 
 
 # --- building, and TensorRT -------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_compiled_into_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real kernels, into the cache, where they are found; a second library with the same operator is refused."""
-    folder = written(tmp_path / "My Ops", narrow=NARROW)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(CACHE / "triton"))
-    monkeypatch.setattr(plugins, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.delenv(plugins.VARIABLE)
-    built = own_kernels.build(folder, architectures=[80], jobs=1)
-    assert built.path == tmp_path / "cache" / "own" / "libmy_ops_tensorrt_plugins.so"
-    assert built.operators == ("mine::TwiceNarrow version 3",) and built.variants == 2
-    assert plugins.find() == [built.path] and plugins.described(built.path) == built
-    assert plugins.recorded() == set(built.operators)
-    loaded = ctypes.CDLL(str(built.path))
-    assert loaded.get_num_registered_plugins() == 1
-    with pytest.raises(UsageError, match="has a plugin for mine::TwiceNarrow version 3 already"):
-        own_kernels.build(shutil.copytree(folder, tmp_path / "other"), architectures=[80])
 
 
 def test_a_kernel_that_does_not_compile(tmp_path: Path) -> None:
