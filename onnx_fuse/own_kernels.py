@@ -166,11 +166,14 @@ class _Reading:
         if isinstance(kernel.operator, FusedOp):
             description, tensors = kernel.operator, self._typed(kernel.operator)
             try:
-                for space in {description.domain, description.plugin_namespace or description.domain}:
+                for space in (description.domain, description.plugin_namespace or description.domain):
                     learning.require_name(description.name, space)
                 learned_file.of_operator(description, tensors, kernel.attributes)
             except OnnxFuseError as error:
                 raise kernel.wrong("operator", error.cause, error.remedy) from error
+            except Exception as error:  # the body is the user's own code
+                told = f"the body of {description.name} fails: {type(error).__name__}: {error}"
+                raise kernel.wrong("operator", told, "Correct it.") from error
             return description, tensors, kernel.attributes
         if not isinstance(kernel.operator, str):
             raise kernel.wrong("operator", f"{kernel.operator!r} is neither the path of a learned fusion nor a FusedOp")

@@ -31,7 +31,9 @@ def test_check(tmp_path: Path) -> None:
     folder = written(tmp_path, narrow=NARROW.replace("value + value", "value * value"))
     done = run("plugins", "check", folder, "--sizes", "M=2,N=7", "--sizes", "M=3, N=32")
     assert done.exit_code == 4
-    assert re.search("^TwiceNarrow.fp16.0 2 [0-9.e+]+ % M=., N=.+, float16", re.sub(" +", " ", done.stdout), re.MULTILINE)
+    assert re.search(
+        "^TwiceNarrow.fp16.0 2 [0-9.e+]+ % M=., N=.+, float16", re.sub(" +", " ", done.stdout), re.MULTILINE
+    )
     assert "error: TwiceNarrow.fp16.0 with M=2, N=7, float16: output differs by" in done.stderr
     assert "4 of 4 runs failed" in done.stderr
 

@@ -205,6 +205,7 @@ def test_fields_are_those_of_the_operator() -> None:
         ('multiples_of_16=["D"]', 'outputs={"z": ["B"]}', 51, "outputs: z is none of y, total"),
         ('multiples_of_16=["D"]', 'outputs={"total": ["B + C"]}', 51, "outputs: 'C' is none of"),
         ("return y, op.Reshape", "return y, op.NonZero(y) or op.Reshape", 39, "operator: output total is int64"),
+        ("op.Gather(table", "op.Gather(tables", 39, "operator: the body of MixedRows fails: NameError: name 'tables'"),
         ("op.ints(-1))", "op.NonZero(y))", 38, "outputs: the .* of total does not follow from the body"),
     ],
 )  # fmt: skip
