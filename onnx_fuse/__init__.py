@@ -23,6 +23,7 @@ _EXPORTS = {
     "Exported": "onnx_fuse.export_step",
     "custom_op": "onnx_fuse.custom_op_table",
     "LearnedFusion": "onnx_fuse.learning",
+    "OwnKernel": "onnx_fuse.own_kernel",
     "verify": "onnx_fuse.passes.verify",
     "Verification": "onnx_fuse.passes.verify",
     "Pipeline": "onnx_fuse.passes.pipeline",
@@ -51,6 +52,7 @@ __all__ = [
     "LearnedFusion",
     "OnnxFuseError",
     "Optional",
+    "OwnKernel",
     "Pipeline",
     "Report",
     "Scalar",
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from onnx_fuse.errors import OnnxFuseError
     from onnx_fuse.export_step import Exported, export, finish_export
     from onnx_fuse.learning import LearnedFusion
+    from onnx_fuse.own_kernel import OwnKernel
     from onnx_fuse.passes.graph import Graph
     from onnx_fuse.passes.pipeline import Pipeline
     from onnx_fuse.passes.report import Report

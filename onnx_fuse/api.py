@@ -32,6 +32,7 @@ from onnx_fuse.passes.verify import Suspects
 from onnx_fuse.passes.verify import verify as compare
 from onnx_fuse.patterns import fusions as builtin_fusions
 from onnx_fuse.patterns.operator import Fusion
+from onnx_fuse.runtime import plugins
 from onnx_fuse.runtime.selection import selected
 
 Model = "ModelProto | str | os.PathLike[str] | Any"
@@ -371,7 +372,12 @@ def _by_name(name: str, known: Mapping[str, Fusion]) -> Fusion:
 
 
 def _without_kernel(chosen: Sequence[Fusion], report: Report) -> list[str]:
-    learned = {fusion.operator.name for fusion in chosen if isinstance(fusion, LearnedFusion)}
+    built = plugins.recorded()
+    learned = {
+        fusion.operator.name
+        for fusion in chosen
+        if isinstance(fusion, LearnedFusion) and fusion.operator.plugin not in built
+    }
     names = [name for name in dict.fromkeys(match.operator for match in report.matches) if name in learned]
     return [
         f"{name} is learned: it has a body and no kernel yet. Until TensorRT is given a plugin of that name it runs the "

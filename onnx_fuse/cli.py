@@ -284,14 +284,25 @@ def build_plugins(
     jobs: int | None = typer.Option(
         None, "-j", "--jobs", min=1, help="Processes at a time; one for each core if not given."
     ),
+    folder: Path | None = typer.Option(
+        None, "--from", metavar="FOLDER", help="Build a library of the kernels of your own in this folder."
+    ),
 ) -> None:
     """Compile the kernels and the plugin library; no GPU is needed."""
     from onnx_fuse.runtime import aot, plugins
 
+    options: dict[str, Any] = {"architectures": architectures or aot.ARCHITECTURES, "jobs": jobs}
     with _progress(False, "compiling the kernels") as say:
-        built = plugins.build(output, architectures=architectures or aot.ARCHITECTURES, jobs=jobs, progress=say)
+        if folder is None:
+            built = plugins.build(output, **options, progress=say)
+        else:
+            from onnx_fuse import own_kernels
+
+            built = own_kernels.build(folder, output, **options, progress=say)
     chips = ", ".join(f"sm_{item}" for item in built.architectures)
     typer.echo(f"{built.path}: {built.variants} kernels for {chips}, {built.size / 1e6:.1f} MB, {built.seconds:.0f} s")
+    for operator in built.operators:
+        typer.echo(f"  {operator}")
 
 
 @plugins_app.command("show")
@@ -310,6 +321,8 @@ def show_plugins() -> None:
             else "no record"
         )
         typer.echo(f"{path}: {facts}")
+        for operator in library.operators if library else ():
+            typer.echo(f"  {operator}")
 
 
 @app.command()
@@ -483,5 +496,5 @@ def _write_report(target: str | None, report: Report | None) -> None:
     write_file(target, text.encode("utf-8", "backslashreplace"))
 
 
-# Each adds its commands to `app`.
-from onnx_fuse import cli_bench, cli_build, cli_debug, cli_deploy  # noqa: E402, F401
+# Each adds its commands.
+from onnx_fuse import cli_bench, cli_build, cli_debug, cli_deploy, cli_kernels  # noqa: E402, F401

@@ -18,6 +18,7 @@ from onnx import ModelProto, helper
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.patterns.learned import Definition, Form, Reference, Step, Tensor
+from onnx_fuse.patterns.operator import FusedOp
 
 KEY = "onnx_fuse.learned"
 _FORMAT = 1
@@ -30,23 +31,9 @@ Notes = Sequence[tuple[str, str, str]]
 def to_model(definition: Definition, summary: str, notes: Notes) -> ModelProto:
     """The model that holds a definition."""
     operator = definition.operator(widen=False)
-    inputs, outputs = list(definition.inputs), list(definition.outputs)
-    opsets = {"": _OPSET, definition.domain: 1}
-    function = operator.make_function(inputs, outputs, definition.example_attributes, opsets, onnx.TensorProto.FLOAT)
-    function.doc_string = summary
-    node = operator.make_node(
-        dict(zip(inputs, inputs, strict=True)),
-        dict(zip(outputs, outputs, strict=True)),
-        definition.example_attributes,
-        definition.name,
-    )
-    graph = helper.make_graph(
-        [node], definition.name, _values(definition.inputs), _values(definition.outputs), doc_string=summary
-    )
-    imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
-    model = helper.make_model(
-        graph, functions=[function], opset_imports=imports, ir_version=_IR, producer_name="onnx-fuse"
-    )
+    model = of_operator(operator, definition.inputs, definition.example_attributes, summary)
+    del model.graph.output[:]
+    model.graph.output.extend(_values(definition.outputs))
     content = {
         "format": _FORMAT,
         "summary": summary,
@@ -56,6 +43,25 @@ def to_model(definition: Definition, summary: str, notes: Notes) -> ModelProto:
     }
     helper.set_model_props(model, {KEY: json.dumps(content)})
     return model
+
+
+def of_operator(
+    operator: FusedOp, tensors: Mapping[str, Tensor], attributes: Mapping[str, Any], summary: str = ""
+) -> ModelProto:
+    """A model of one node of an operator with its body as a function, for float32; the outputs have no types."""
+    inputs, outputs = list(tensors), list(operator.outputs)
+    opsets = {"": _OPSET, operator.domain: 1}
+    function = operator.make_function(inputs, outputs, attributes, opsets, onnx.TensorProto.FLOAT)
+    function.doc_string = summary
+    node = operator.make_node(
+        dict(zip(inputs, inputs, strict=True)), dict(zip(outputs, outputs, strict=True)), attributes, operator.name
+    )
+    made = [onnx.ValueInfoProto(name=name) for name in outputs]
+    graph = helper.make_graph([node], operator.name, _values(tensors), made, doc_string=summary)
+    imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    return helper.make_model(
+        graph, functions=[function], opset_imports=imports, ir_version=_IR, producer_name="onnx-fuse"
+    )
 
 
 def from_model(model: ModelProto, where: str) -> tuple[Definition, str, Notes]:

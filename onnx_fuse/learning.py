@@ -97,7 +97,7 @@ def load(path: str | os.PathLike[str]) -> LearnedFusion:
     model = io.load(path)
     check(model, str(path))
     definition, summary, notes = learned_file.from_model(model, str(path))
-    _require_name(definition.name, definition.domain)
+    require_name(definition.name, definition.domain)
     return LearnedFusion.of(definition, (Note(*note) for note in notes), summary)
 
 
@@ -137,7 +137,7 @@ def from_torch(
         UsageError: a bad name or argument, or torch is missing.
     """
     name = op or type(module).__name__
-    _require_name(name, domain)
+    require_name(name, domain)
     exports, problems = torch_export.examples(module, example_inputs, dynamic_shapes, input_names, exporters, fixed)
     choice = _Choice(dict(attributes or {}), dict(inputs or {}))
     notes = [Note("form", label, f"not learned: {reason}") for label, reason in problems]
@@ -174,7 +174,7 @@ def from_onnx(
     model, given_domain, defaults = _opened(model)
     name = op or identifier(model.graph.name)
     domain = domain or given_domain or DOMAIN
-    _require_name(name, domain)
+    require_name(name, domain)
     check(model, "the example")
     weights = [
         tensor.name
@@ -408,7 +408,8 @@ def _require_found(fusion: LearnedFusion, export: Export) -> None:
         raise LearnError(f"{fusion.name} could not be held against its example: {report.warnings}", "")
 
 
-def _require_name(name: str, domain: str) -> None:
+def require_name(name: str, domain: str) -> None:
+    """Raises UsageError where an operator cannot be called so: TensorRT or onnx-fuse has one of that name, or it is no name."""
     problem = name_problem(name, domain)
     if problem is None and (domain, name) in {(item.operator.domain, item.operator.name) for item in fusions()}:
         problem = "onnx-fuse has an operator of that name"

@@ -17,6 +17,7 @@ from onnx_fuse.passes.report import MatchRecord, NearMissRecord, Report, group_n
 
 if TYPE_CHECKING:
     from onnx_fuse.inspect import Inspection
+    from onnx_fuse.kernel_check import Checked
     from onnx_fuse.learning import LearnedFusion
     from onnx_fuse.patterns.operator import Fusion
     from onnx_fuse.runtime.debug import Diagnosis, Value
@@ -368,6 +369,16 @@ def learned(console: Console, fusion: LearnedFusion, out: str) -> None:
 
 
 # --- list, parse, inspect ---------------------------------------------------------------------------------------------
+
+
+def checked_kernels(console: Console, results: Sequence[Checked]) -> None:
+    """The runs of each kernel, and the one that is furthest off."""
+    kernels = table("kernel", "runs", "largest difference", "with", numbers=(1, 2))
+    for kernel in dict.fromkeys(item.kernel for item in results):
+        runs = [item for item in results if item.kernel == kernel]
+        worst = max(runs, key=lambda item: (item.problem is not None, item.relative))
+        row(kernels, kernel, len(runs), f"{100 * worst.relative:.2g} %", worst.told)
+    console.print(kernels)
 
 
 def fusion_list(console: Console, fusions: Iterable[Fusion]) -> None:

@@ -139,7 +139,7 @@ def module_at(path: Path, name: str, types: str | None) -> tuple[Any, Sequence[A
         what = "holds no" if made is None else "makes no torch.nn.Module from"
         raise UsageError(f"{path} {what} {name}.", "Name a module class, or a function that returns a module.")
     if types is not None:
-        values = _typed(types)
+        values = typed(types)
         axes = {
             value.name: {axis: d.dim_param for axis, d in enumerate(value.type.tensor_type.shape.dim) if d.dim_param}
             for value in values
@@ -155,7 +155,12 @@ def module_at(path: Path, name: str, types: str | None) -> tuple[Any, Sequence[A
     return module, inputs() if callable(inputs) else inputs, shapes, None
 
 
-def _typed(types: str) -> Sequence[onnx.ValueInfoProto]:
+def typed(types: str) -> Sequence[onnx.ValueInfoProto]:
+    """Inputs in ONNX's text form, "float[B, S, 64] x, int64[B] lengths".
+
+    Raises:
+        UsageError: they are none.
+    """
     try:
         return list(onnx.parser.parse_graph(f"example ({types}) => () {{ }}").input)
     except onnx.parser.ParseError as error:
@@ -341,7 +346,9 @@ def _captured(
             program = torch.export.export(opened, arguments, dynamic_shapes=shapes(found), strict=False)
             dims = {label: label for label in dims}
     attention = any("scaled_dot_product" in str(node.target) for node in program.graph.nodes)
-    options = {"dynamo": True, "dynamic_shapes": shapes(dims), "verbose": False}
+    # Here the shapes only carry names, which are lost if torch counts an empty tuple as an input.
+    named = shapes(dims) if weights else shapes(dims)[:1]
+    options = {"dynamo": True, "dynamic_shapes": named, "verbose": False}
     for opset in (DYNAMO_OPSET, *((_ATTENTION_OPSET,) if attention else ())):
         model = _to_onnx(torch, program, arguments, [*names, *labels], opset, options)
         closed = _closed(model, dict(zip(labels, weights.values(), strict=True)))

@@ -57,6 +57,12 @@ class FusedOp:
                 f"FusedOp {self.name} is in ONNX's own domain", "Give it a domain of its own, such as domain='my.ops'."
             )
 
+    @property
+    def plugin(self) -> str:
+        """What TensorRT finds a plugin by, in words: "namespace::name version 1"."""
+        namespace = self.domain if self.plugin_namespace is None else self.plugin_namespace
+        return f"{namespace}::{self.name} version {self.plugin_version}"
+
     def present(self, inputs: Mapping[str, str | None]) -> list[str]:
         """Names of the inputs that are there, in the operator's order.
 

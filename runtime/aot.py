@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,13 +71,13 @@ def kernel_modules() -> list[str]:
     Raises:
         UsageError: triton is not installed.
     """
-    _require_triton()
+    require_triton()
     from onnx_fuse.plugin_csrc.kernels import catalogue
 
     return [module.__name__ for module in catalogue.MODULES]
 
 
-def _require_triton() -> None:
+def require_triton() -> None:
     if importlib.util.find_spec("triton") is None:
         raise UsageError(
             "Kernels are compiled with triton, which is not installed.", "pip install 'onnx-fuse[kernels]'"
@@ -93,6 +93,23 @@ def compile_kernels(
 ) -> list[Kernel]:
     """Compiles every variant of the modules (names, or paths of .py files) for every architecture.
 
+    Raises:
+        UsageError: as `compile_variants`.
+    """
+    require_triton()
+    wanted = [(module, variant) for module in modules for variant in variants(module)]
+    return compile_variants(wanted, architectures, jobs=jobs, progress=progress)
+
+
+def compile_variants(
+    wanted: Sequence[tuple[str, Variant]],
+    architectures: Sequence[int] = ARCHITECTURES,
+    *,
+    jobs: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Kernel]:
+    """Compiles variants, each of a function at the top of a module (its name, or the path of a .py file).
+
     Triton's own cache (TRITON_CACHE_DIR) makes it quick when little has changed.
 
     Raises:
@@ -105,11 +122,10 @@ def compile_kernels(
             f"Kernels cannot be compiled for {', '.join(f'sm_{item}' for item in unknown)}.",
             f"Choose among {', '.join(str(item) for item in ARCHITECTURES)}.",
         )
-    if importlib.util.find_spec("triton") is None:
-        raise UsageError(
-            "Kernels are compiled with triton, which is not installed.", "pip install 'onnx-fuse[kernels]'"
-        )
-    tasks = [(module, item.name, tuple(architectures)) for module in modules for item in variants(module)]
+    require_triton()
+    tasks = [
+        (module, item.function.__name__, replace(item, function=None), tuple(architectures)) for module, item in wanted
+    ]
     kernels: list[Kernel] = []
     # Whether Triton interprets or compiles is settled when a kernel is defined: compiling has processes of its own.
     context = multiprocessing.get_context("spawn")
@@ -124,18 +140,23 @@ def compile_kernels(
     return kernels
 
 
-def _loaded(name: str) -> ModuleType:
+def loaded(name: str) -> ModuleType:
+    """A module by its name, or by the path of a .py file, which is run, with its folder to import from."""
     if not name.endswith(".py"):
         return importlib.import_module(name)
     path = Path(name).resolve()
-    spec = importlib.util.spec_from_file_location(f"onnx_fuse_kernels_{path.stem}", path)
+    place = zlib.crc32(str(path).encode())
+    spec = importlib.util.spec_from_file_location(f"onnx_fuse_kernels_{path.stem}_{place:08x}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise UsageError(f"{name} is no Python file.", "Give a file with Triton kernels and a function `variants()`.")
-    if spec.name not in sys.modules:
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
         spec.loader.exec_module(module)
-    return sys.modules[spec.name]
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
 
 
 @contextlib.contextmanager
@@ -154,10 +175,10 @@ def _environment() -> Any:
                 os.environ[name] = value
 
 
-def _compiled(task: tuple[str, str, tuple[int, ...]]) -> Kernel | str:
+def _compiled(task: tuple[str, str, Variant, tuple[int, ...]]) -> Kernel | str:
     """The kernel, or the sentence that says why there is none."""
-    module, name, architectures = task
-    variant = next(item for item in variants(module) if item.name == name)
+    module, function, variant, architectures = task
+    variant = replace(variant, function=getattr(loaded(module), function))
     images: list[Image] = []
     for architecture in architectures:
         try:
@@ -166,10 +187,8 @@ def _compiled(task: tuple[str, str, tuple[int, ...]]) -> Kernel | str:
                 images.extend(_images(variant, architecture))
         except Exception as error:
             text = " ".join(str(error).split())[:500]
-            return (
-                f"The kernel {name} of {module} does not compile for sm_{architecture}: {type(error).__name__}: {text}"
-            )
-    return Kernel(name, letters(variant), numbers(variant), tuple(images))
+            return f"The kernel {variant.name} of {module} does not compile for sm_{architecture}: {type(error).__name__}: {text}"
+    return Kernel(variant.name, letters(variant), numbers(variant), tuple(images))
 
 
 def letters(variant: Variant) -> str:
@@ -184,7 +203,7 @@ def numbers(variant: Variant) -> dict[str, int]:
 
 def variants(module: str) -> list[Variant]:
     """The variants that a module (its name, or the path of a .py file) asks for; none where it only shares kernels of others."""
-    make = getattr(_loaded(module), "variants", None)
+    make = getattr(loaded(module), "variants", None)
     return [] if make is None else list(make())
 
 

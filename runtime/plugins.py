@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -18,7 +19,8 @@ from pathlib import Path
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import aot
+from onnx_fuse.runtime import aot, own_cpp
+from onnx_fuse.runtime.own_operator import OwnOperator
 
 LIBRARY = "libgr_ml_infra_tensorrt_plugins.so"
 VARIABLE = "ONNX_FUSE_PLUGINS"
@@ -40,6 +42,7 @@ class Library:
         variants: number of kernel variants.
         size: bytes.
         seconds: how long building it took.
+        operators: of a library of a user's own kernels, what it has plugins for: "namespace::name version 1".
     """
 
     path: Path
@@ -49,12 +52,18 @@ class Library:
     variants: int
     size: int
     seconds: float
+    operators: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:
     """Where this version keeps what it builds, for this user."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "onnx-fuse" / onnx_fuse.__version__
+
+
+def own_folder() -> Path:
+    """Where libraries of a user's own kernels are, of which `find` takes all."""
+    return cache_folder() / "own"
 
 
 def source_folder() -> Path:
@@ -86,15 +95,87 @@ def build(
     """
     started = time.perf_counter()
     say = progress or (lambda _: None)
-    output = cache_folder() / LIBRARY if output is None else Path(output)
-    work = cache_folder() / "build"
     kernels = aot.compile_kernels(aot.kernel_modules(), architectures, jobs=jobs, progress=say)
     # One folder for each set of architectures and flags, so that they do not undo each other's work.
     name = "-".join(["sm", *(str(item) for item in architectures), *(["sanitize"] if sanitize else [])])
-    aot.write_sources(kernels, work / name / "kernels")
+    work = cache_folder() / "build" / name
+    aot.write_sources(kernels, work / "kernels")
     say("compiling the library")
-    cmake(work / name, {"KERNELS": str(work / name / "kernels"), "SANITIZE": "ON" if sanitize else "OFF"}, jobs)
-    data = (work / name / LIBRARY).read_bytes()
+    cmake(work, {"KERNELS": str(work / "kernels"), "SANITIZE": "ON" if sanitize else "OFF"}, jobs)
+    output = cache_folder() / LIBRARY if output is None else Path(output)
+    return _installed_library(work / LIBRARY, output, kernels, architectures, started)
+
+
+def build_own(
+    name: str,
+    operators: Mapping[str, Sequence[OwnOperator]],
+    output: Path | None = None,
+    *,
+    architectures: Sequence[int] = aot.ARCHITECTURES,
+    jobs: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Library:
+    """Compiles a library of operators with kernels of a user's own.
+
+    Args:
+        name: of the library, an identifier; the file is libNAME_tensorrt_plugins.so unless `output` says otherwise.
+        operators: path of a .py file -> the operators whose kernels are functions at its top.
+        output, architectures, jobs, progress: as for `build`.
+
+    Raises:
+        UsageError: as `build`; or another library in the cache has one of the operators.
+    """
+    started = time.perf_counter()
+    say = progress or (lambda _: None)
+    target = f"{name}_tensorrt_plugins"
+    output = own_folder() / f"lib{target}.so" if output is None else Path(output)
+    keys = [item.plugin for items in operators.values() for item in items]
+    _require_new(output, keys)
+    wanted = [(file, variant) for file, items in operators.items() for item in items for variant in item.variants()]
+    kernels = aot.compile_variants(wanted, architectures, jobs=jobs, progress=say)
+    work = cache_folder() / "build" / "own" / name
+    write_own_sources([item for items in operators.values() for item in items], kernels, work)
+    say("compiling the library")
+    cmake(work, own_settings(target, work), jobs)
+    return _installed_library(work / f"lib{target}.so", output, kernels, architectures, started, keys)
+
+
+def write_own_sources(operators: Sequence[OwnOperator], kernels: Sequence[aot.Kernel], work: Path) -> None:
+    """Writes what a library of a user's operators is compiled of."""
+    aot.write_sources(kernels, work / "kernels")
+    (work / "operators.cpp").write_text(own_cpp.source(operators))
+
+
+def own_settings(target: str, work: Path) -> dict[str, str]:
+    """CMake's settings for it. With the base as one unit it compiles in seconds."""
+    sources = {"KERNELS": str(work / "kernels"), "OPERATORS": str(work / "operators.cpp")}
+    return {**sources, "LIBRARY_NAME": target, "CMAKE_UNITY_BUILD": "ON", "CMAKE_UNITY_BUILD_BATCH_SIZE": "0"}
+
+
+def _require_new(output: Path, keys: Sequence[str]) -> None:
+    """TensorRT takes one plugin of a name; `find` gives it all libraries of the cache."""
+    if output.resolve().parent != own_folder().resolve():
+        return
+    for other in own_folder().glob("*.so"):
+        library = described(other) if other.name != output.name else None
+        for key in keys:
+            if library is not None and key in library.operators:
+                raise UsageError(
+                    f"{other} has a plugin for {key} already.",
+                    "Delete that library, or put this one elsewhere with -o.",
+                )
+
+
+def _installed_library(
+    made: Path,
+    output: Path,
+    kernels: Sequence[aot.Kernel],
+    architectures: Sequence[int],
+    started: float,
+    operators: Sequence[str] = (),
+) -> Library:
+    """Puts a compiled library in its place, with its record."""
+    data = made.read_bytes()
     built = Library(
         path=output.resolve(),
         version=onnx_fuse.__version__,
@@ -103,6 +184,7 @@ def build(
         variants=len(kernels),
         size=len(data),
         seconds=round(time.perf_counter() - started, 1),
+        operators=tuple(operators),
     )
     facts = {key: value for key, value in asdict(built).items() if key != "path"}
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -202,16 +284,23 @@ def _fetched(name: str) -> Path:
 
 def find(given: Sequence[str | os.PathLike[str]] = ()) -> list[Path]:
     """The plugin libraries to load: those given, else those of ONNX_FUSE_PLUGINS (none where it is empty), else the one in the
-    package, else the one in the user's cache, else none."""
+    package or in the user's cache, and those of the user's own kernels in the cache."""
     if given:
         return [Path(item) for item in given]
     named = os.environ.get(VARIABLE)
     if named is not None:
         return [Path(item) for item in named.split(os.pathsep) if item]
-    for folder in (source_folder(), cache_folder()):
-        if (folder / LIBRARY).is_file():
-            return [folder / LIBRARY]
-    return []
+    built = [folder / LIBRARY for folder in (source_folder(), cache_folder()) if (folder / LIBRARY).is_file()]
+    return [*built[:1], *sorted(own_folder().glob("*.so"))]
+
+
+def recorded() -> set[str]:
+    """What the records beside the libraries of `find` say that they have plugins for, of a user's own operators."""
+    found: set[str] = set()
+    for path in find():
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            found.update(json.loads(_record(path).read_text()).get("operators", ()))
+    return found
 
 
 def described(path: Path) -> Library | None:
@@ -224,7 +313,8 @@ def described(path: Path) -> Library | None:
         raise UsageError(f"There is no plugin library {path}.", "Build one: onnx-fuse plugins build.")
     try:
         facts = json.loads(_record(path).read_text())
-        library = Library(path=path, **{**facts, "architectures": tuple(facts["architectures"])})
+        lists = {name: tuple(facts.get(name, ())) for name in ("architectures", "operators")}
+        library = Library(path=path, **{**facts, **lists})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -29,6 +29,7 @@ _RTX_LIBRARIES = {
     "libtensorrt_onnxparser_rtx.so.1": "libtensorrt_onnxparser_rtx.so.1",
 }
 _loaded: dict[Path, Any] = {}  # plugin library -> the registry's handle
+_owners: dict[str, Path] = {}  # what the record of a loaded library says that it has plugins for -> the library
 
 
 @cache
@@ -215,7 +216,14 @@ def load_plugins(libraries: Iterable[str | Path]) -> None:
             raise UsageError(
                 f"The plugin library {path} {problem}.", "Give the path of a plugin library built for this machine."
             )
-        plugins.described(path)
+        record = plugins.described(path)
+        operators = () if record is None else record.operators
+        for operator in operators:
+            if operator in _owners:
+                raise UsageError(
+                    f"{path} and {_owners[operator]} both have a plugin for {operator}.",
+                    "Delete or leave out one of them.",
+                )
         require_plugin_nodes()
         builder = trt.Builder(logger())  # while a builder lives, the registry logs why it refuses
         with logged() as messages:
@@ -229,6 +237,7 @@ def load_plugins(libraries: Iterable[str | Path]) -> None:
                 "Check that it exports TensorRT plugin creators, and that no other library has registered the same ones.",
             )
         _loaded[path] = handle
+        _owners.update(dict.fromkeys(operators, path))
 
 
 def _elf_problem(path: Path) -> str | None:

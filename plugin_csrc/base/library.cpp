@@ -49,8 +49,9 @@ GR_EXPORT int32_t initialize_gr_ml_infra_plugins() {
     return -1;
   }
   int32_t refused = 0;
-  for (nvinfer1::IPluginCreatorInterface* creator : creators()) {
-    refused += registerCreator(get(), creator, gr::kNamespace) ? 0 : 1;
+  for (size_t index = 0; index < creators().size(); ++index) {
+    char const* const space = gr::operators()[index].signature.pluginNamespace;
+    refused += registerCreator(get(), creators()[index], space) ? 0 : 1;
   }
   return refused;
 }

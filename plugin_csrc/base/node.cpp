@@ -53,6 +53,8 @@ bool isVariadic(std::string_view name) { return !name.empty() && name.back() == 
 
 }  // namespace
 
+bool Signature::takes(nvinfer1::DataType type) const { return std::find(types.begin(), types.end(), type) != types.end(); }
+
 Input const* Signature::input(std::string_view present) const {
   for (Input const& candidate : inputs) {
     std::string_view prefix = candidate.name;

@@ -26,6 +26,9 @@ enum class Role {
   kAffine,  // T or float32
   kIndex,   // int32 or int64
   kMask,    // bool or T
+  kInt32,
+  kInt64,
+  kBool,
 };
 
 struct Input {
@@ -40,7 +43,12 @@ struct Signature {
   std::vector<Input> inputs;
   std::vector<char const*> outputs;  // all of type T; those after the first are optional
   std::vector<Attribute> attributes;
+  std::vector<nvinfer1::DataType> types{nvinfer1::DataType::kFLOAT, nvinfer1::DataType::kHALF, nvinfer1::DataType::kBF16};
+  char const* pluginNamespace{"gr.ml.infra"};
+  char const* version{"1"};
 
+  // Whether T may be this type.
+  bool takes(nvinfer1::DataType type) const;
   // The input that a present name stands for, or nullptr.
   Input const* input(std::string_view present) const;
 };

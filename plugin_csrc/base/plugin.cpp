@@ -28,8 +28,6 @@ Result guarded(char const* name, Result otherwise, Function&& function) noexcept
   }
 }
 
-bool isFloat(DataType type) { return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16; }
-
 bool allows(Role role, DataType type, DataType data) {
   switch (role) {
     case Role::kData:
@@ -40,6 +38,12 @@ bool allows(Role role, DataType type, DataType data) {
       return type == DataType::kINT32 || type == DataType::kINT64;
     case Role::kMask:
       return type == DataType::kBOOL || type == data;
+    case Role::kInt32:
+      return type == DataType::kINT32;
+    case Role::kInt64:
+      return type == DataType::kINT64;
+    case Role::kBool:
+      return type == DataType::kBOOL;
   }
   return false;
 }
@@ -83,9 +87,9 @@ nvinfer1::IPluginV3* Plugin::clone() noexcept {
 
 nvinfer1::AsciiChar const* Plugin::getPluginName() const noexcept { return mEntry.signature.name; }
 
-nvinfer1::AsciiChar const* Plugin::getPluginVersion() const noexcept { return kVersion; }
+nvinfer1::AsciiChar const* Plugin::getPluginVersion() const noexcept { return mEntry.signature.version; }
 
-nvinfer1::AsciiChar const* Plugin::getPluginNamespace() const noexcept { return kNamespace; }
+nvinfer1::AsciiChar const* Plugin::getPluginNamespace() const noexcept { return mEntry.signature.pluginNamespace; }
 
 int32_t Plugin::getNbOutputs() const noexcept { return static_cast<int32_t>(mNode.outputs().size()); }
 
@@ -118,7 +122,7 @@ bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPlugin
       return false;
     }
     if (position == first) {
-      return isFloat(tensor.type);
+      return mEntry.signature.takes(tensor.type);
     }
     // What stands before the first data tensor is an index: its type does not depend on it.
     DataType const data = position > first ? tensors[first].desc.type : tensor.type;
@@ -136,7 +140,9 @@ int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t outputCount, D
       refuse("the node has ", inputCount, " inputs, its attribute inputs names ", mNode.inputs().size());
     }
     DataType const data = inputTypes[dataInput()];
-    typeName(data);
+    if (!mEntry.signature.takes(data)) {
+      refuse("there are no kernels for data type ", static_cast<int>(data));
+    }
     for (int32_t index = 0; index < inputCount; ++index) {
       std::string const& name = mNode.inputs()[static_cast<size_t>(index)];
       if (!allows(mEntry.signature.input(name)->role, inputTypes[index], data)) {
@@ -220,8 +226,8 @@ nvinfer1::PluginFieldCollection const* Creator::getFieldNames() noexcept { retur
 
 nvinfer1::AsciiChar const* Creator::getPluginName() const noexcept { return mEntry.signature.name; }
 
-nvinfer1::AsciiChar const* Creator::getPluginVersion() const noexcept { return kVersion; }
+nvinfer1::AsciiChar const* Creator::getPluginVersion() const noexcept { return mEntry.signature.version; }
 
-nvinfer1::AsciiChar const* Creator::getPluginNamespace() const noexcept { return kNamespace; }
+nvinfer1::AsciiChar const* Creator::getPluginNamespace() const noexcept { return mEntry.signature.pluginNamespace; }
 
 }  // namespace gr

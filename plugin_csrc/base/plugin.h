@@ -10,9 +10,6 @@
 
 namespace gr {
 
-constexpr char const* kNamespace = "gr.ml.infra";
-constexpr char const* kVersion = "1";
-
 class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneCore,
                      public nvinfer1::IPluginV3OneBuild,
