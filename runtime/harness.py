@@ -19,7 +19,7 @@ from onnx_fuse.runtime import plugins
 TYPES = {"float32": 0, "float16": 1, "int8": 2, "int32": 3, "bool": 4, "uint8": 5, "bfloat16": 7, "int64": 8}
 """Element type -> nvinfer1::DataType."""
 
-_NAMES = {number: name for name, number in TYPES.items()}
+NAMES = {number: name for name, number in TYPES.items()}
 _CHAR, _FLOAT32, _INT32 = 6, 1, 5  # nvinfer1::PluginFieldType
 
 
@@ -38,6 +38,24 @@ class _Field(ctypes.Structure):
         ("data", ctypes.c_void_p),
         ("type", ctypes.c_int32),
         ("length", ctypes.c_int32),
+    )
+
+
+class _Fields(ctypes.Structure):
+    """nvinfer1::PluginFieldCollection."""
+
+    _fields_ = (("count", ctypes.c_int32), ("fields", ctypes.POINTER(_Field)))
+
+
+class _Described(ctypes.Structure):
+    """nvinfer1::PluginTensorDesc."""
+
+    _fields_ = (
+        ("rank", ctypes.c_int32),
+        ("sizes", ctypes.c_int64 * 8),
+        ("type", ctypes.c_int32),
+        ("format", ctypes.c_int32),
+        ("scale", ctypes.c_float),
     )
 
 
@@ -98,6 +116,29 @@ def fields(library: Path, name: str) -> dict[str, str]:
     return {key: kinds[int(kind)] for key, kind in (line.split() for line in lines.decode().splitlines())}
 
 
+def workspace(library: Path, name: str, attributes: Mapping[str, Any], inputs: Sequence[Tensor]) -> int | None:
+    """Bytes of workspace that a plugin of a library needs; None where the library has none of that name, or does not tell.
+
+    It asks the library itself, and needs neither the harness nor TensorRT.
+
+    Args:
+        attributes: as for `Plugin`.
+        inputs: types and sizes.
+    """
+    tell = getattr(ctypes.CDLL(str(library)), "get_plugin_workspace", None)
+    if tell is None:
+        return None
+    tell.restype = ctypes.c_int64
+    fields = [_field(key, value) for key, value in attributes.items()]
+    array = (_Field * len(fields))(*[field for field, _ in fields])
+    described = (_Described * len(inputs))()
+    for item, tensor in zip(described, inputs, strict=True):
+        item.type, item.rank = TYPES[tensor.dtype], len(tensor.sizes)
+        item.sizes[: len(tensor.sizes)] = tensor.sizes
+    needed = int(tell(name.encode(), ctypes.byref(_Fields(len(fields), array)), described, len(inputs)))
+    return None if needed < 0 else needed
+
+
 class Plugin:
     """A plugin made of an operator's attributes.
 
@@ -146,7 +187,7 @@ class Plugin:
         given = _tensors(inputs)
         if _harness().harness_outputs(self._plugin, given, len(inputs), made, len(made), int(known)):
             raise UsageError(f"{self.name} refuses its inputs: {messages().strip()}", "See docs/operators.md.")
-        return [Tensor(_NAMES[item.type], tuple(item.sizes[: item.rank])) for item in made]
+        return [Tensor(NAMES[item.type], tuple(item.sizes[: item.rank])) for item in made]
 
     def refused_position(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
         """The first tensor (inputs, then outputs) whose type the plugin does not take; -1 where it takes all."""

@@ -30,6 +30,11 @@ _RTX_LIBRARIES = {
 _loaded: dict[Path, Any] = {}  # plugin library -> the registry's handle
 
 
+def loaded_plugins() -> tuple[Path, ...]:
+    """The plugin libraries that `load_plugins` has loaded into this process."""
+    return tuple(_loaded)
+
+
 @cache
 def module() -> Any:
     """The TensorRT module of this environment.

@@ -165,6 +165,9 @@ int32_t Plugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t input
 size_t Plugin::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t inputCount,
                                 nvinfer1::DynamicPluginTensorDesc const*, int32_t) const noexcept {
   return guarded(getPluginName(), size_t{0}, [&] {
+    if (inputCount != static_cast<int32_t>(mNode.inputs().size())) {
+      refuse("the node has ", inputCount, " inputs, its attribute inputs names ", mNode.inputs().size());
+    }
     std::vector<Tensor> tensors;
     for (int32_t index = 0; index < inputCount; ++index) {
       nvinfer1::Dims const& largest = inputs[index].max;
