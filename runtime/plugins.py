@@ -69,7 +69,6 @@ def build(
     *,
     architectures: Sequence[int] = aot.ARCHITECTURES,
     jobs: int | None = None,
-    sanitize: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Library:
     """Compiles the kernels and the library; what has not changed is not compiled again.
@@ -78,7 +77,6 @@ def build(
         output: where to put the library; its place in the user's cache if None.
         architectures: compute capabilities to compile for, 90 for sm_90.
         jobs: processes at a time; one for each core if None.
-        sanitize: with address and undefined behaviour sanitizers.
         progress: called with a word on what is being done.
 
     Raises:
@@ -89,11 +87,11 @@ def build(
     output = cache_folder() / LIBRARY if output is None else Path(output)
     work = cache_folder() / "build"
     kernels = aot.compile_kernels(aot.kernel_modules(), architectures, jobs=jobs, progress=say)
-    # One folder for each set of architectures and flags, so that they do not undo each other's work.
-    name = "-".join(["sm", *(str(item) for item in architectures), *(["sanitize"] if sanitize else [])])
+    # One folder for each set of architectures, so that they do not undo each other's work.
+    name = "-".join(["sm", *(str(item) for item in architectures)])
     aot.write_sources(kernels, work / name / "kernels")
     say("compiling the library")
-    cmake(work / name, {"KERNELS": str(work / name / "kernels"), "SANITIZE": "ON" if sanitize else "OFF"}, jobs)
+    cmake(work / name, {"KERNELS": str(work / name / "kernels")}, jobs)
     data = (work / name / LIBRARY).read_bytes()
     built = Library(
         path=output.resolve(),

@@ -68,8 +68,7 @@ GR_EXPORT int64_t get_plugin_workspace(char const* name, nvinfer1::PluginFieldCo
       nvinfer1::Dims const& sizes = inputs[index].dims;
       descriptions.push_back({inputs[index], sizes, sizes, sizes});
     }
-    return static_cast<int64_t>(
-        static_cast<gr::Plugin*>(made.get())->getWorkspaceSize(descriptions.data(), count, nullptr, 0));
+    return static_cast<int64_t>(static_cast<gr::Plugin*>(made.get())->getWorkspaceSize(descriptions.data(), count, nullptr, 0));
   }
   return -1;
 }

@@ -60,8 +60,7 @@ PluginFieldType fieldType(Kind kind) {
 
 }  // namespace
 
-Plugin::Plugin(Entry const& entry, nvinfer1::PluginFieldCollection const& fields)
-    : mEntry(entry), mNode(entry.signature, fields), mOperator(entry.make()) {
+Plugin::Plugin(Entry const& entry, Node node) : mEntry(entry), mNode(std::move(node)), mOperator(entry.make()) {
   mOperator->read(mNode);
 }
 
@@ -78,7 +77,7 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapa
 }
 
 nvinfer1::IPluginV3* Plugin::clone() noexcept {
-  return guarded<nvinfer1::IPluginV3*>(getPluginName(), nullptr, [&] { return new Plugin(mEntry, mNode.fields()); });
+  return guarded<nvinfer1::IPluginV3*>(getPluginName(), nullptr, [&] { return new Plugin(mEntry, mNode); });
 }
 
 nvinfer1::AsciiChar const* Plugin::getPluginName() const noexcept { return mEntry.signature.name; }
@@ -109,8 +108,8 @@ int32_t Plugin::dataInput() const {
   refuse("no input has the element type of the output");
 }
 
-bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors,
-                                       int32_t inputCount, int32_t) noexcept {
+bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t inputCount,
+                                       int32_t) noexcept {
   return guarded(getPluginName(), false, [&] {
     nvinfer1::PluginTensorDesc const& tensor = tensors[position].desc;
     int32_t const first = dataInput();
@@ -150,8 +149,7 @@ int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t outputCount, D
 }
 
 int32_t Plugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t inputCount, nvinfer1::DimsExprs const*, int32_t,
-                                nvinfer1::DimsExprs* outputs, int32_t outputCount,
-                                nvinfer1::IExprBuilder& builder) noexcept {
+                                nvinfer1::DimsExprs* outputs, int32_t outputCount, nvinfer1::IExprBuilder& builder) noexcept {
   return guarded(getPluginName(), kFailure, [&] {
     auto const shapes = mOperator->shapes(mNode, Shapes(mNode, inputs, inputCount, builder));
     if (outputCount != static_cast<int32_t>(shapes.size())) {
@@ -186,8 +184,7 @@ int32_t Plugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t,
 }
 
 int32_t Plugin::enqueue(nvinfer1::PluginTensorDesc const* inputs, nvinfer1::PluginTensorDesc const* outputs,
-                        void const* const* inputData, void* const* outputData, void* workspace,
-                        cudaStream_t stream) noexcept {
+                        void const* const* inputData, void* const* outputData, void* workspace, cudaStream_t stream) noexcept {
   return guarded(getPluginName(), kFailure, [&] {
     mOperator->run(Run(mNode, inputs, outputs, inputData, outputData, workspace, stream));
     return 0;
@@ -215,7 +212,7 @@ nvinfer1::IPluginV3* Creator::createPlugin(nvinfer1::AsciiChar const* name, nvin
     if (fields == nullptr) {
       refuse(getPluginName(), ": no fields");
     }
-    return new Plugin(mEntry, *fields);
+    return new Plugin(mEntry, Node(mEntry.signature, *fields));
   });
 }
 
