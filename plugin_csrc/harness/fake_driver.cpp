@@ -5,6 +5,7 @@
 #include <cuda.h>
 
 #include <cinttypes>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -42,9 +43,15 @@ void write(std::FILE* file, char letter, void const* place) {
     case 'i':
       std::fprintf(file, "%" PRId32, read<int32_t>(place));
       break;
-    case 'f':
-      std::fprintf(file, "%.9g", static_cast<double>(read<float>(place)));
+    case 'f': {
+      float const value = read<float>(place);  // JSON as Python reads it has words for what is not finite
+      if (std::isfinite(value)) {
+        std::fprintf(file, "%.9g", static_cast<double>(value));
+      } else {
+        std::fputs(std::isnan(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity", file);
+      }
       break;
+    }
     default:
       std::fprintf(file, "%" PRId64, read<int64_t>(place));
   }
