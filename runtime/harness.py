@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,9 @@ from typing import Any
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime import plugins
+
+VARIABLE = "ONNX_FUSE_HARNESS"
+"""Environment variable that names the folder of a harness that is built already."""
 
 TYPES = {"float32": 0, "float16": 1, "int8": 2, "int32": 3, "bool": 4, "uint8": 5, "bfloat16": 7, "int64": 8}
 """Element type -> nvinfer1::DataType."""
@@ -70,11 +74,14 @@ class Tensor:
 
 
 def tools() -> Path:
-    """The folder with the harness (libgr_harness.so) and the recording driver (libcuda.so.1), built if need be.
+    """The folder with the harness (libgr_harness.so) and the recording driver (libcuda.so.1), built if need be; the one that
+    ONNX_FUSE_HARNESS names is taken as it is.
 
     Raises:
         UsageError: a compiler, CMake or headers are missing.
     """
+    if given := os.environ.get(VARIABLE):
+        return Path(given)
     folder = plugins.cache_folder() / "harness"
     plugins.cmake(folder, {"TOOLS": "ON"})
     return folder
