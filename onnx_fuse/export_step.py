@@ -34,7 +34,7 @@ from onnx_fuse.passes.emit import Functions
 from onnx_fuse.passes.files import write_file
 from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report
-from onnx_fuse.runtime import ort
+from onnx_fuse.runtime import ort, plugins
 
 BUILD_FORMAT = 1
 SUMMARY_FORMAT = 1
@@ -87,7 +87,7 @@ def export(
     device: str | None = None,
     attention: str = "fused",
     functions: Functions = "keep",
-    plugin_libraries: Sequence[str | os.PathLike[str]] = (),
+    plugin_libraries: Sequence[str | os.PathLike[str]] | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Exports a module, fuses the model, and proves both equal to the module in eval mode.
@@ -107,7 +107,8 @@ def export(
         custom_translation_table: as for torch.onnx.export; `onnx_fuse.custom_op` makes one.
         fusions, enable, disable, require, attention, functions: as for `fuse`.
         select, device: as for `fuse`; the sizes that it is chosen for are the opt sizes.
-        plugin_libraries: for the build and the trtexec line of the fused model.
+        plugin_libraries: for the build and the trtexec line of the fused model; those that
+            `onnx_fuse.runtime.plugins.find` finds if None.
         progress: called with a word on what is being done.
 
     Raises:
@@ -161,7 +162,7 @@ def finish_export(
     device: str | None = None,
     attention: str = "fused",
     functions: Functions = "keep",
-    plugin_libraries: Sequence[str | os.PathLike[str]] = (),
+    plugin_libraries: Sequence[str | os.PathLike[str]] | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Does what `export` does once torch.onnx.export has written the model: fuse, prove equal, write the rest beside it.
@@ -177,7 +178,7 @@ def finish_export(
     """
     torch = torch_export.require_torch()
     path, say = Path(path), progress or (lambda _: None)
-    libraries = [str(item) for item in plugin_libraries]
+    libraries = [str(item) for item in (plugins.find() if plugin_libraries is None else plugin_libraries)]
     module, args, kwargs = _prepared(torch, module, args, kwargs or {}, None)
     standard = io.load(path)
     _check_sizes(sizes or {}, {dim for value in standard.graph.input for dim in _dims(value) if isinstance(dim, str)})
@@ -368,11 +369,11 @@ def _build(
         for kind in ("min", "opt", "max")
         if (dynamic := [item for item in inputs if any(isinstance(dim, str) for dim in item["shape"])])
     ]
-    plugins = [f"--dynamicPlugins={library}" for library in libraries]
+    loaded = [f"--dynamicPlugins={library}" for library in libraries]
 
     def line(path: Path, proto: ModelProto) -> str:
         engine = f"--saveEngine={path.with_suffix('.plan').name}"
-        more = plugins if _operators(proto) else []
+        more = loaded if _operators(proto) else []
         return shlex.join(["trtexec", f"--onnx={path.name}", engine, "--stronglyTyped", *shapes, *more])
 
     return {

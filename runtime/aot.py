@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import io
@@ -26,6 +27,8 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 PTX_ARCHITECTURE = 80
 """The oldest of them, whose PTX later GPUs without machine code of their own translate."""
 
+_SAME_PTX = {86: 80, 89: 80}
+# Triton's code for these differs from that for sm_80 in nothing but the target it names: only ptxas runs again.
 EXACT = frozenset({90, 100, 120})
 # Triton compiles these for sm_90a, sm_100a and sm_120a, whose code runs on no other chip.
 _SHARED_LIMIT_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -222,22 +225,41 @@ def _images(variant: Variant, architecture: int) -> Iterable[Image]:
         {(order[name],): [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
-    result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    made_for = _SAME_PTX.get(architecture, architecture)
+    result = triton.compile(source, target=GPUTarget("cuda", made_for, 32), options=options)
     found = result.metadata
     limit = _SHARED_LIMIT_KB[architecture] * 1024
     if found.shared > limit:
         raise ValueError(f"it needs {found.shared} bytes of shared memory, the GPU has {limit}")
     if found.global_scratch_size or found.profile_scratch_size:
         raise ValueError("it needs scratch memory, which a plugin does not have")
-    yield _image(result, architecture, False)
+    ptx = result.asm["ptx"]
+    cubin = result.asm["cubin"] if made_for == architecture else _assembled(ptx, architecture, options)
+    yield _image(found, architecture, cubin)
     if architecture == PTX_ARCHITECTURE:
-        yield _image(result, architecture, True)
+        yield _image(found, architecture, ptx.encode(), ptx=True)
 
 
-def _image(result: Any, architecture: int, ptx: bool) -> Image:
-    data = result.asm["ptx"].encode() if ptx else result.asm["cubin"]
-    found = result.metadata
+def _image(found: Any, architecture: int, data: bytes, ptx: bool = False) -> Image:
     return Image(architecture, ptx, found.name, 32 * found.num_warps, found.shared, len(data), zlib.compress(data, 9))
+
+
+def _assembled(ptx: str, architecture: int, options: Mapping[str, Any]) -> bytes:
+    """Machine code of PTX for an older architecture, from Triton's ptxas or its cache."""
+    from triton.backends.compiler import GPUTarget, Language
+    from triton.compiler import make_backend
+    from triton.runtime.cache import get_cache_manager
+
+    backend = make_backend(GPUTarget("cuda", architecture, 32))
+    cache = get_cache_manager(hashlib.sha256(f"{backend.hash()} {options} {ptx}".encode()).hexdigest())
+    path = cache.get_file("assembled.cubin")
+    if path is not None:
+        return Path(path).read_bytes()
+    stages: dict[str, Callable[[str, dict[str, Any]], bytes]] = {}
+    backend.add_stages(stages, backend.parse_options(dict(options)), Language.TRITON)
+    cubin = stages["cubin"](ptx, {})
+    cache.put(cubin, "assembled.cubin")
+    return cubin
 
 
 def write_sources(kernels: Sequence[Kernel], folder: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -193,7 +194,8 @@ def build(
     prepared = _prepare(source, config, say)
     say("parsing")
     parsed = parse_network(prepared.proto, base_dir=source.folder, plugins=())
-    result = replace(parsed.result, inlined=prepared.inlined)
+    # Those of plugins that cannot stand where they are come on top.
+    result = replace(parsed.result, inlined=dict(Counter(prepared.inlined) + Counter(parsed.result.inlined)))
     _check_accepted(result, source.name)
     wanted = [node.name for node in _fused_nodes(prepared.proto) if is_plugin(node)]
     if missing := [name for name in wanted if name not in result.plugins]:

@@ -6,7 +6,9 @@ would launch, with a driver that records (`tools()` builds both).
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,10 +18,13 @@ from typing import Any
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime import plugins
 
+VARIABLE = "ONNX_FUSE_HARNESS"
+"""Environment variable that names the folder of a harness that is built already."""
+
 TYPES = {"float32": 0, "float16": 1, "int8": 2, "int32": 3, "bool": 4, "uint8": 5, "bfloat16": 7, "int64": 8}
 """Element type -> nvinfer1::DataType."""
 
-_NAMES = {number: name for name, number in TYPES.items()}
+NAMES = {number: name for name, number in TYPES.items()}
 _CHAR, _FLOAT32, _INT32 = 6, 1, 5  # nvinfer1::PluginFieldType
 
 
@@ -41,6 +46,24 @@ class _Field(ctypes.Structure):
     )
 
 
+class _Fields(ctypes.Structure):
+    """nvinfer1::PluginFieldCollection."""
+
+    _fields_ = (("count", ctypes.c_int32), ("fields", ctypes.POINTER(_Field)))
+
+
+class _Described(ctypes.Structure):
+    """nvinfer1::PluginTensorDesc."""
+
+    _fields_ = (
+        ("rank", ctypes.c_int32),
+        ("sizes", ctypes.c_int64 * 8),
+        ("type", ctypes.c_int32),
+        ("format", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+    )
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor for a plugin: element type (a key of `TYPES`), sizes, and the address of its data (0 where there is none)."""
@@ -51,11 +74,14 @@ class Tensor:
 
 
 def tools() -> Path:
-    """The folder with the harness (libgr_harness.so) and the recording driver (libcuda.so.1), built if need be.
+    """The folder with the harness (libgr_harness.so) and the recording driver (libcuda.so.1), built if need be; the one that
+    ONNX_FUSE_HARNESS names is taken as it is.
 
     Raises:
         UsageError: a compiler, CMake or headers are missing.
     """
+    if given := os.environ.get(VARIABLE):
+        return Path(given)
     folder = plugins.cache_folder() / "harness"
     plugins.cmake(folder, {"TOOLS": "ON"})
     return folder
@@ -64,7 +90,7 @@ def tools() -> Path:
 @cache
 def _harness() -> ctypes.CDLL:
     library = ctypes.CDLL(str(tools() / "libgr_harness.so"))
-    for name in ("open", "create", "reborn"):
+    for name in ("open", "create", "reborn", "attach"):
         getattr(library, f"harness_{name}").restype = ctypes.c_void_p
     for name in ("messages", "fields"):
         getattr(library, f"harness_{name}").restype = ctypes.c_char_p
@@ -74,7 +100,7 @@ def _harness() -> ctypes.CDLL:
 
 def messages() -> str:
     """What the plugins logged since the last call."""
-    return str(_harness().harness_messages().decode())
+    return str(_harness().harness_messages().decode(errors="replace"))
 
 
 @cache
@@ -96,6 +122,29 @@ def fields(library: Path, name: str) -> dict[str, str]:
         raise UsageError(f"{library}: {messages().strip()}", "Build it again.")
     kinds = {_CHAR: "str", _FLOAT32: "float", _INT32: "int"}
     return {key: kinds[int(kind)] for key, kind in (line.split() for line in lines.decode().splitlines())}
+
+
+def workspace(library: Path, name: str, attributes: Mapping[str, Any], inputs: Sequence[Tensor]) -> int | None:
+    """Bytes of workspace that a plugin of a library needs; None where the library has none of that name, or does not tell.
+
+    It asks the library itself, and needs neither the harness nor TensorRT.
+
+    Args:
+        attributes: as for `Plugin`.
+        inputs: types and sizes.
+    """
+    tell = getattr(ctypes.CDLL(str(library)), "get_plugin_workspace", None)
+    if tell is None:
+        return None
+    tell.restype = ctypes.c_int64
+    fields = [_field(key, value) for key, value in attributes.items()]
+    array = (_Field * len(fields))(*[field for field, _ in fields])
+    described = (_Described * len(inputs))()
+    for item, tensor in zip(described, inputs, strict=True):
+        item.type, item.rank = TYPES[tensor.dtype], len(tensor.sizes)
+        item.sizes[: len(tensor.sizes)] = tensor.sizes
+    needed = int(tell(name.encode(), ctypes.byref(_Fields(len(fields), array)), described, len(inputs)))
+    return None if needed < 0 else needed
 
 
 class Plugin:
@@ -136,6 +185,12 @@ class Plugin:
         self.close()
         self._plugin = plugin
 
+    def attached(self) -> Plugin:
+        """The plugin of another execution context of the same engine, which another thread may use."""
+        other = copy.copy(self)
+        other._plugin = self._taken(_harness().harness_attach(self._plugin))
+        return other
+
     def outputs(self, inputs: Sequence[Tensor], *, known: bool = True) -> list[Tensor]:
         """Types and shapes of the outputs; `known` says whether the sizes are known when the engine is built.
 
@@ -146,7 +201,7 @@ class Plugin:
         given = _tensors(inputs)
         if _harness().harness_outputs(self._plugin, given, len(inputs), made, len(made), int(known)):
             raise UsageError(f"{self.name} refuses its inputs: {messages().strip()}", "See docs/operators.md.")
-        return [Tensor(_NAMES[item.type], tuple(item.sizes[: item.rank])) for item in made]
+        return [Tensor(NAMES[item.type], tuple(item.sizes[: item.rank])) for item in made]
 
     def refused_position(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
         """The first tensor (inputs, then outputs) whose type the plugin does not take; -1 where it takes all."""

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
+from onnx.helper import get_attribute_value
 from onnx.inliner import inline_local_functions
 
 from onnx_fuse.errors import ModelError
+from onnx_fuse.runtime import harness, tensorrt
 from onnx_fuse.runtime import plugins as libraries
-from onnx_fuse.runtime import tensorrt
+
+_INLINED = re.compile(r"__\d+$")  # what onnx's inliner adds to the names of a body's nodes
+_NO_WORKSPACE = "needs workspace, which TensorRT does not have inside If, Loop and Scan"
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class ParseIssue:
     Attributes:
         node: name of the node, "" when the complaint is not about one. A node of an inlined body is called `CALL/NODE__k`.
         op_type: operator of that node.
-        code: TensorRT's error code, for example "INVALID_NODE"; or, for what it leaves unsaid, our "NO_LAYERS" or "REFUSED".
+        code: TensorRT's error code, for example "INVALID_NODE"; or, for what it leaves unsaid, our "NO_LAYERS", "NO_WORKSPACE"
+            or "REFUSED".
         message: TensorRT's text.
         stack: the nodes around it from the outside in, when it stands in a subgraph: ("if_node (If)", "branch_node (then_branch)").
     """
@@ -58,7 +65,8 @@ class ParseResult:
         errors: the complaints; empty if and only if accepted.
         inputs, outputs: as TensorRT sees them.
         module, version: the Python module that parsed.
-        log: warnings and errors it logged, each `SEVERITY: text`, and our warning of nodes it takes for others.
+        log: warnings and errors it logged, each `SEVERITY: text`, and our warnings of nodes it takes for others and of nodes
+            that cannot be plugins where they stand.
         mistaken: names of nodes meant for a plugin that TensorRT took for operators of its own, as no plugin is registered.
     """
 
@@ -114,14 +122,27 @@ def parse_network(
     trt = tensorrt.module()
     tensorrt.load_plugins(libraries.find() if plugins is None else plugins)
     builder = trt.Builder(tensorrt.logger())
-    network = builder.create_network(tensorrt.network_flags())
-    parser = trt.OnnxParser(network, tensorrt.logger())
-
-    prepared, inlined = prepare(model)
     # The parser only looks at the folder of this path; the file need not exist.
     path = model if isinstance(model, (str, Path)) else Path(base_dir or ".") / "model.onnx"
-    with tensorrt.logged() as log:
-        taken = parser.parse(serialized(prepared), str(Path(path).absolute()))
+    refused: set[str] = set()
+    bodiless: dict[str, str] = {}
+
+    def parsed() -> tuple[Any, Any, bool, list[str], ModelProto, Counter[str]]:
+        network = builder.create_network(tensorrt.network_flags())
+        parser = trt.OnnxParser(network, tensorrt.logger())
+        prepared, inlined = prepare(model, refused)
+        with tensorrt.logged() as log:
+            taken = parser.parse(serialized(prepared), str(Path(path).absolute()))
+        return network, parser, taken, log, prepared, inlined
+
+    network, parser, taken, log, prepared, inlined = parsed()
+    if greedy := _without_workspace(network, prepared):
+        refused = {*greedy, *(_INLINED.sub("", name) for name in greedy)}
+        network, parser, taken, log, prepared, inlined = parsed()
+        bodiless = _without_workspace(network, prepared)
+        log += [
+            f"WARNING: node {name} {_NO_WORKSPACE}: its body is inlined." for name in greedy if name not in bodiless
+        ]
     mistaken = [
         node
         for node in nodes_of(prepared.graph.node)
@@ -139,6 +160,8 @@ def parse_network(
     elif not errors and not layers:
         # The parser is content with an empty model, and with bytes that happen to decode as one.
         errors = (ParseIssue("", "", "NO_LAYERS", "The model has nothing in it that becomes a layer."),)
+    unbuildable = f"It {_NO_WORKSPACE}, and the model has no body of it."
+    errors += tuple(ParseIssue(name, op_type, "NO_WORKSPACE", unbuildable) for name, op_type in bodiless.items())
     result = ParseResult(
         accepted=not errors,
         layers=len(layers),
@@ -163,9 +186,10 @@ def _let_attention_decompose(layers: Iterable[Any], trt: Any) -> None:
             layer.attention.decomposable = True
 
 
-def prepare(model: ModelProto | str | Path) -> tuple[ModelProto, Counter[str]]:
-    """A copy of a model as TensorRT is to be given it, and how often each body was inlined: those that no loaded plugin takes."""
-    return inline_bodies(_own_copy(model), is_plugin)
+def prepare(model: ModelProto | str | Path, refused: Collection[str] = ()) -> tuple[ModelProto, Counter[str]]:
+    """A copy of a model as TensorRT is to be given it, and how often each body was inlined: those that no loaded plugin takes,
+    and those of the nodes of these names."""
+    return inline_bodies(_own_copy(model), lambda node: is_plugin(node) and node.name not in refused)
 
 
 def inline_bodies(model: ModelProto, is_plugin: Callable[[NodeProto], bool]) -> tuple[ModelProto, Counter[str]]:
@@ -239,6 +263,29 @@ def nodes_of(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
             if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
                 for graph in (attribute.g, *attribute.graphs):
                     yield from nodes_of(graph.node)
+
+
+def _without_workspace(network: Any, model: ModelProto) -> dict[str, str]:
+    """Name -> operator of the plugin layers of subgraphs that need workspace: the builder fails on them without saying why."""
+    inside = {node.name: node for outer in model.graph.node for node in islice(nodes_of([outer]), 1, None)}
+    layers = [network.get_layer(index) for index in range(network.num_layers)] if inside else []
+    plugins = [layer for layer in layers if layer.type.name.startswith("PLUGIN") and layer.name in inside]
+    return {layer.name: inside[layer.name].op_type for layer in plugins if _workspace(layer, inside[layer.name])}
+
+
+def _workspace(layer: Any, node: NodeProto) -> int:
+    """Bytes of workspace that a plugin layer needs if its sizes that are not known are 1; 0 if its library does not tell."""
+    inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
+    if any(int(tensor.dtype) not in harness.NAMES for tensor in inputs):
+        return 0
+    tensors = [
+        harness.Tensor(harness.NAMES[int(tensor.dtype)], tuple(max(size, 1) for size in tensor.shape))
+        for tensor in inputs
+    ]
+    values = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
+    attributes = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+    told = (harness.workspace(path, node.op_type, attributes, tensors) for path in tensorrt.loaded_plugins())
+    return next((needed for needed in told if needed is not None), 0)
 
 
 def _own_copy(model: ModelProto | str | Path) -> ModelProto:

@@ -78,7 +78,6 @@ def build(
     *,
     architectures: Sequence[int] = aot.ARCHITECTURES,
     jobs: int | None = None,
-    sanitize: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Library:
     """Compiles the kernels and the library; what has not changed is not compiled again.
@@ -87,7 +86,6 @@ def build(
         output: where to put the library; its place in the user's cache if None.
         architectures: compute capabilities to compile for, 90 for sm_90.
         jobs: processes at a time; one for each core if None.
-        sanitize: with address and undefined behaviour sanitizers.
         progress: called with a word on what is being done.
 
     Raises:
@@ -96,12 +94,12 @@ def build(
     started = time.perf_counter()
     say = progress or (lambda _: None)
     kernels = aot.compile_kernels(aot.kernel_modules(), architectures, jobs=jobs, progress=say)
-    # One folder for each set of architectures and flags, so that they do not undo each other's work.
-    name = "-".join(["sm", *(str(item) for item in architectures), *(["sanitize"] if sanitize else [])])
+    # One folder for each set of architectures, so that they do not undo each other's work.
+    name = "-".join(["sm", *(str(item) for item in architectures)])
     work = cache_folder() / "build" / name
     aot.write_sources(kernels, work / "kernels")
     say("compiling the library")
-    cmake(work, {"KERNELS": str(work / "kernels"), "SANITIZE": "ON" if sanitize else "OFF"}, jobs)
+    cmake(work, {"KERNELS": str(work / "kernels")}, jobs)
     output = cache_folder() / LIBRARY if output is None else Path(output)
     return _installed_library(work / LIBRARY, output, kernels, architectures, started)
 

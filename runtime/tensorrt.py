@@ -32,6 +32,11 @@ _loaded: dict[Path, Any] = {}  # plugin library -> the registry's handle
 _owners: dict[str, Path] = {}  # what the record of a loaded library says that it has plugins for -> the library
 
 
+def loaded_plugins() -> tuple[Path, ...]:
+    """The plugin libraries that `load_plugins` has loaded into this process."""
+    return tuple(_loaded)
+
+
 @cache
 def module() -> Any:
     """The TensorRT module of this environment.

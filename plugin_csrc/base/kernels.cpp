@@ -65,9 +65,8 @@ CUfunction loadImage(KernelImage const& image) {
   CUfunction function = nullptr;
   driver().check(driver().moduleGetFunction(&function, module, image.symbol), "cuModuleGetFunction");
   if (image.sharedBytes > kStaticSharedLimit) {
-    driver().check(
-        driver().funcSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, image.sharedBytes),
-        "cuFuncSetAttribute");
+    driver().check(driver().funcSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, image.sharedBytes),
+                   "cuFuncSetAttribute");
   }
   return function;
 }
@@ -199,11 +198,10 @@ void launchKernel(KernelVariant const& variant, Grid grid, Arguments& arguments,
   void* scratch = nullptr;
   parameters.insert(parameters.end(), 2, &scratch);
   KernelImage const& image = *kernel.image;
-  driver().check(
-      driver().launchKernel(kernel.function, static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
-                            static_cast<unsigned>(grid.z), static_cast<unsigned>(image.threads), 1, 1,
-                            static_cast<unsigned>(image.sharedBytes), stream, parameters.data(), nullptr),
-      "cuLaunchKernel");
+  driver().check(driver().launchKernel(kernel.function, static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
+                                       static_cast<unsigned>(grid.z), static_cast<unsigned>(image.threads), 1, 1,
+                                       static_cast<unsigned>(image.sharedBytes), stream, parameters.data(), nullptr),
+                 "cuLaunchKernel");
 }
 
 }  // namespace gr

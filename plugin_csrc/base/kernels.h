@@ -70,7 +70,7 @@ class Arguments {
   void check(KernelVariant const& variant) const;
 
   std::deque<Value> mValues;  // a deque keeps its elements where they are
-  std::string mKinds;        // p, n or f for each
+  std::string mKinds;         // p, n or f for each
 };
 
 // Multiprocessors of the current device.

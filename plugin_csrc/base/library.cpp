@@ -3,6 +3,8 @@
 
 #include <cstdlib>
 #include <deque>
+#include <memory>
+#include <string_view>
 
 #include "log.h"
 #include "plugin.h"
@@ -66,3 +68,26 @@ __attribute__((constructor)) static void registerIfAsked() {
 
 // How many plugins the library has.
 GR_EXPORT int32_t get_num_registered_plugins() { return static_cast<int32_t>(creators().size()); }
+
+// Bytes of workspace that a node needs for inputs of these types and sizes; -1 where the library has no such plugin, or it
+// refuses the attributes. TensorRT, which has none to give inside If, Loop and Scan, does not tell before it fails to build.
+GR_EXPORT int64_t get_plugin_workspace(char const* name, nvinfer1::PluginFieldCollection const* fields,
+                                       nvinfer1::PluginTensorDesc const* inputs, int32_t count) {
+  for (nvinfer1::IPluginCreatorInterface* found : creators()) {
+    auto* const creator = static_cast<gr::Creator*>(found);
+    if (std::string_view(creator->getPluginName()) != name) {
+      continue;
+    }
+    std::unique_ptr<nvinfer1::IPluginV3> const made(creator->createPlugin(name, fields, nvinfer1::TensorRTPhase::kBUILD));
+    if (made == nullptr) {
+      return -1;
+    }
+    std::vector<nvinfer1::DynamicPluginTensorDesc> descriptions;
+    for (int32_t index = 0; index < count; ++index) {
+      nvinfer1::Dims const& sizes = inputs[index].dims;
+      descriptions.push_back({inputs[index], sizes, sizes, sizes});
+    }
+    return static_cast<int64_t>(static_cast<gr::Plugin*>(made.get())->getWorkspaceSize(descriptions.data(), count, nullptr, 0));
+  }
+  return -1;
+}

@@ -76,7 +76,10 @@ Input const* Signature::input(std::string_view present) const {
 
 Node::Node(Signature const& signature, nvinfer1::PluginFieldCollection const& fields) {
   std::map<std::string, PluginField const*> given;
-  for (int32_t index = 0; index < fields.nbFields; ++index) {
+  for (int32_t index = 0; fields.fields != nullptr && index < fields.nbFields; ++index) {
+    if (fields.fields[index].name == nullptr) {
+      refuse(signature.name, ": an attribute has no name");
+    }
     given[fields.fields[index].name] = &fields.fields[index];
   }
   std::vector<Attribute> attributes = signature.attributes;
@@ -95,6 +98,12 @@ Node::Node(Signature const& signature, nvinfer1::PluginFieldCollection const& fi
     if (field.length == 0 && (attribute.kind == Kind::kInts || attribute.kind == Kind::kFloats)) {
       continue;  // an empty list has no type
     }
+    if (field.length < 0) {
+      refuse(signature.name, ": attribute ", field.name, " has a length of ", field.length);
+    }
+    if (single && (field.length != 1 || field.data == nullptr)) {
+      refuse(signature.name, ": attribute ", field.name, " has to be one number, not ", field.length);
+    }
     if (attribute.kind == Kind::kString) {
       if (field.type != PluginFieldType::kCHAR) {
         refuse(signature.name, ": attribute ", field.name, " has to be a string");
@@ -109,9 +118,6 @@ Node::Node(Signature const& signature, nvinfer1::PluginFieldCollection const& fi
         refuse(signature.name, ": attribute ", field.name, " has to be a float");
       }
       mValues[field.name] = list<float>(field);
-    }
-    if (single && (field.length != 1 || field.data == nullptr)) {
-      refuse(signature.name, ": attribute ", field.name, " has to be one number, not ", field.length);
     }
   }
   mInputs = split(text("inputs"));

@@ -79,6 +79,14 @@ DimsExprs const& Shapes::input(std::string const& name, int32_t rank) const {
   return shape;
 }
 
+DimsExprs const& Shapes::rows(std::string const& name) const {
+  DimsExprs const& shape = input(name);
+  if (shape.nbDims < 1) {
+    refuse("input ", name, " has no axis");
+  }
+  return shape;
+}
+
 Shapes::Expression Shapes::constant(int64_t value) const { return mBuilder.constant(value); }
 
 Shapes::Expression Shapes::apply(DimensionOperation operation, Expression left, Expression right) const {
@@ -134,9 +142,7 @@ int32_t Run::kind(std::string_view name) const {
   return found == mOutputs.at(0).type ? 1 : 2;
 }
 
-int32_t Run::integerKind(std::string_view name) const {
-  return !has(name) ? 0 : input(name).type == DataType::kINT32 ? 1 : 2;
-}
+int32_t Run::integerKind(std::string_view name) const { return !has(name) ? 0 : input(name).type == DataType::kINT32 ? 1 : 2; }
 
 void Run::launch(KernelVariant const& kernel, Grid grid, Arguments& arguments) const {
   if (mDry) {

@@ -64,8 +64,7 @@ PluginFieldType fieldType(Kind kind) {
 
 }  // namespace
 
-Plugin::Plugin(Entry const& entry, nvinfer1::PluginFieldCollection const& fields)
-    : mEntry(entry), mNode(entry.signature, fields), mOperator(entry.make()) {
+Plugin::Plugin(Entry const& entry, Node node) : mEntry(entry), mNode(std::move(node)), mOperator(entry.make()) {
   mOperator->read(mNode);
 }
 
@@ -82,7 +81,7 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapa
 }
 
 nvinfer1::IPluginV3* Plugin::clone() noexcept {
-  return guarded<nvinfer1::IPluginV3*>(getPluginName(), nullptr, [&] { return new Plugin(mEntry, mNode.fields()); });
+  return guarded<nvinfer1::IPluginV3*>(getPluginName(), nullptr, [&] { return new Plugin(mEntry, mNode); });
 }
 
 nvinfer1::AsciiChar const* Plugin::getPluginName() const noexcept { return mEntry.signature.name; }
@@ -113,8 +112,8 @@ int32_t Plugin::dataInput() const {
   refuse("no input has the element type of the output");
 }
 
-bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors,
-                                       int32_t inputCount, int32_t) noexcept {
+bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t inputCount,
+                                       int32_t) noexcept {
   return guarded(getPluginName(), false, [&] {
     nvinfer1::PluginTensorDesc const& tensor = tensors[position].desc;
     int32_t const first = dataInput();
@@ -156,8 +155,7 @@ int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t outputCount, D
 }
 
 int32_t Plugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t inputCount, nvinfer1::DimsExprs const*, int32_t,
-                                nvinfer1::DimsExprs* outputs, int32_t outputCount,
-                                nvinfer1::IExprBuilder& builder) noexcept {
+                                nvinfer1::DimsExprs* outputs, int32_t outputCount, nvinfer1::IExprBuilder& builder) noexcept {
   return guarded(getPluginName(), kFailure, [&] {
     auto const shapes = mOperator->shapes(mNode, Shapes(mNode, inputs, inputCount, builder));
     if (outputCount != static_cast<int32_t>(shapes.size())) {
@@ -171,6 +169,9 @@ int32_t Plugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t input
 size_t Plugin::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t inputCount,
                                 nvinfer1::DynamicPluginTensorDesc const*, int32_t) const noexcept {
   return guarded(getPluginName(), size_t{0}, [&] {
+    if (inputCount != static_cast<int32_t>(mNode.inputs().size())) {
+      refuse("the node has ", inputCount, " inputs, its attribute inputs names ", mNode.inputs().size());
+    }
     std::vector<Tensor> tensors;
     for (int32_t index = 0; index < inputCount; ++index) {
       nvinfer1::Dims const& largest = inputs[index].max;
@@ -189,8 +190,7 @@ int32_t Plugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t,
 }
 
 int32_t Plugin::enqueue(nvinfer1::PluginTensorDesc const* inputs, nvinfer1::PluginTensorDesc const* outputs,
-                        void const* const* inputData, void* const* outputData, void* workspace,
-                        cudaStream_t stream) noexcept {
+                        void const* const* inputData, void* const* outputData, void* workspace, cudaStream_t stream) noexcept {
   return guarded(getPluginName(), kFailure, [&] {
     mOperator->run(Run(mNode, inputs, outputs, inputData, outputData, workspace, stream));
     return 0;
@@ -218,7 +218,7 @@ nvinfer1::IPluginV3* Creator::createPlugin(nvinfer1::AsciiChar const* name, nvin
     if (fields == nullptr) {
       refuse(getPluginName(), ": no fields");
     }
-    return new Plugin(mEntry, *fields);
+    return new Plugin(mEntry, Node(mEntry.signature, *fields));
   });
 }
 

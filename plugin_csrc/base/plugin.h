@@ -15,8 +15,8 @@ class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneBuild,
                      public nvinfer1::IPluginV3OneRuntime {
  public:
-  // Refuses fields that the operator does not take.
-  Plugin(Entry const& entry, nvinfer1::PluginFieldCollection const& fields);
+  // Refuses a node that the operator does not take.
+  Plugin(Entry const& entry, Node node);
 
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
   nvinfer1::IPluginV3* clone() noexcept override;
@@ -38,8 +38,8 @@ class Plugin final : public nvinfer1::IPluginV3,
   size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t inputCount,
                           nvinfer1::DynamicPluginTensorDesc const* outputs, int32_t outputCount) const noexcept override;
 
-  int32_t onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t inputCount,
-                        nvinfer1::PluginTensorDesc const* outputs, int32_t outputCount) noexcept override;
+  int32_t onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t inputCount, nvinfer1::PluginTensorDesc const* outputs,
+                        int32_t outputCount) noexcept override;
   int32_t enqueue(nvinfer1::PluginTensorDesc const* inputs, nvinfer1::PluginTensorDesc const* outputs,
                   void const* const* inputData, void* const* outputData, void* workspace,
                   cudaStream_t stream) noexcept override;

@@ -6,7 +6,7 @@
 
 namespace gr {
 
-int64_t floorDivide(int64_t value, int64_t by);  // as // in Python; refuses 0
+int64_t floorDivide(int64_t value, int64_t by);    // as // in Python; refuses 0
 int64_t roundedDivide(int64_t value, int64_t by);  // up
 int64_t modulo(int64_t value, int64_t by);
 int64_t smaller(int64_t left, int64_t right);

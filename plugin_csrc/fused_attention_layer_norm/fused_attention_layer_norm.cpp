@@ -30,8 +30,8 @@ class FusedAttentionLayerNorm final : public Operator {
     mEpsilon = node.number("epsilon");
     mHeadMajor = node.choice("layout", {"BSH", "BHSD"}) == 1;
     mProjected = node.hasInput("out_weight");
-    mRim = mNorm != 0 || mProjected || node.hasInput("out_bias") || node.hasInput("residual") ||
-           node.output("residual_sum") >= 0;
+    mRim =
+        mNorm != 0 || mProjected || node.hasInput("out_bias") || node.hasInput("residual") || node.output("residual_sum") >= 0;
     mWeight = node.input("out_weight");
     if (mHeads < 1 || mGroups < 1 || mHeads % mGroups != 0) {
       refuse(mHeads, " heads cannot share ", mGroups, " heads of keys and values");
@@ -95,7 +95,7 @@ class FusedAttentionLayerNorm final : public Operator {
     bool const wide = mRim && !mProjected && output.type != DataType::kFLOAT;
     void* const context = mProjected || wide ? run.workspace() : output.data;
     KernelVariant const& kernel = findKernel(std::string("fused_attention_layer_norm.") + run.type() + "." +
-                                              heldSize(sizes.size, sizes.valueSize).suffix());
+                                             heldSize(sizes.size, sizes.valueSize).suffix());
     Arguments arguments;
     addOperands(run, arguments);
     arguments.pointer(context);

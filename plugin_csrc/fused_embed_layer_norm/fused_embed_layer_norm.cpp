@@ -116,10 +116,7 @@ class FusedEmbedLayerNorm final : public Operator {
 
 Entry fusedEmbedLayerNorm() {
   return {{"FusedEmbedLayerNorm",
-           {{"ids_*", Role::kIndex},
-            {"table_*", Role::kAffine},
-            {"gamma", Role::kAffine, true},
-            {"beta", Role::kAffine, true}},
+           {{"ids_*", Role::kIndex}, {"table_*", Role::kAffine}, {"gamma", Role::kAffine, true}, {"beta", Role::kAffine, true}},
            {"output", "embedding_sum"},
            {{"num_tables", Kind::kInt}, {"norm", Kind::kString}, {"epsilon", Kind::kFloat}}},
           makeOperator<FusedEmbedLayerNorm>};

@@ -13,7 +13,7 @@ class FusedLinearLayerNorm final : public Operator {
   }
 
   std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
-    nvinfer1::DimsExprs output = shapes.input("x");
+    nvinfer1::DimsExprs output = shapes.rows("x");
     nvinfer1::DimsExprs const& weight = shapes.input("weight", 2);
     Shapes::requireEqual(output.d[output.nbDims - 1], weight.d[0], "the last axis of x and the first of weight");
     for (char const* vector : {"bias", "gamma", "beta"}) {

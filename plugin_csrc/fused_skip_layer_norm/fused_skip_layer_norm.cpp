@@ -12,7 +12,11 @@ class FusedSkipLayerNorm final : public Operator {
   }
 
   std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
-    nvinfer1::DimsExprs const& x = shapes.input("x");
+    nvinfer1::DimsExprs const& x = shapes.rows("x");
+    nvinfer1::DimsExprs const& skip = shapes.input("skip", x.nbDims);
+    for (int32_t axis = 0; axis < x.nbDims; ++axis) {
+      Shapes::requireEqual(x.d[axis], skip.d[axis], "the shapes of x and skip");
+    }
     for (char const* vector : {"bias", "gamma", "beta"}) {
       if (node.hasInput(vector)) {
         Shapes::requireEqual(shapes.input(vector, 1).d[0], x.d[x.nbDims - 1], "the last axis of x and of bias, gamma, beta");

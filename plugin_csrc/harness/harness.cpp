@@ -176,9 +176,9 @@ std::vector<DynamicPluginTensorDesc> ranged(HarnessTensor const* tensors, int32_
 
 }  // namespace
 
-// What was logged since the last call; valid until the next.
+// What was logged since the last call, by any thread; valid until this thread's next.
 EXPORT char const* harness_messages() {
-  static std::string taken;
+  thread_local std::string taken;
   std::lock_guard<std::mutex> const lock(messagesMutex);
   taken = std::move(messages);
   messages.clear();
@@ -200,9 +200,9 @@ EXPORT void* harness_open(char const* path) {
   return library;
 }
 
-// Lines "name type" of the fields that a plugin takes; valid until the next call. Null where there is no such plugin.
+// Lines "name type" of the fields that a plugin takes; valid until this thread's next call. Null where there is no such plugin.
 EXPORT char const* harness_fields(void* library, char const* name) {
-  static std::string lines;
+  thread_local std::string lines;
   IPluginCreatorV3One* const found = creator(library, name);
   if (found == nullptr) {
     return nullptr;
@@ -232,6 +232,9 @@ EXPORT void* harness_reborn(void* library, void* plugin) {
   std::unique_ptr<IPluginV3> const cloned(read == nullptr ? nullptr : read->clone());
   return cloned == nullptr ? nullptr : runtime(cloned.get())->attachToContext(nullptr);
 }
+
+// The plugin of another execution context, as TensorRT asks an engine's plugin for it.
+EXPORT void* harness_attach(void* plugin) { return runtime(static_cast<IPluginV3*>(plugin))->attachToContext(nullptr); }
 
 EXPORT void harness_destroy(void* plugin) { delete static_cast<IPluginV3*>(plugin); }
 
@@ -295,8 +298,8 @@ EXPORT int64_t harness_workspace(void* plugin, HarnessTensor const* inputs, int3
   return static_cast<int64_t>(phase->getWorkspaceSize(in.data(), inputCount, out.data(), outputCount));
 }
 
-EXPORT int32_t harness_shape_change(void* plugin, HarnessTensor const* inputs, int32_t inputCount,
-                                    HarnessTensor const* outputs, int32_t outputCount) {
+EXPORT int32_t harness_shape_change(void* plugin, HarnessTensor const* inputs, int32_t inputCount, HarnessTensor const* outputs,
+                                    int32_t outputCount) {
   std::vector<PluginTensorDesc> const in = described(inputs, inputCount);
   std::vector<PluginTensorDesc> const out = described(outputs, outputCount);
   return runtime(static_cast<IPluginV3*>(plugin))->onShapeChange(in.data(), inputCount, out.data(), outputCount);

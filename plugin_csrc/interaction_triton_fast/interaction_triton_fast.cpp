@@ -69,7 +69,9 @@ class InteractionTritonFast final : public Operator {
     int64_t const batch = first.size(0);
     int64_t const size = first.size(-1);
     int64_t const given = static_cast<int64_t>(inputs.size());
-    int64_t const features = mForm == Form::kSeparate ? given : mForm == Form::kStacked ? first.size(1) : 1 + inputs.at(1).size(1);
+    int64_t const features = mForm == Form::kSeparate  ? given
+                             : mForm == Form::kStacked ? first.size(1)
+                                                       : 1 + inputs.at(1).size(1);
     if (features > kSlots) {
       refuse("the kernel takes up to ", kSlots, " features, not ", features);
     }

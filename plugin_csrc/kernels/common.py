@@ -78,6 +78,14 @@ def moved(pointer, steps, step):
 
 
 @triton.jit
+def moved_as(pointer, kind, offset):
+    """A pointer to T, moved by so many (int64) of whatever `kind` says it points to."""
+    other = tl.where(kind == BYTES, 1, pointer.dtype.element_ty.primitive_bitwidth // 8)
+    size = tl.where(kind == FLOAT32, 4, other)
+    return (pointer.to(tl.pointer_type(tl.int8), bitcast=True) + offset * size).to(pointer.dtype, bitcast=True)
+
+
+@triton.jit
 def load(pointer, offsets, mask):
     """Float32 values; 0 where the mask is false."""
     return tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)

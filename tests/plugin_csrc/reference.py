@@ -7,15 +7,44 @@ the output costs is always allowed.
 
 from __future__ import annotations
 
+import ctypes
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
+from onnx_fuse.plugin_csrc.kernels.manifest import Variant
+
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ALLOWED = {torch.float32: 2.0**-20, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 """Twice half the distance of two neighbouring numbers at the output's scale; for float32 also what the order of sums costs."""
+
+
+def typed(kind: str, address: int, size: int) -> Any:
+    """Memory of so many bytes as a compiled kernel sees it that has an argument of type *KIND."""
+    dtype = {**TYPES, "i32": torch.int32}[kind]
+    count = max(size // dtype.itemsize, 1)
+    return torch.frombuffer((ctypes.c_char * (count * dtype.itemsize)).from_address(address), dtype=dtype)
+
+
+def interpret(chosen: Variant, grid: tuple[int, ...], arguments: Sequence[Any]) -> None:
+    """Runs a variant in Triton's interpreter."""
+    options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
+    chosen.function[grid](*arguments, **chosen.constants, **options)
+
+
+def start(chosen: Variant, programs: int, *arguments: Any) -> None:
+    """As the kernels' own `start`, with each pointer of the type that the variant is compiled with, whatever it points to."""
+    kinds = chosen.signature.values()
+    seen = [
+        typed(kind[1:], item.data_ptr(), item.numel() * item.element_size())
+        if kind[0] == "*" and item.numel()
+        else item
+        for kind, item in zip(kinds, arguments, strict=True)
+    ]
+    if programs:
+        interpret(chosen, (programs,), seen)
 
 
 def drawn(shape: Iterable[int], dtype: Any, seed: int = 0, magnitude: float = 1.0) -> Any:

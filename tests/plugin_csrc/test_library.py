@@ -21,7 +21,7 @@ from onnx_fuse.errors import UsageError  # noqa: E402
 from onnx_fuse.patterns.operator import FusedOp  # noqa: E402
 from onnx_fuse.runtime import aot, harness, plugins  # noqa: E402
 from tests.plugin_csrc.built import CACHE, ROOT, enqueued, library  # noqa: E402
-from tests.plugin_csrc.test_launches import CASES, Case, described  # noqa: E402
+from tests.plugin_csrc.test_launches import CASES, Case, described, hstu, tensor  # noqa: E402
 
 OPERATORS: dict[str, FusedOp] = {fusion.operator.name: fusion.operator for fusion in onnx_fuse.fusions()}
 USED = sorted({case.name for case in CASES})
@@ -246,3 +246,62 @@ def test_a_real_kernel_is_compiled_for_every_architecture(monkeypatch: pytest.Mo
 def test_an_architecture_that_is_not_known() -> None:
     with pytest.raises(UsageError, match="cannot be compiled for sm_70"):
         aot.compile_kernels([], [70, 80])
+
+
+def in_subgraphs(case: Case, path: Path, *, body: bool = True) -> Path:
+    """A model with the node of a case three times: in a branch of an If, in the body of a Loop, and outside."""
+    operator = OPERATORS[case.name]
+    attributes = {name: case.attributes.get(name) for name in operator.attributes}
+
+    def node(name: str) -> Any:
+        made = {output: f"{name}_{output}" for output in case.outputs}
+        return operator.make_node({each: each for each in case.inputs}, made, attributes, name)
+
+    kind = next(TYPES[item.dtype] for item in case.inputs.values() if item.dtype.is_floating_point)
+    out = [onnx_output(f"{name}_{case.outputs[0]}", kind) for name in ("branch", "looped", "outside")]
+    then = helper.make_graph([node("branch")], "then", [], out[:1])
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["outside_" + case.outputs[0]], ["copy"])],
+        "else",
+        [],
+        [onnx_output("copy", kind)],
+    )
+    counter = [
+        helper.make_tensor_value_info("i", TensorProto.INT64, []),
+        helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+    ]
+    going = helper.make_tensor_value_info("going", TensorProto.BOOL, [])
+    loop = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["going"]), node("looped")], "loop", counter, [going, out[1]]
+    )
+    nodes = [
+        node("outside"),
+        helper.make_node("If", ["c"], ["chosen"], "choice", then_branch=then, else_branch=other),
+        helper.make_node("Loop", ["trips", "c"], ["stacked"], "repeated", body=loop),
+    ]
+    inputs = [helper.make_tensor_value_info(name, TYPES[item.dtype], item.shape) for name, item in case.inputs.items()]
+    inputs += [helper.make_tensor_value_info("c", TensorProto.BOOL, [])]
+    trips = helper.make_tensor("trips", TensorProto.INT64, [], [3])
+    outputs = [out[2], onnx_output("chosen", kind), onnx_output("stacked", kind)]
+    bodies = [operator.make_function(list(case.inputs), case.outputs, attributes, {"": 20}, kind)] if body else []
+    graph = helper.make_graph(nodes, "three", inputs, outputs, [trips])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("gr.ml.infra", 1)]
+    save(helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10), path)
+    return path
+
+
+def test_a_plugin_that_needs_workspace_is_no_plugin_in_subgraphs(tmp_path: Path) -> None:
+    frugal, greedy = hstu(64), hstu(64, norm="layer", more={"gamma": tensor(128), "beta": tensor(128)})
+    models = [
+        in_subgraphs(frugal, tmp_path / "frugal.onnx"),
+        in_subgraphs(greedy, tmp_path / "greedy.onnx"),
+        in_subgraphs(greedy, tmp_path / "bodiless.onnx", body=False),
+    ]
+    kept, changed, refused = in_tensorrt(models, "SM86")
+    assert kept["plugins"] == ["outside", "branch", "looped"] and kept["engines"]["SM86"] > 1000 and not kept["inlined"]
+    assert changed["plugins"] == ["outside"] and changed["engines"]["SM86"] > 1000
+    assert changed["inlined"] == {"gr.ml.infra::HSTUHierarchicalAttention": 2}
+    told = [line for line in changed["log"] if "its body is inlined" in line]
+    assert [line.split()[2] for line in told] == ["branch", "looped"] and "needs workspace" in told[0]
+    assert not refused["accepted"] and len(refused["errors"]) == 2
+    assert "the model has no body of it" in refused["errors"][0]
