@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.compare import TOLERANCES, Comparison, compare, tolerance
-from onnx_fuse.passes.draw import DRAWS, Array, InputSpec, draw_shapes, has_mask, input_specs
+from onnx_fuse.passes.draw import DRAWS, Array, Draw, InputSpec, draw_shapes, has_mask, input_specs
 from onnx_fuse.passes.evidence import Evidence, Original, as_arrays, drawn_evidence, given_evidence
 from onnx_fuse.passes.given import given_inputs
 from onnx_fuse.passes.io import load
@@ -181,7 +181,7 @@ def _gather(
     """Runs the original on everything it accepts; where that is nothing, says so in `result`."""
     rejected: list[Rejected] = []
     evidence: list[Evidence] = []
-    draws = DRAWS
+    draws: Sequence[Draw] = DRAWS
     if has_mask(specs) and _adds_masks(original.model):
         draws = tuple(draw for draw in DRAWS if draw.padding != "row")
         result.notes.append(_MASKED_ROW)
@@ -310,7 +310,7 @@ def _adds_masks(model: ModelProto) -> bool:
     graph = model.graph
     masks = {node.input[3] for node in graph.node if node.op_type == "Attention" and not node.domain and node.input[3:]}
     boolean = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == TensorProto.BOOL}
-    given = {item.name for item in (*graph.input, *graph.initializer)}
+    given = [*(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)]
     return not masks <= {"", *boolean, *given}
 
 
