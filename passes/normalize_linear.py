@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx_fuse.passes import dims as d
 from onnx_fuse.passes.graph import Node, Reference
-from onnx_fuse.passes.movement import MOVES, Groups, Move, find_move, is_moved, write_move
+from onnx_fuse.passes.movement import MOVES, Groups, Move, find_move, is_moved, permutation, write_move
 from onnx_fuse.passes.normalize_norm import NORMS, spans_last_axis
 from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View
@@ -56,18 +56,19 @@ def bias_before_move(view: View, node: Node) -> bool:
 
 @reads(*MOVES)
 def scale_before_move(view: View, node: Node) -> bool:
-    """Mul(move(norm(x)), gamma) is move(Mul(norm(x), gamma)) for a norm without a scale and a gamma over the last axis."""
+    """Mul(Transpose(norm(x)), gamma) is Transpose(Mul(norm(x), gamma)) for a norm without a scale, gamma over the last axis.
+
+    Not after a Reshape: an opset that lacks the norm can have it turned, but not in other shapes.
+    """
     for value, gamma in (node.inputs, reversed(node.inputs)):
         if not is_moved(view, value) or not spans_last_axis(view, gamma, value):
             continue
         move = find_move(view, value)
-        norm = view.producer(move.base) if move is not None else None
-        if (
-            norm is not None
-            and norm.key in NORMS
-            and len(norm.inputs) == 1
-            and _before_move(view, node, value, [gamma])
-        ):
+        if move is None or permutation(move) is None:
+            continue
+        norm = view.producer(move.base)
+        bare = norm is not None and norm.key in NORMS and len(norm.inputs) == 1
+        if bare and _before_move(view, node, value, [gamma]):
             return True
     return False
 

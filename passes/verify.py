@@ -310,8 +310,8 @@ def _adds_masks(model: ModelProto) -> bool:
     graph = model.graph
     masks = {node.input[3] for node in graph.node if node.op_type == "Attention" and not node.domain and node.input[3:]}
     boolean = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == TensorProto.BOOL}
-    given = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    return not masks <= {""} | boolean | given
+    given = [*(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)]
+    return not masks <= {"", *boolean, *given}
 
 
 def other_interface(original: ModelProto, fused: ModelProto) -> str | None:

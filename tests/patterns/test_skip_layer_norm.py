@@ -151,23 +151,33 @@ def test_the_norm_in_other_words(norm: str, expected: dict[str, Any], opset: int
         assert found[name] == (pytest.approx(value) if isinstance(value, float) else value)
 
 
+def norm_of(source: str, target: str) -> str:
+    """The norm in parts, of another value, its values under names of their own."""
+    names = ("mean", "centred", "square", "variance", "shifted", "std", "bare", "scaled")
+    text = re.sub(rf"\b({'|'.join(names)})\b", rf"{target}_\1", DECOMPOSED)
+    return re.sub(r"\bs\b", source, re.sub(r"\by\b", target, text))
+
+
 def test_a_norm_that_the_opset_lacks_is_read_as_it_was_before_it_was_turned() -> None:
     """In order [S, B, H] the sum is turned before its norm, and so is the residual: another norm, which cannot be written."""
-
-    def turned_norm(source: str, target: str) -> str:
-        names = ("mean", "centred", "square", "variance", "shifted", "std", "bare", "scaled")
-        text = re.sub(rf"\b({'|'.join(names)})\b", rf"{target}_\1", DECOMPOSED)
-        return re.sub(r"\bs\b", source, re.sub(r"\by\b", target, text))
-
     turn = "Transpose <perm = [1, 0, 2]>"
     original = skip(
-        f"x_t = {turn} (x)  r_t = {turn} (r) {turned_norm('x_t', 'n')} s_t = Add(n, r_t)",
-        f"{turned_norm('s_t', 'y_t')} y = {turn} (y_t)",
+        f"x_t = {turn} (x)  r_t = {turn} (r) {norm_of('x_t', 'n')} s_t = Add(n, r_t)",
+        f"{norm_of('s_t', 'y_t')} y = {turn} (y_t)",
         opset=16,
     )
     model, node, _ = fused(original)
     assert node.input[1] == "r"
     assert [item.input[0] for item in model.graph.node if node.input[0] in item.output] == ["n"]
+
+
+def test_a_norm_that_the_opset_lacks_is_read_as_it_is_where_tokens_are_flattened() -> None:
+    flat = "flat = Constant <value_ints = [-1, 8]> ()  x_f = Reshape(x, flat)  r_f = Reshape(r, flat)"
+    original = skip(
+        f"{flat} {norm_of('x_f', 'n')} s_f = Add(n, r_f)", norm_of("s_f", "y"), outputs={"y": "[N,8]"}, opset=16
+    )
+    _, node, _ = fused(original)
+    assert "r_f" in node.input
 
 
 def test_the_sum_becomes_an_output_where_it_is_needed() -> None:
