@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import onnx
 import onnx_ir as ir
@@ -17,6 +18,9 @@ SCRIPT, DYNAMO = "script", "dynamo"
 OPSETS = ((SCRIPT, 14), (SCRIPT, 17), (DYNAMO, 18), (DYNAMO, 20), (DYNAMO, 23))
 USUAL = ((SCRIPT, 17), (DYNAMO, 20))
 _OWN_OPSET = 18
+
+# Not on the module itself: the exporter puts back the attributes that it had before.
+_EXPORTED: WeakKeyDictionary[torch.nn.Module, dict[str, bytes]] = WeakKeyDictionary()
 
 Axes = Mapping[str, Mapping[int, str]]
 
@@ -47,8 +51,8 @@ def exported(
 
 
 def _dynamo(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], axes: Axes) -> ir.Model:
-    """The module in the opset that the exporter writes: it converts to others as `exported` does. Kept on the module."""
-    kept: dict[str, bytes] = module.__dict__.setdefault("_exported", {})
+    """The module in the opset that the exporter writes: it converts to others as `exported` does. Kept with the module."""
+    kept = _EXPORTED.setdefault(module, {})
     key = repr((axes, [(name, value.shape) for name, value in inputs.items()]))
     if key not in kept:
         labels = sorted({label for of in axes.values() for label in of.values()})
