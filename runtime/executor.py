@@ -20,25 +20,11 @@ from onnx_fuse.runtime.engine_file import EngineTensor, ShapeRange
 
 Profile = Mapping[str, ShapeRange]
 
-PRODUCTS = frozenset(
-    {
-        *(
-            "MatMul",
-            "Gemm",
-            "Conv",
-            "ConvTranspose",
-            "Einsum",
-            "LSTM",
-            "GRU",
-            "RNN",
-            "FusedMatMul",
-            "FusedGemm",
-            "FusedConv",
-        ),
-        *("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "MatMulNBits", "DynamicQuantizeMatMul"),
-        *("MatMulIntegerToFloat", "TransposeMatMul"),
-    }
-)
+PRODUCTS = frozenset({
+    "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "MatMulInteger", "ConvInteger", "QLinearMatMul",
+    "QLinearConv", "MatMulNBits", "FusedMatMul", "FusedGemm", "FusedConv", "TransposeMatMul", "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+})  # fmt: skip
 """Operators, ONNX's and ONNX Runtime's own, whose time is that of matrix products."""
 
 
