@@ -129,7 +129,8 @@ def fuse(
         raise UsageError(f"select={select!r} is not known.", f"Use one of {', '.join(METHODS)}.")
     if select == "all" and (sizes or device):
         raise UsageError(
-            'sizes and device are for select="auto" and "measured".', 'Say select="auto", or leave them out.'
+            'sizes and device are for select="auto" and "measured".',
+            'Say select="auto" (--select auto), or leave them out.',
         )
     if attention not in ATTENTION:
         raise UsageError(f"attention={attention!r} is not known.", f"Use one of {', '.join(ATTENTION)}.")

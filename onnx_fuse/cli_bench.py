@@ -76,9 +76,9 @@ def bench(
         return
     console = _console()
     _show(console, measured)
-    if second and ratio:
+    if second and ratio and compare:
         _show(console, second)
-        _show_ratio(console, ratio)
+        _show_ratio(console, ratio, model.name, compare.name)
     if found:
         _show_layers(console, found)
 
@@ -134,13 +134,13 @@ def _line(summary: Summary) -> str:
     return ", ".join(f"{titles[name]} = {seconds * 1e3:.6g} ms" for name, seconds in values.items())
 
 
-def _show_ratio(console: Console, ratio: Ratio) -> None:
+def _show_ratio(console: Console, ratio: Ratio, model: str, other: str) -> None:
     from onnx_fuse.render import say
 
     verdict = "" if ratio.differs else "; no difference beyond noise"
     say(
         console,
-        f"The other takes {ratio.median:.3f} times as long (95% confidence: {ratio.low:.3f} to {ratio.high:.3f}, "
+        f"{other} takes {ratio.median:.3f} times as long as {model} (95% confidence: {ratio.low:.3f} to {ratio.high:.3f}, "
         f"{ratio.pairs} pairs of calls{verdict}).",
         "bold",
     )

@@ -193,8 +193,10 @@ def explanation(console: Console, report: Report, *, at: str | None = None, patt
     if report.near_misses:
         summary = f"{counted(len(report.near_misses), 'place')}, {counted(len(report.grouped_near_misses()), 'reason')}"
         say(console, f"Near misses: {summary}", "bold")
-    else:
+    elif report.matches:
         say(console, "No near misses.")
+    else:
+        say(console, "No near misses: nothing in the model looks like what the fusions take (`onnx-fuse list`).")
     for group in by_layer(report.matches, report.near_misses):
         console.print()
         indented(console, group.title, 0, "bold")

@@ -139,7 +139,7 @@ def interaction_body(  # type: ignore[no-untyped-def]
     rows = [op.Unsqueeze(op.float32(value), op.ints(1)) for value in ([dense] if dense else features.values())]
     rows += [op.float32(value) for value in (E, sparse) if value]
     e = op.Concat(*rows, axis=1) if len(rows) > 1 else rows[0]
-    z = op.Reshape(op.MatMul(e, op.Transpose(e, perm=[0, 2, 1])), op.ints(0, -1))
+    z = op.Flatten(op.MatMul(e, op.Transpose(e, perm=[0, 2, 1])), axis=1)  # Reshape has no -1 for an empty batch
 
     zero, one, two = (op.Squeeze(op.ints(value)) for value in (0, 1, 2))
     count = op.Squeeze(op.Gather(op.Shape(e), op.ints(1)))

@@ -86,8 +86,10 @@ def _feature_axes(view: View, value: str, whole: Any) -> tuple[int, ...]:
 def _rows(view: View, value: str, whole: Any) -> int:
     """Of how many rows of E the value [B, rows, D] or [B, rows * D] consists; 0 where it does not."""
     shape = view.shape(value)
-    if shape is None or len(shape) not in (2, 3) or shape[0] != whole[0] or not isinstance(shape[1], int):
+    if shape is None or len(shape) not in (2, 3) or not isinstance(shape[1], int):
         return 0
+    if shape[0] != whole[0] and isinstance(shape[0], int) and isinstance(whole[0], int):
+        return 0  # a batch without a size is that of E: Concat joins nothing else, Reshape keeps the number of elements
     if len(shape) == 3:
         return shape[1] if shape[2] == whole[2] else 0
     size = whole[2]

@@ -149,9 +149,11 @@ class Diagnosis:
         VerificationError: something differs.
         """
         if self.place is not None:
-            raise VerificationError(
-                self.place.sentence(), "Fuse with --disable for that operator, and please report it with the model."
+            remedy = "Fuse with --disable for that operator, and please report it with the model."
+            unfused = (
+                "Is it fused from this original? If so, please report it with the model; if not, fuse that one again."
             )
+            raise VerificationError(self.place.sentence(), remedy if self.place.fused_nodes else unfused)
 
 
 def debug(

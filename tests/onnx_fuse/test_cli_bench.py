@@ -88,7 +88,8 @@ def test_comparing(path: Path, tmp_path: Path) -> None:
     done = bench(path, *arguments, tmp_path / "slow.onnx")
     assert done.exit_code == 0, done.output
     (found,) = re.findall(
-        r"The other takes ([\d.]+) times as long \(95% confidence: .*, 12 pairs of calls.*\)", done.stdout
+        rf"slow.onnx takes ([\d.]+) times as long as {path.name} \(95% confidence: .*, 12 pairs of calls.*\)",
+        done.stdout,
     )
     assert float(found) > 2 and done.stdout.count("Throughput") == 2
     ratio = json.loads(bench(tmp_path / "slow.onnx", *arguments, path, "--json").stdout)["ratio"]

@@ -409,6 +409,26 @@ def test_float16(opset: int) -> None:
     assert attributes(node)["triangle"] == "lower"
 
 
+class Bags(torch.nn.Module):
+    """Features of EmbeddingBag, as in facebookresearch/dlrm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bags = torch.nn.ModuleList(torch.nn.EmbeddingBag(7, D, mode="sum") for _ in range(F - 1))
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        dense = dense.relu()
+        e = torch.stack([dense, *(bag(ids[:, number]) for number, bag in enumerate(self.bags))], 1)
+        return torch.cat([dense, by_index(e @ e.transpose(1, 2))], 1)
+
+
+def test_features_whose_batch_the_exporter_does_not_know() -> None:
+    """The script exporter writes an EmbeddingBag as a Loop, whose result has some batch; Concat says it is that of the others."""
+    inputs = {"dense": torch.randn(3, D), "ids": torch.randint(0, 7, (3, F - 1, 2))}
+    _, node = fused(exported(Bags(), inputs, {name: {0: "B"} for name in inputs}, SCRIPT, 17))
+    assert (attributes(node)["inputs"], attributes(node)["concat_dense"]) == (FEATURES, "first")
+
+
 # -- the body ----------------------------------------------------------------------------------------------------------
 
 
@@ -443,3 +463,8 @@ def test_the_body_against_numpy(triangle: str, diagonal: int, dense: str, inputs
         tolerance = 1e-5 if dtype == np.float32 else 2e-3
         want = reference(features, triangle, diagonal, dense)
         np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
+def test_an_empty_batch() -> None:
+    model, _ = fused(selecting("f = Flatten(z)  y = Gather <axis = 1> (f, pick)", weights={"pick": places(LOWER)}))
+    assert helpers.run(model, {"e": np.empty((0, F, D), np.float32)})[0].shape == (0, len(LOWER))

@@ -106,10 +106,14 @@ def test_a_weight_of_an_ordinary_node() -> None:
     spoiled = copied(fused)
     tensor = next(item for item in spoiled.graph.initializer if item.name == "w1")
     tensor.CopyFrom(numpy_helper.from_array(_drawn(77, 8, 8), "w1"))
-    place = debug(original, spoiled).place
+    found = debug(original, spoiled)
+    place = found.place
     assert place is not None and place.value == "p1" and place.fused_nodes == ()
     assert place.changes == ("the weight w1 of MatMul_p1 has another value",)
     assert "No fused node lies before it" in place.sentence()
+    with pytest.raises(VerificationError) as error:
+        found.raise_if_different()
+    assert error.value.remedy is not None and "--disable" not in error.value.remedy
 
 
 def test_an_ordinary_node_that_reads_another_value() -> None:
