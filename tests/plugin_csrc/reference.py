@@ -19,13 +19,21 @@ from onnx_fuse.plugin_csrc.kernels.manifest import Variant
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ALLOWED = {torch.float32: 2.0**-20, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 """Twice half the distance of two neighbouring numbers at the output's scale; for float32 also what the order of sums costs."""
+_WIDEST = 4  # bytes of the largest element that a kernel is compiled for
 
 
 def typed(kind: str, address: int, size: int) -> Any:
     """Memory of so many bytes as a compiled kernel sees it that has an argument of type *KIND."""
+    return _as(_memory(address, max(size, _WIDEST)), kind)
+
+
+def _memory(address: int, size: int) -> Any:
+    return torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=torch.uint8)
+
+
+def _as(memory: Any, kind: str) -> Any:
     dtype = {**TYPES, "i32": torch.int32}[kind]
-    count = max(size // dtype.itemsize, 1)
-    return torch.frombuffer((ctypes.c_char * (count * dtype.itemsize)).from_address(address), dtype=dtype)
+    return memory[: len(memory) // dtype.itemsize * dtype.itemsize].view(dtype)
 
 
 def interpret(chosen: Variant, grid: tuple[int, ...], arguments: Sequence[Any]) -> None:
@@ -37,10 +45,15 @@ def interpret(chosen: Variant, grid: tuple[int, ...], arguments: Sequence[Any]) 
 def start(chosen: Variant, programs: int, *arguments: Any) -> None:
     """As the kernels' own `start`, with each pointer of the type that the variant is compiled with, whatever it points to."""
     kinds = chosen.signature.values()
+    # An argument that is left out repeats the address of another, and the interpreter wants one storage there.
+    sizes: dict[int, int] = {}
+    for kind, item in zip(kinds, arguments, strict=True):
+        if kind[0] == "*" and item.numel():
+            size = item.numel() * item.element_size()
+            sizes[item.data_ptr()] = max(sizes.get(item.data_ptr(), _WIDEST), size)
+    memory = {address: _memory(address, size) for address, size in sizes.items()}
     seen = [
-        typed(kind[1:], item.data_ptr(), item.numel() * item.element_size())
-        if kind[0] == "*" and item.numel()
-        else item
+        _as(memory[item.data_ptr()], kind[1:]) if kind[0] == "*" and item.numel() else item
         for kind, item in zip(kinds, arguments, strict=True)
     ]
     if programs:
