@@ -16,12 +16,10 @@ except UsageError as missing:
 
 from onnx_fuse.runtime.network import network_text
 from onnx_fuse.runtime.parse import parse_network
-from tests.runtime.test_parse import NODE, model, plugin
-
-__all__ = ["plugin"]  # a fixture
+from tests.runtime.test_parse import NODE, model
 
 
-def test_layers_types_shapes_settings_and_plugin_fields(plugin: Callable[[str], None]) -> None:
+def test_layers_types_shapes_settings_and_plugin_fields(plugin: Callable[..., None]) -> None:
     plugin("Scale")
     made = model(
         f"""main (float[n, 4] x) => (float[4, n] y) {{
