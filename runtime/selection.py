@@ -10,8 +10,6 @@ from onnx import ModelProto
 
 from onnx_fuse.passes.measured import Verdicts, choose
 from onnx_fuse.passes.select import Alternative, Selection, measured, select_fused
-from onnx_fuse.runtime.plugins import cache_folder
-from onnx_fuse.runtime.timers import timer_for
 
 
 def selected(
@@ -46,6 +44,9 @@ def selected(
     predicted = replace(predicted, decisions=tuple(item for item in predicted.decisions if item.node in among))
     if method == "auto":
         return predicted
+    from onnx_fuse.runtime.plugins import cache_folder
+    from onnx_fuse.runtime.timers import timer_for
+
     timer = timer_for(device, predicted.sizes, folder)
     gains: dict[str, float] = {}
     for item in predicted.decisions:
