@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -34,6 +33,7 @@ from onnx_fuse.patterns import fusions as builtin_fusions
 from onnx_fuse.patterns.operator import Fusion
 from onnx_fuse.runtime import plugins
 from onnx_fuse.runtime.selection import selected
+from onnx_fuse.versions import installed_versions
 
 Model = "ModelProto | str | os.PathLike[str] | Any"
 Progress = Callable[[str], None]
@@ -44,6 +44,7 @@ ATTENTION = ("fused", "native")
 """What softmax attention of a large hidden size becomes."""
 
 _MOST_MISSES = 5
+_PACKAGES = ("onnx-fuse", "onnx", "onnxruntime", "numpy")  # whose versions a report has
 
 
 def fusions() -> tuple[Fusion, ...]:
@@ -146,7 +147,7 @@ def fuse(
     # What was read from a file is ours to change; the file stays, should the original be needed again.
     pristine: ModelProto | Path = original if source is None else source
     operators = tuple(dict.fromkeys((fusion.operator.domain, fusion.operator.name) for fusion in chosen))
-    report = Report(model=str(source or ""), versions=_versions())
+    report = Report(model=str(source or ""), versions=installed_versions(_PACKAGES))
 
     domains = {domain for domain, _ in operators}
     own = [as_pass(item) for item in passes]
@@ -254,7 +255,7 @@ def explain(
         chosen = (_by_name(pattern, known),)
     original, source = _opened(model)
     check(original, source or "")
-    report = Report(model=str(source or ""), versions=_versions())
+    report = Report(model=str(source or ""), versions=installed_versions(_PACKAGES))
     _, report = Pipeline(
         [Convert(), FusePass(chosen, dry_run=True, folder=None if source is None else source.parent)],
         bodies={item.operator.domain for item in chosen},
@@ -446,14 +447,3 @@ def _names_at(model: ModelProto, at: str) -> set[str]:
     raise UsageError(
         f"The model has no node or value {at!r}.", "`onnx-fuse explain MODEL` lists the places it looked at."
     )
-
-
-def _versions() -> dict[str, str]:
-    names = ("onnx-fuse", "onnx", "onnxruntime", "numpy")
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

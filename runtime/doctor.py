@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -21,6 +20,7 @@ from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.operator import DOMAIN
 from onnx_fuse.runtime import aot, ort, plugins, tensorrt
+from onnx_fuse.versions import installed_versions
 
 _PACKAGES = (
     "onnx-fuse", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "numpy", "protobuf", "tensorrt", "tensorrt-rtx",
@@ -136,7 +136,7 @@ def gather() -> Facts:
     return Facts(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
-        packages=dict(_versions()),
+        packages=installed_versions(_PACKAGES),
         onnx_opset=onnx.defs.onnx_opset_version(),
         onnxruntime_opset=_onnxruntime_opset(),
         surgeon_keeps_overloads=_surgeon_keeps_overloads(),
@@ -153,14 +153,6 @@ def gather() -> Facts:
         ptxas=_ptxas(),
         cache=(str(folder), os.access(existing, os.W_OK)),
     )
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in _PACKAGES:
-        try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
 
 
 def _tensorrt() -> tuple[Any, str]:
