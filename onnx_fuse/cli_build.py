@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnx_fuse.cli import Select, _console, _names, _progress, _require_model, app
+from onnx_fuse.cli import app
+from onnx_fuse.cli_common import Select, open_console, require_model, show_progress, split_names
 from onnx_fuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def build(
     verbose: bool = typer.Option(False, "-v", help="Print TensorRT's log; a traceback with errors."),
 ) -> None:
     """Build a TensorRT engine, unless the one that is there is up to date."""
-    _require_model(model)
+    require_model(model)
     from onnx_fuse.passes.files import check_output, write_file
     from onnx_fuse.runtime.config import EngineConfig, read_shapes
 
@@ -80,7 +81,7 @@ def build(
         "workspace": workspace,
         "plugins": [] if no_plugins else plugins or None,
         "timing_cache": timing_cache,
-        "targets": _names(target),
+        "targets": split_names(target),
         "select": select.value,
         "verify": not no_verify,
     }
@@ -94,15 +95,15 @@ def build(
         else:
             write_file(report, (text + "\n").encode())
     if not quiet:
-        _show(_console(stderr=report == "-"), built)
+        _show(open_console(stderr=report == "-"), built)
 
 
 def _build(model: Path, out: Path, settings: EngineConfig, quiet: bool, verbose: bool) -> Built:
     from onnx_fuse.render import say
     from onnx_fuse.runtime import builder
 
-    errors = _console(stderr=True)
-    with _progress(quiet or verbose, f"building an engine of {model.name}") as progress:
+    errors = open_console(stderr=True)
+    with show_progress(quiet or verbose, f"building an engine of {model.name}") as progress:
         built = builder.build(
             model, out, settings, progress=progress, listener=(lambda line: say(errors, line)) if verbose else None
         )
