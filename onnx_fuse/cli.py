@@ -211,14 +211,17 @@ def verify(
 
     with show_progress(False, f"running {original.name} and {fused.name}"):
         result = verification.verify(original, fused)
-    for line in result.summary():
-        open_console().print(line, soft_wrap=True)
+    console, (verdict, *details) = open_console(), result.summary()
+    render.say(console, verdict, "green" if result.passed else "bold red")
+    for line in details:
+        render.say_columns(console, f"  {render.visible(line)}")
+    # Whoever asks for a proof and gets none must not read success in the exit code.
     if result.skipped is not None:
-        # Whoever asks for a proof and gets none must not read success in the exit code.
-        raise VerificationError(
-            f"Nothing was compared: {render.visible(result.skipped)}", "Run it on a larger machine."
-        )
-    result.raise_if_failed()
+        raise VerificationError("Nothing was compared.", "Run it on a larger machine.")
+    if result.inconclusive:
+        raise VerificationError(f"It is not proven that {fused} computes what {original} computes.", result.remedy)
+    if not result.passed:
+        raise VerificationError(f"{fused} does not compute what {original} computes.", result.remedy)
 
 
 @app.command()

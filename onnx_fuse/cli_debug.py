@@ -46,7 +46,8 @@ def debug(
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
         render.diagnosis(open_console(), found, every=every)
-    found.raise_if_different()
+    if found.place is not None:
+        raise VerificationError(f"{fused} does not compute what {original} computes.", found.place.remedy())
 
 
 @app.command()
@@ -62,6 +63,9 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) ->
         typer.echo(json.dumps(checks.to_dict(facts, findings), indent=2))
     else:
         render.health(open_console(), facts, findings)
-    broken = [item for item in findings if item.level == "broken"]
+    broken = sum(item.level == "broken" for item in findings)
     if broken:
-        raise VerificationError(broken[0].what, broken[0].remedy)
+        raise VerificationError(
+            f"{render.counted(broken, 'thing')} in this installation {'is' if broken == 1 else 'are'} broken.",
+            "Do what is said with each, then run `onnx-fuse doctor` again.",
+        )

@@ -553,7 +553,26 @@ class TestVerify:
         onnx.save(small_model(scale=1.01), tmp_path / "other.onnx")
         done = run("verify", small, tmp_path / "other.onnx")
         assert done.exit_code == 4
-        assert done.stdout.startswith("NOT equal") and len(done.stderr.splitlines()) == 2
+        assert done.stdout.startswith("NOT equal") and "\n  output 'y' differs by " in done.stdout
+        error, hint = done.stderr.splitlines()
+        assert error == f"error: {tmp_path}/other.onnx does not compute what {small} computes."
+        assert hint.startswith("hint: Fuse again")
+
+    def test_not_proven(self, small: Path, tmp_path: Path) -> None:
+        onnx.save(small_model(scale=0.0), tmp_path / "constant.onnx")
+        done = run("verify", tmp_path / "constant.onnx", tmp_path / "constant.onnx")
+        assert done.exit_code == 4
+        assert (
+            done.stdout.startswith("not proven") and "inconclusive, the original's outputs are constant" in done.stdout
+        )
+        error, hint = done.stderr.splitlines()
+        assert error.startswith("error: It is not proven that ") and hint.startswith("hint: ")
+
+    def test_nothing_compared(self, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("onnx_fuse.passes.verify.available_bytes", lambda: 0)
+        done = run("verify", small, small)
+        assert done.exit_code == 4 and done.stdout.startswith("not verified: running the models takes about ")
+        assert done.stderr == "error: Nothing was compared.\nhint: Run it on a larger machine.\n"
 
 
 class TestInspect:
