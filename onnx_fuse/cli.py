@@ -252,10 +252,19 @@ def parse(
     require_readable(model)
     from onnx_fuse import render
     from onnx_fuse.runtime import parse as parsing
+    from onnx_fuse.runtime import plugins as libraries
 
     with show_progress(False, f"parsing {model.name}"):
         result = parsing.parse(model, plugins=[] if no_plugins else plugins or None)
-    render.parse_result(open_console(), result)
+    console = open_console()
+    render.parse_result(console, result)
+    if not result.accepted and result.lacking:
+        raise VerificationError(
+            f"{result.module} does not accept {model}: it has no plugin for {', '.join(result.lacking)}, and the model no body.",
+            libraries.how_to_get(result.lacking),
+        )
+    if result.missing and not no_plugins:
+        render.indented(console, libraries.how_to_get(result.missing), 2)
     if not result.accepted:
         raise VerificationError(
             f"{result.module} does not accept {model}.",

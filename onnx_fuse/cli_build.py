@@ -95,7 +95,7 @@ def build(
         else:
             write_file(report, (text + "\n").encode())
     if not quiet:
-        _show(open_console(stderr=report == "-"), built)
+        _show(open_console(stderr=report == "-"), built, advise=not no_plugins)
 
 
 def _build(model: Path, out: Path, settings: EngineConfig, quiet: bool, verbose: bool) -> Built:
@@ -114,9 +114,10 @@ def _build(model: Path, out: Path, settings: EngineConfig, quiet: bool, verbose:
     return built
 
 
-def _show(console: Console, built: Built) -> None:
-    """What was built, for which shapes, how exact, and which fused nodes are plugins."""
+def _show(console: Console, built: Built, advise: bool) -> None:
+    """What was built, for which shapes, how exact, which fused nodes are plugins and how the others can become some."""
     from onnx_fuse.render import counted, indented, row, say, selection, size_text, table
+    from onnx_fuse.runtime.plugins import how_to_get
 
     record = built.record
     say(console, f"{record.module} {record.version}, for {', '.join(record.targets) or 'the GPU of this machine'}")
@@ -138,6 +139,8 @@ def _show(console: Console, built: Built) -> None:
     for reason, nodes in built.without_plugin.items():
         indented(console, f"{counted(len(nodes), 'node')} without: {reason}", 2)
         indented(console, f"first at {nodes[0]}", 6, "dim")
+    if advise and built.parsed is not None and built.parsed.missing:
+        indented(console, how_to_get(built.parsed.missing), 2)
     _show_precision(console, built)
     size = size_text(built.engine.stat().st_size)
     done = "is up to date, nothing was built" if built.reused else "written"

@@ -227,6 +227,13 @@ def test_bodies_run_where_there_is_no_plugin(tmp_path: Path) -> None:
     built = build(model(CALL, functions=SCALE), tmp_path / "m.plan", EngineConfig(targets=["SM86"]))
     assert built.plugins == () and built.without_plugin == {"no plugin library is loaded": ("y",)}
     assert built.parsed is not None and built.parsed.inlined == {"gr.ml.infra::Scale": 1}
+    assert built.parsed.missing == ("gr.ml.infra::Scale",) and built.parsed.lacking == ()
+
+
+def test_neither_plugin_nor_body(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"no plugin for gr\.ml\.infra::Scale, and the model no body") as raised:
+        build(model(CALL), tmp_path / "m.plan", EngineConfig(targets=["SM86"]))
+    assert "onnx-fuse plugins build" in raised.value.remedy and "--plugins LIB" in raised.value.remedy
 
 
 def test_attributes_that_the_plugin_does_not_take(tmp_path: Path, plugin: Callable[..., None]) -> None:
