@@ -16,7 +16,7 @@ from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
 from onnx.helper import get_attribute_value
 from onnx.inliner import inline_local_functions
 
-from onnx_fuse.errors import ModelError
+from onnx_fuse.errors import ModelError, reason
 from onnx_fuse.runtime import harness, tensorrt
 from onnx_fuse.runtime import plugins as libraries
 
@@ -314,7 +314,9 @@ def _own_copy(model: ModelProto | str | Path) -> ModelProto:
     try:
         return onnx.load(model, format="protobuf", load_external_data=False)
     except (OSError, DecodeError) as error:
-        raise ModelError(f"The model {model} cannot be read: {error}", "Give the path of an ONNX file.") from error
+        raise ModelError(
+            f"The model {model} cannot be read: {reason(error)}.", "Give the path of an ONNX file."
+        ) from error
 
 
 def serialized(model: ModelProto) -> bytes:

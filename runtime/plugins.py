@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx_fuse
-from onnx_fuse.errors import UsageError
+from onnx_fuse.errors import UsageError, reason
 from onnx_fuse.patterns.operator import DOMAIN
 from onnx_fuse.runtime import aot, own_cpp
 from onnx_fuse.runtime.own_operator import OwnOperator
@@ -326,7 +326,9 @@ def described(path: Path) -> Library | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{_record(path)} cannot be read: {error}", "Build the plugin library again.") from error
+        raise UsageError(
+            f"{_record(path)} cannot be read: {reason(error)}.", "Build the plugin library again."
+        ) from error
     if hashlib.sha256(path.read_bytes()).hexdigest() != library.sha256:
         raise UsageError(
             f"The plugin library {path} is not the one that was built: its hash differs.",
