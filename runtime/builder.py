@@ -25,7 +25,7 @@ from onnx_fuse.passes.external_data import external_files
 from onnx_fuse.passes.files import Staging, write_file
 from onnx_fuse.passes.precision import NARROW, convert, precision_of, quantized_types
 from onnx_fuse.passes.select import Selection
-from onnx_fuse.runtime import engine_file, plugins, tensorrt
+from onnx_fuse.runtime import engine_file, gpus, plugins, tensorrt
 from onnx_fuse.runtime.config import EngineConfig, Profile
 from onnx_fuse.runtime.engine_file import EngineRecord, EngineTensor
 from onnx_fuse.runtime.parse import (
@@ -284,7 +284,7 @@ def _targets(config: EngineConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
             "Leave the target out, or build with tensorrt_rtx (pip install 'onnx-fuse[tensorrt-rtx]', in an environment without "
             "tensorrt).",
         )
-    if tensorrt.device() is None:
+    if gpus.first() is None:
         raise UsageError(
             f"{module} builds for the GPU of this machine, and there is none.",
             "Build where the GPU is; or ahead of time with tensorrt_rtx and a target, such as --target SM86 or SM120 "
@@ -305,7 +305,7 @@ def _selected(
     if config.select == "all" or not plugins_of:
         return None
     say("selecting")
-    device = cost.device_for([f"sm_{target.removeprefix('SM')}" for target in targets] or [tensorrt.device() or ""])
+    device = cost.device_for([f"sm_{target.removeprefix('SM')}" for target in targets] or [str(gpus.first())])
 
     def of_operators(predicted: Selection, kept: Collection[str]) -> ModelProto:
         others = [item.node for item in predicted.decisions if item.operator not in kept]
@@ -336,7 +336,7 @@ def _key(source: _Source, record: EngineRecord) -> str:
         "onnx_fuse": onnx_fuse.__version__,
         "model": source.sha256,
         "record": asdict(record),
-        "device": None if record.targets else tensorrt.device(),
+        "device": None if record.targets else str(gpus.first()),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError, OutputError, UsageError, VerificationError
-from onnx_fuse.runtime import EngineConfig, build, builder, engine_file, read_shapes, tensorrt
+from onnx_fuse.runtime import EngineConfig, build, builder, engine_file, gpus, read_shapes, tensorrt
 from onnx_fuse.runtime.engine_file import EngineTensor, ShapeRange
 from onnx_fuse.runtime.parse import parse_network
 from tests.helpers import model
@@ -376,7 +376,7 @@ def test_a_module_without_targets(saved: Path, tmp_path: Path, monkeypatch: pyte
     assert double.calls == [("workspace", 1024), ("timing cache", b"measured")]
     assert (double.builder_optimization_level, double.profiling_verbosity) == (4, "detailed")
 
-    monkeypatch.setattr(tensorrt, "device", lambda: None)
+    monkeypatch.setattr(gpus, "first", lambda: None)
     with pytest.raises(UsageError, match="builds for the GPU of this machine, and there is none") as error:
         build(saved, tmp_path / "mlp.plan", EngineConfig(plugins=[]))
     assert "--target SM86" in error.value.remedy
