@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,22 +19,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
+from onnx_fuse.cli_common import Select, open_console, require_model, require_readable, show_progress, split_names
 from onnx_fuse.errors import OnnxFuseError, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from onnx_fuse.passes.report import Report
 
 INTERRUPTED = 130
-
-
-class Select(str, Enum):
-    """Which matches are fused."""
-
-    all = "all"
-    auto = "auto"
-    measured = "measured"
 
 
 class Attention(str, Enum):
@@ -149,21 +140,21 @@ def fuse(
 ) -> None:
     """Fuse a model and write the result."""
     start = time.perf_counter()
-    fusion_names, required = _names([fusions]), _requirements(require)
+    fusion_names, required = split_names([fusions]), _requirements(require)
     given_sizes = _counts("--sizes", sizes, "batch=8")
     _check_paths(model, out, report, inputs, external_data)
     import onnx_fuse
     from onnx_fuse import render
 
     # With the report on stdout, the text goes where it does not get in the way of a reading program.
-    console = _console(stderr=report == "-")
+    console = open_console(stderr=report == "-")
     try:
-        with _progress(quiet, f"fusing {model.name}") as progress:
+        with show_progress(quiet, f"fusing {model.name}") as progress:
             result = onnx_fuse.fuse(
                 model,
                 fusions=fusion_names or None,
-                enable=(*_names(enable), *learned),
-                disable=_names(disable),
+                enable=(*split_names(enable), *learned),
+                disable=split_names(disable),
                 require=required or None,
                 select=select.value,
                 sizes=given_sizes or None,
@@ -183,7 +174,7 @@ def fuse(
     _write_report(report, result.report)
     if quiet:
         return
-    render.warnings(_console(stderr=True), result.report)
+    render.warnings(open_console(stderr=True), result.report)
     if verbose:
         render.passes(console, result.report)
     render.fuse_result(console, result.report, str(model), str(out), time.perf_counter() - start)
@@ -197,14 +188,14 @@ def explain(
     learned: list[Path] = typer.Option([], "--with", metavar="F.onnx", help="Try a learned fusion; may be repeated."),
 ) -> None:
     """Say what would fuse, and why the rest does not."""
-    _require_model(model)
+    require_model(model)
     import onnx_fuse
     from onnx_fuse import render
 
-    with _progress(False, f"explaining {model.name}"):
+    with show_progress(False, f"explaining {model.name}"):
         report = onnx_fuse.explain(model, pattern=pattern, at=at, enable=learned)
-    render.warnings(_console(stderr=True), report)
-    render.explanation(_console(), report, at=at, pattern=pattern)
+    render.warnings(open_console(stderr=True), report)
+    render.explanation(open_console(), report, at=at, pattern=pattern)
 
 
 @app.command()
@@ -214,20 +205,23 @@ def verify(
 ) -> None:
     """Compare two models numerically in ONNX Runtime."""
     for model in (original, fused):
-        _load(model)
+        require_readable(model)
     from onnx_fuse import render
     from onnx_fuse.passes import verify as verification
 
-    with _progress(False, f"running {original.name} and {fused.name}"):
+    with show_progress(False, f"running {original.name} and {fused.name}"):
         result = verification.verify(original, fused)
-    for line in result.summary():
-        _console().print(line, soft_wrap=True)
+    console, (verdict, *details) = open_console(), result.summary()
+    render.say(console, verdict, "green" if result.passed else "bold red")
+    for line in details:
+        render.say_columns(console, f"  {render.visible(line)}")
+    # Whoever asks for a proof and gets none must not read success in the exit code.
     if result.skipped is not None:
-        # Whoever asks for a proof and gets none must not read success in the exit code.
-        raise VerificationError(
-            f"Nothing was compared: {render.visible(result.skipped)}", "Run it on a larger machine."
-        )
-    result.raise_if_failed()
+        raise VerificationError("Nothing was compared.", "Run it on a larger machine.")
+    if result.inconclusive:
+        raise VerificationError(f"It is not proven that {fused} computes what {original} computes.", result.remedy)
+    if not result.passed:
+        raise VerificationError(f"{fused} does not compute what {original} computes.", result.remedy)
 
 
 @app.command()
@@ -243,7 +237,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
-        render.inspection(_console(), found)
+        render.inspection(open_console(), found)
 
 
 @app.command()
@@ -255,13 +249,22 @@ def parse(
     no_plugins: bool = typer.Option(False, "--no-plugins", help="Load no plugin library."),
 ) -> None:
     """Ask NVIDIA's parser (on the CPU) if it takes the model."""
-    _load(model)
+    require_readable(model)
     from onnx_fuse import render
     from onnx_fuse.runtime import parse as parsing
+    from onnx_fuse.runtime import plugins as libraries
 
-    with _progress(False, f"parsing {model.name}"):
+    with show_progress(False, f"parsing {model.name}"):
         result = parsing.parse(model, plugins=[] if no_plugins else plugins or None)
-    render.parse_result(_console(), result)
+    console = open_console()
+    render.parse_result(console, result)
+    if not result.accepted and result.lacking:
+        raise VerificationError(
+            f"{result.module} does not accept {model}: it has no plugin for {', '.join(result.lacking)}, and the model no body.",
+            libraries.how_to_get(result.lacking),
+        )
+    if result.missing and not no_plugins:
+        render.indented(console, libraries.how_to_get(result.missing), 2)
     if not result.accepted:
         raise VerificationError(
             f"{result.module} does not accept {model}.",
@@ -292,7 +295,7 @@ def build_plugins(
     from onnx_fuse.runtime import aot, plugins
 
     options: dict[str, Any] = {"architectures": architectures or aot.ARCHITECTURES, "jobs": jobs}
-    with _progress(False, "compiling the kernels") as say:
+    with show_progress(False, "compiling the kernels") as say:
         if folder is None:
             built = plugins.build(output, **options, progress=say)
         else:
@@ -353,10 +356,10 @@ def learn(
         "plugin_namespace": plugin_namespace,
         "plugin_version": plugin_version,
     }
-    with _progress(False, f"learning {example}"):
+    with show_progress(False, f"learning {example}"):
         fusion = learning.from_example(example, op, types=inputs, **options)
     fusion.save(out)
-    render.learned(_console(), fusion, str(out))
+    render.learned(open_console(), fusion, str(out))
 
 
 @app.command("list")
@@ -365,29 +368,7 @@ def list_fusions() -> None:
     import onnx_fuse
     from onnx_fuse import render
 
-    render.fusion_list(_console(), onnx_fuse.fusions())
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    # Markup and emoji off: brackets and colons in node names are just that.
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool, text: str) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is being done, on a terminal only; gives the function that changes its text."""
-    console = _console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda text: None
-        return
-    from rich.text import Text
-
-    from onnx_fuse.render import visible
-
-    with console.status(Text(visible(text))) as status:
-        yield lambda text: status.update(Text(visible(text)))
+    render.fusion_list(open_console(), onnx_fuse.fusions())
 
 
 def _report_error(error: Exception, verbose: bool) -> int:
@@ -406,15 +387,11 @@ def _report_error(error: Exception, verbose: bool) -> int:
         traceback.print_exception(error)
     from onnx_fuse.render import say
 
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     say(console, f"error: {cause}", "bold red")
     if remedy:
         say(console, f"hint: {remedy}")
     return code
-
-
-def _names(values: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 
 def _requirements(values: Sequence[str]) -> dict[str, int]:
@@ -424,7 +401,7 @@ def _requirements(values: Sequence[str]) -> dict[str, int]:
 def _counts(option: str, values: Sequence[str], example: str) -> dict[str, int]:
     """NAME=3 as name -> number."""
     counts = {}
-    for value in _names(values):
+    for value in split_names(values):
         name, _, number = value.partition("=")
         if not name.strip() or not (number.strip().isascii() and number.strip().isdigit()):
             raise UsageError(f"{option} {value!r} is not of the form NAME=N.", f"For example: {option} {example}")
@@ -448,23 +425,11 @@ def _constants(values: Sequence[str]) -> dict[str, Any]:
     return chosen
 
 
-def _require_model(model: Path) -> None:
-    """Lets a missing model fail with the sentence that reading it would give, before anything else is looked at."""
-    if not model.is_file():
-        _load(model)
-
-
-def _load(model: Path) -> None:
-    from onnx_fuse.passes.io import load
-
-    load(model)
-
-
 def _check_paths(
     model: Path, out: Path, report: str | None, inputs: Path | None, external_data: ExternalData | None
 ) -> None:
     """Finds in advance what would fail after minutes of work."""
-    _require_model(model)
+    require_model(model)
     from onnx_fuse.passes import io
 
     io.check_output(out)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnx_fuse.cli import _console, _progress, app
+from onnx_fuse.cli import app
+from onnx_fuse.cli_common import open_console, show_progress
 from onnx_fuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def bench(
     options: dict[str, Any] = {"streams": streams, "cuda_graphs": int(cuda_graphs), "nvtx": nvtx}
     options |= {"optimise": not no_optimise, "threads": threads}
     effort: dict[str, Any] = {"warm_up": warm_up / 1e3, "duration": duration, "iterations": iterations}
-    with _progress(as_json, f"opening {model.name}") as progress:
+    with show_progress(as_json, f"opening {model.name}") as progress:
         engine = runtime.open(model, **options)
         other = runtime.open(compare, **options) if compare else None
         specs = profile.with_shapes(profile.specs_of(model), given)
@@ -74,7 +75,7 @@ def bench(
     if as_json:
         typer.echo(json.dumps(_facts(measured, second, ratio, found), indent=2))
         return
-    console = _console()
+    console = open_console()
     _show(console, measured)
     if second and ratio and compare:
         _show(console, second)

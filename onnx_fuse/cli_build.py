@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnx_fuse.cli import Select, _console, _names, _progress, _require_model, app
+from onnx_fuse.cli import app
+from onnx_fuse.cli_common import Select, open_console, require_model, show_progress, split_names
 from onnx_fuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def build(
     verbose: bool = typer.Option(False, "-v", help="Print TensorRT's log; a traceback with errors."),
 ) -> None:
     """Build a TensorRT engine, unless the one that is there is up to date."""
-    _require_model(model)
+    require_model(model)
     from onnx_fuse.passes.files import check_output, write_file
     from onnx_fuse.runtime.config import EngineConfig, read_shapes
 
@@ -80,7 +81,7 @@ def build(
         "workspace": workspace,
         "plugins": [] if no_plugins else plugins or None,
         "timing_cache": timing_cache,
-        "targets": _names(target),
+        "targets": split_names(target),
         "select": select.value,
         "verify": not no_verify,
     }
@@ -94,15 +95,15 @@ def build(
         else:
             write_file(report, (text + "\n").encode())
     if not quiet:
-        _show(_console(stderr=report == "-"), built)
+        _show(open_console(stderr=report == "-"), built, advise=not no_plugins)
 
 
 def _build(model: Path, out: Path, settings: EngineConfig, quiet: bool, verbose: bool) -> Built:
     from onnx_fuse.render import say
     from onnx_fuse.runtime import builder
 
-    errors = _console(stderr=True)
-    with _progress(quiet or verbose, f"building an engine of {model.name}") as progress:
+    errors = open_console(stderr=True)
+    with show_progress(quiet or verbose, f"building an engine of {model.name}") as progress:
         built = builder.build(
             model, out, settings, progress=progress, listener=(lambda line: say(errors, line)) if verbose else None
         )
@@ -113,9 +114,10 @@ def _build(model: Path, out: Path, settings: EngineConfig, quiet: bool, verbose:
     return built
 
 
-def _show(console: Console, built: Built) -> None:
-    """What was built, for which shapes, how exact, and which fused nodes are plugins."""
+def _show(console: Console, built: Built, advise: bool) -> None:
+    """What was built, for which shapes, how exact, which fused nodes are plugins and how the others can become some."""
     from onnx_fuse.render import counted, indented, row, say, selection, size_text, table
+    from onnx_fuse.runtime.plugins import how_to_get
 
     record = built.record
     say(console, f"{record.module} {record.version}, for {', '.join(record.targets) or 'the GPU of this machine'}")
@@ -137,6 +139,8 @@ def _show(console: Console, built: Built) -> None:
     for reason, nodes in built.without_plugin.items():
         indented(console, f"{counted(len(nodes), 'node')} without: {reason}", 2)
         indented(console, f"first at {nodes[0]}", 6, "dim")
+    if advise and built.parsed is not None and built.parsed.missing:
+        indented(console, how_to_get(built.parsed.missing), 2)
     _show_precision(console, built)
     size = size_text(built.engine.stat().st_size)
     done = "is up to date, nothing was built" if built.reused else "written"

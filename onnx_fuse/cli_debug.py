@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from onnx_fuse.cli import _console, _load, _progress, app
+from onnx_fuse.cli import app
+from onnx_fuse.cli_common import open_console, require_readable, show_progress
 from onnx_fuse.errors import VerificationError
 
 
@@ -27,7 +28,7 @@ def debug(
 ) -> None:
     """Find the first value that differs, and its fusion."""
     for model in (original, fused):
-        _load(model)
+        require_readable(model)
     from onnx_fuse import render
     from onnx_fuse.passes import files
     from onnx_fuse.runtime import debug as debugging
@@ -36,16 +37,17 @@ def debug(
         files.check_output(dump_network)
         from onnx_fuse.runtime import network, parse
 
-        with _progress(False, f"parsing {fused.name}"):
+        with show_progress(False, f"parsing {fused.name}"):
             text = network.network_text(parse.parse_network(fused), fused)
         files.write_file(dump_network, text.encode())
-    with _progress(False, f"running {original.name} and {fused.name}"):
+    with show_progress(False, f"running {original.name} and {fused.name}"):
         found = debugging.debug(original, fused, inputs=inputs, rtol=rtol)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
-        render.diagnosis(_console(), found, every=every)
-    found.raise_if_different()
+        render.diagnosis(open_console(), found, every=every)
+    if found.place is not None:
+        raise VerificationError(f"{fused} does not compute what {original} computes.", found.place.remedy())
 
 
 @app.command()
@@ -54,13 +56,16 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) ->
     from onnx_fuse import render
     from onnx_fuse.runtime import doctor as checks
 
-    with _progress(False, "looking around"):
+    with show_progress(False, "looking around"):
         facts = checks.gather()
         findings = checks.examine(facts)
     if as_json:
         typer.echo(json.dumps(checks.to_dict(facts, findings), indent=2))
     else:
-        render.health(_console(), facts, findings)
-    broken = [item for item in findings if item.level == "broken"]
+        render.health(open_console(), facts, findings)
+    broken = sum(item.level == "broken" for item in findings)
     if broken:
-        raise VerificationError(broken[0].what, broken[0].remedy)
+        raise VerificationError(
+            f"{render.counted(broken, 'thing')} in this installation {'is' if broken == 1 else 'are'} broken.",
+            "Do what is said with each, then run `onnx-fuse doctor` again.",
+        )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import typer
 
-from onnx_fuse.cli import _console, _progress, app
+from onnx_fuse.cli import app
+from onnx_fuse.cli_common import open_console, show_progress
 
 
 @app.command()
@@ -29,7 +30,7 @@ def deploy(
     from onnx_fuse.render import indented, say
     from onnx_fuse.runtime import deploy as deployment
 
-    with _progress(False, f"deploying {model.name}"):
+    with show_progress(False, f"deploying {model.name}"):
         done = deployment.deploy(
             model,
             out,
@@ -43,7 +44,7 @@ def deploy(
             plugins=plugins,
             verify=not no_verify,
         )
-    console = _console()
+    console = open_console()
     say(console, f"Wrote {done.folder}: {done.name}, by the server's {done.backend} backend.")
     for note in done.notes:
         indented(console, note, 2)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import typer
 
-from onnx_fuse.cli import _console, _progress, plugins_app
+from onnx_fuse.cli import plugins_app
+from onnx_fuse.cli_common import open_console, show_progress
 from onnx_fuse.errors import UsageError, VerificationError
 
 
@@ -21,9 +22,9 @@ def check_kernels(
     chosen = [_sizes(item) for item in sizes]
     from onnx_fuse import kernel_check, render
 
-    with _progress(False, f"checking {folder}") as say:
+    with show_progress(False, f"checking {folder}") as say:
         results = kernel_check.check(folder, chosen, progress=say)
-    render.checked_kernels(_console(), results)
+    render.checked_kernels(open_console(), results)
     failed = [item for item in results if item.problem is not None]
     if failed:
         raise VerificationError(

@@ -68,3 +68,8 @@ class PatternError(OnnxFuseError):
     """A pattern or fused operator is defined wrongly; raised when it is defined, never while matching."""
 
     exit_code = 2
+
+
+def reason(error: Exception) -> str:
+    """What an error says, without the number and the path that an OSError puts around it."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

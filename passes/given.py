@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.errors import UsageError
+from onnx_fuse.errors import UsageError, reason
 from onnx_fuse.passes.draw import Array, InputSpec, numpy_type
 
 _HOW_TO_WRITE = "Write it with numpy.savez(FILE, input_name=array)."
@@ -63,5 +63,5 @@ def _read_npz(path: Path) -> dict[str, Array]:
             with archive:
                 return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UsageError(f"{path}: cannot be read as .npz: {error}.", _HOW_TO_WRITE) from error
+        raise UsageError(f"{path}: cannot be read as .npz: {reason(error)}.", _HOW_TO_WRITE) from error
     raise UsageError(f"{path}: is a single array.", _HOW_TO_WRITE)

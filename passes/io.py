@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto
 
-from onnx_fuse.errors import ModelError, OutputError, UsageError
+from onnx_fuse.errors import ModelError, OutputError, UsageError, reason
 from onnx_fuse.passes.checker import check, one_sentence
 from onnx_fuse.passes.external_data import external_files, validate
 from onnx_fuse.passes.files import Staging, check_output
@@ -162,8 +162,9 @@ def _read(path: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise ModelError(f"{path} does not exist.", _similar(path)) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ModelError(f"Cannot read {path}: {reason}.", "Check the path and the permissions of the file.") from error
+        raise ModelError(
+            f"Cannot read {path}: {reason(error)}.", "Check the path and the permissions of the file."
+        ) from error
     if not data:
         raise ModelError(f"{path} is empty.", "Export, copy or download it again.")
     return data
@@ -190,9 +191,8 @@ def _parse(data: bytes, path: Path) -> ModelProto:
         try:
             return onnx.load_model_from_string(data, format=form)
         except Exception as error:  # each of the text parsers raises its own kind
-            reason = one_sentence(error)
             raise ModelError(
-                f"{path} is not a model in onnx's {form} form: {reason}", "Give the binary .onnx file."
+                f"{path} is not a model in onnx's {form} form: {one_sentence(error)}", "Give the binary .onnx file."
             ) from error
     model = ModelProto()
     try:

@@ -64,6 +64,11 @@ class Verification:
     seconds: float = 0.0
 
     @property
+    def inconclusive(self) -> bool:
+        """Whether the comparison tells neither that the models are equal nor that they differ."""
+        return (self.problem or "").startswith("inconclusive")
+
+    @property
     def worst(self) -> dict[str, Comparison]:
         """Output (or inner value) -> its comparison with a problem, if any, else the one with the largest relative difference."""
         worst: dict[str, Comparison] = {}
@@ -113,8 +118,7 @@ class Verification:
         """The result as lines of text, the verdict first."""
         if self.skipped is not None:
             return [f"not verified: {self.skipped}"]
-        inconclusive = (self.problem or "").startswith("inconclusive")
-        verdict = "equal" if self.passed else "not proven" if inconclusive else "NOT equal"
+        verdict = "equal" if self.passed else "not proven" if self.inconclusive else "NOT equal"
         lines = [
             f"{verdict}: {len(self.cases)} cases in {self.seconds:.1f} s, allowed {self.rtol:g} of an output's scale"
         ]

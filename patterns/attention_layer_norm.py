@@ -134,11 +134,12 @@ def attention_body(  # type: ignore[no-untyped-def]
     one = op.ints(1)
     heads, groups = op.Reshape(num_heads, one), op.Reshape(num_key_value_heads, one)
 
+    # Whole shapes: ONNX Runtime refuses a -1 for an empty batch, and writes one itself where a single size is computed.
     def split(x: str, count: str) -> str:
-        x = op.float32(x)
         if layout == "BHSD":
-            return x
-        return str(op.Transpose(op.Reshape(x, op.Concat(op.ints(0, 0), count, op.ints(-1), axis=0)), perm=[0, 2, 1, 3]))
+            return op.float32(x)
+        four = op.Concat(op.dims(x, 0, 2), count, op.Div(op.dims(x, 2, 3), count), axis=0)
+        return str(op.Transpose(op.Reshape(op.float32(x), four), perm=[0, 2, 1, 3]))
 
     def repeat(x: str) -> str:
         """[B, hkv, S, d] -> [B, h, S, d]: each key-value head serves h / hkv query heads in a row."""
@@ -161,7 +162,8 @@ def attention_body(  # type: ignore[no-untyped-def]
     if masked_row == "zero":
         probabilities = op.Where(op.IsNaN(probabilities), 0.0, probabilities)
     context = op.Transpose(op.MatMul(probabilities, v), perm=[0, 2, 1, 3])
-    total = op.Reshape(context, op.ints(0, 0, -1))
+    width = op.Mul(heads, op.dims(v, 3, 4))
+    total = op.Reshape(context, op.Concat(op.dims(context, 0, 2), width, axis=0))
     if out_weight is not None:
         total = op.MatMul(total, op.float32(out_weight))
     if out_bias is not None:

@@ -84,6 +84,12 @@ class Body:
             return str(self.node("CastLike", value, other))
         return str(self.node("Cast", value, to=self.dtype or TensorProto.FLOAT))
 
+    def dims(self, value: str, start: int, end: int) -> str:
+        """Some dimensions of a value, from `start` up to `end`."""
+        if self.opset >= 15:
+            return str(self.node("Shape", value, start=start, end=end))
+        return str(self.node("Slice", self.node("Shape", value), self.ints(start), self.ints(end), self.ints(0)))
+
     def reduce_mean(self, value: str, axis: int = -1) -> str:
         """Mean over one axis, which is kept."""
         return self._reduce("ReduceMean", value, axis)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnx import AttributeProto, ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import AttributeProto, ModelProto, ValueInfoProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
@@ -25,7 +25,7 @@ from onnx_fuse.passes.external_data import external_files
 from onnx_fuse.passes.files import Staging, write_file
 from onnx_fuse.passes.precision import NARROW, convert, precision_of, quantized_types
 from onnx_fuse.passes.select import Selection
-from onnx_fuse.runtime import engine_file, plugins, tensorrt
+from onnx_fuse.runtime import engine_file, gpus, plugins, tensorrt
 from onnx_fuse.runtime.config import EngineConfig, Profile
 from onnx_fuse.runtime.engine_file import EngineRecord, EngineTensor
 from onnx_fuse.runtime.parse import (
@@ -33,9 +33,10 @@ from onnx_fuse.runtime.parse import (
     ParseResult,
     TensorInfo,
     creator,
+    fused_nodes,
     inline_bodies,
     is_plugin,
-    nodes_of,
+    operators_without_plugin,
     parse_network,
     serialized,
     text_of,
@@ -167,7 +168,7 @@ def build(
         without["its plugin is not predicted to pay" if config.select == "auto" else "its plugin does not pay"] = tuple(
             item.node for item in selection.decisions if not item.keep
         )
-    fused = [node.name or node.output[0] for node in _fused_nodes(source.proto) if is_plugin(node)]
+    fused = [node.name or node.output[0] for node in fused_nodes(source.proto) if is_plugin(node)]
     record = EngineRecord(
         model=source.name,
         key="",
@@ -195,9 +196,10 @@ def build(
     say("parsing")
     parsed = parse_network(prepared.proto, base_dir=source.folder, plugins=())
     # Those of plugins that cannot stand where they are come on top.
-    result = replace(parsed.result, inlined=dict(Counter(prepared.inlined) + Counter(parsed.result.inlined)))
+    inlined = dict(Counter(prepared.inlined) + Counter(parsed.result.inlined))
+    result = replace(parsed.result, inlined=inlined, missing=operators_without_plugin(source.proto))
     _check_accepted(result, source.name)
-    wanted = [node.name for node in _fused_nodes(prepared.proto) if is_plugin(node)]
+    wanted = [node.name for node in fused_nodes(prepared.proto) if is_plugin(node)]
     if missing := [name for name in wanted if name not in result.plugins]:
         without = {**without, "TensorRT made no plugin layer of it": tuple(missing)}
     say("building the engine")
@@ -282,7 +284,7 @@ def _targets(config: EngineConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
             "Leave the target out, or build with tensorrt_rtx (pip install 'onnx-fuse[tensorrt-rtx]', in an environment without "
             "tensorrt).",
         )
-    if tensorrt.device() is None:
+    if gpus.first() is None:
         raise UsageError(
             f"{module} builds for the GPU of this machine, and there is none.",
             "Build where the GPU is; or ahead of time with tensorrt_rtx and a target, such as --target SM86 or SM120 "
@@ -303,7 +305,7 @@ def _selected(
     if config.select == "all" or not plugins_of:
         return None
     say("selecting")
-    device = cost.device_for([f"sm_{target.removeprefix('SM')}" for target in targets] or [tensorrt.device() or ""])
+    device = cost.device_for([f"sm_{target.removeprefix('SM')}" for target in targets] or [str(gpus.first())])
 
     def of_operators(predicted: Selection, kept: Collection[str]) -> ModelProto:
         others = [item.node for item in predicted.decisions if item.operator not in kept]
@@ -334,7 +336,7 @@ def _key(source: _Source, record: EngineRecord) -> str:
         "onnx_fuse": onnx_fuse.__version__,
         "model": source.sha256,
         "record": asdict(record),
-        "device": None if record.targets else tensorrt.device(),
+        "device": None if record.targets else str(gpus.first()),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -366,16 +368,10 @@ def _present(output: Path, wanted: EngineRecord) -> tuple[EngineRecord | None, s
 # --- fused nodes and their plugins ------------------------------------------------------------------------------------
 
 
-def _fused_nodes(proto: ModelProto) -> list[NodeProto]:
-    """The nodes that are meant for a plugin, those of functions too."""
-    nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
-    return [node for node in nodes_of(nodes) if text_of(node, "plugin_namespace")]
-
-
 def _without_plugin(proto: ModelProto, libraries: Sequence[Path]) -> dict[str, tuple[str, ...]]:
     """Reason -> fused nodes for which no plugin is registered."""
     found: dict[str, tuple[str, ...]] = {}
-    for node in _fused_nodes(proto):
+    for node in fused_nodes(proto):
         if not is_plugin(node):
             wanted = (
                 f"{text_of(node, 'plugin_namespace')}::{node.op_type} version {text_of(node, 'plugin_version') or '1'}"
@@ -391,7 +387,7 @@ def _check_fields(proto: ModelProto) -> None:
     Raises:
         VerificationError: an attribute is no field, or of another type.
     """
-    for node in _fused_nodes(proto):
+    for node in fused_nodes(proto):
         maker = creator(node, text_of(node, "plugin_namespace"))
         if maker is None:
             continue
@@ -479,6 +475,11 @@ def _check_accepted(result: ParseResult, name: str) -> None:
             f"TensorRT takes {', '.join(result.mistaken)} for operators of its own: they have its names, and no plugin is "
             "registered for them.",
             "Load the plugin library, or call the operators something that TensorRT does not know.",
+        )
+    if not result.accepted and result.lacking:
+        raise VerificationError(
+            f"{result.module} does not accept {name}: it has no plugin for {', '.join(result.lacking)}, and the model no body.",
+            plugins.how_to_get(result.lacking),
         )
     if not result.accepted:
         shown = [

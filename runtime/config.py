@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx_fuse.errors import UsageError
+from onnx_fuse.errors import UsageError, reason
 from onnx_fuse.passes.select import METHODS
 from onnx_fuse.runtime.engine_file import ShapeRange
 
@@ -102,7 +102,7 @@ class EngineConfig:
         try:
             found = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
-            raise UsageError(f"The build configuration {path} cannot be read: {error}", remedy) from error
+            raise UsageError(f"The build configuration {path} cannot be read: {reason(error)}.", remedy) from error
         if not isinstance(found, dict) or found.get("format") != _EXPORT_FORMAT:
             raise UsageError(f"{path} is no build configuration of format {_EXPORT_FORMAT}.", remedy)
         try:

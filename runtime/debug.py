@@ -105,6 +105,12 @@ class Place:
         others = "".join(f", or {other}" for other, _ in self.fused_nodes[1:])
         return f"The first value that differs is {self.value!r}, which {operator} {name} makes{others}.{self._within()}"
 
+    def remedy(self) -> str:
+        """What to do about it."""
+        if self.fused_nodes:
+            return "Fuse with --disable for that operator, and please report it with the model."
+        return "Is it fused from this original? If so, please report it with the model; if not, fuse that one again."
+
     def _within(self) -> str:
         """Where the body leaves the nodes it replaced. These may compute a part in another way, so it is a hint."""
         unlike = next((index for index, value in enumerate(self.inside) if not value.same_as), None)
@@ -149,11 +155,7 @@ class Diagnosis:
         VerificationError: something differs.
         """
         if self.place is not None:
-            remedy = "Fuse with --disable for that operator, and please report it with the model."
-            unfused = (
-                "Is it fused from this original? If so, please report it with the model; if not, fuse that one again."
-            )
-            raise VerificationError(self.place.sentence(), remedy if self.place.fused_nodes else unfused)
+            raise VerificationError(self.place.sentence(), self.place.remedy())
 
 
 def debug(

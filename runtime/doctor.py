@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import platform
@@ -19,7 +18,8 @@ import onnx_fuse
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.operator import DOMAIN
-from onnx_fuse.runtime import aot, ort, plugins, tensorrt
+from onnx_fuse.runtime import aot, gpus, ort, plugins, tensorrt
+from onnx_fuse.runtime.gpus import Gpu
 from onnx_fuse.versions import installed_versions
 
 _PACKAGES = (
@@ -27,20 +27,10 @@ _PACKAGES = (
     "tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "tensorrt-cu12", "tensorrt-cu13", "cuda-python", "triton", "torch", "onnxscript",
     "polygraphy",
 )  # fmt: skip
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _OLDEST_RTX = (1, 7)
 _OLDEST_TENSORRT = (10, 7)
 
 Level = Literal["broken", "warning", "note"]
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU: its name, compute capability (90 for 9.0) and bytes of memory."""
-
-    name: str
-    capability: int
-    memory: int
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,7 @@ def gather() -> Facts:
     """Looks around. Loads the plugin libraries, which stay loaded in this process."""
     module, problem = _tensorrt()
     libraries = tuple(_library(path, bool(module)) for path in plugins.find())
-    gpus, driver, driver_problem = devices()
+    found, driver, driver_problem = gpus.devices()
     folder = plugins.cache_folder()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return Facts(
@@ -147,7 +137,7 @@ def gather() -> Facts:
         libraries=libraries,
         creators=tuple(_creators(module)) if module else (),
         operators={item.operator.name: item.operator.attributes for item in fusions()},
-        gpus=gpus,
+        gpus=found,
         driver=driver,
         driver_problem=driver_problem,
         ptxas=_ptxas(),
@@ -188,41 +178,6 @@ def _creators(trt: Any) -> Iterator[Creator]:
         # TensorRT's own have no namespace; one of them answers with an error on the terminal.
         names = tuple(entry.name for entry in item.field_names) if item.plugin_namespace else ()
         yield Creator(item.name, item.plugin_version, item.plugin_namespace, names)
-
-
-def devices(library: str = "libcuda.so.1") -> tuple[tuple[Gpu, ...], tuple[int, int] | None, str]:
-    """(GPUs, newest CUDA version of the driver, why it does not answer), asked of the driver itself."""
-    try:
-        cuda = ctypes.CDLL(library)
-    except OSError:
-        return (), None, "there is no NVIDIA driver (libcuda.so.1)"
-    number = ctypes.c_int()
-
-    def ask(name: str, *arguments: Any) -> int:
-        status = int(getattr(cuda, name)(ctypes.byref(number), *arguments))
-        if status:
-            raise OSError(f"{name} fails with CUDA error {status}")
-        return number.value
-
-    try:
-        version = ask("cuDriverGetVersion")
-        driver = version // 1000, version % 1000 // 10
-    except (OSError, AttributeError) as error:
-        return (), None, str(error)
-    try:
-        if status := int(cuda.cuInit(0)):
-            return (), driver, f"the driver does not start: CUDA error {status}"
-        gpus = []
-        for index in range(ask("cuDeviceGetCount")):
-            device = ask("cuDeviceGet", index)
-            name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
-            cuda.cuDeviceGetName(name, len(name), device)
-            cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-            capability = 10 * ask("cuDeviceGetAttribute", _MAJOR, device) + ask("cuDeviceGetAttribute", _MINOR, device)
-            gpus.append(Gpu(name.value.decode(errors="replace"), capability, memory.value))
-    except (OSError, AttributeError) as error:
-        return (), driver, str(error)
-    return tuple(gpus), driver, ""
 
 
 def _onnxruntime_opset() -> int:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnx_fuse.errors import ModelError
+from onnx_fuse.errors import ModelError, reason
 
 FORMAT = 1
 """Version of the record's layout."""
@@ -67,7 +67,7 @@ class EngineRecord:
 
 def record_path(engine: Path) -> Path:
     """Where the record of an engine lies."""
-    return engine.with_name(f"{engine.name}.json")
+    return engine.parent / f"{engine.name}.json"
 
 
 def to_json(record: EngineRecord) -> bytes:
@@ -82,11 +82,16 @@ def read(engine: Path) -> EngineRecord:
         ModelError: the plan or its record is missing, damaged, of another format, or they do not belong together.
     """
     remedy = "Build the engine again: onnx-fuse build."
+    record_file = record_path(engine)
+    if not engine.is_file():
+        raise ModelError(f"The engine {engine} does not exist.", "Check the path, or build it: onnx-fuse build.")
+    if not record_file.is_file():
+        raise ModelError(f"The engine {engine} has no record {record_file.name} beside it.", remedy)
     try:
-        facts = json.loads(record_path(engine).read_text())
+        facts = json.loads(record_file.read_text())
         plan = hashlib.sha256(engine.read_bytes()).hexdigest()
     except (OSError, ValueError) as error:
-        raise ModelError(f"The engine {engine} or its record cannot be read: {error}", remedy) from error
+        raise ModelError(f"The engine {engine} or its record cannot be read: {reason(error)}.", remedy) from error
     if not isinstance(facts, dict) or facts.pop("format", None) != FORMAT:
         raise ModelError(f"The record of {engine} is of another format than {FORMAT}.", remedy)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
 from onnx.helper import get_attribute_value
 from onnx.inliner import inline_local_functions
 
-from onnx_fuse.errors import ModelError
+from onnx_fuse.errors import ModelError, reason
 from onnx_fuse.runtime import harness, tensorrt
 from onnx_fuse.runtime import plugins as libraries
 
@@ -68,6 +68,7 @@ class ParseResult:
         log: warnings and errors it logged, each `SEVERITY: text`, and our warnings of nodes it takes for others and of nodes
             that cannot be plugins where they stand.
         mistaken: names of nodes meant for a plugin that TensorRT took for operators of its own, as no plugin is registered.
+        missing: `domain::operator` of the nodes meant for a plugin for which none is registered.
     """
 
     accepted: bool
@@ -81,6 +82,12 @@ class ParseResult:
     version: str
     log: tuple[str, ...]
     mistaken: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Those of `missing` of which the model has no body either."""
+        return tuple(name for name in self.missing if name not in self.inlined)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
@@ -127,26 +134,26 @@ def parse_network(
     refused: set[str] = set()
     bodiless: dict[str, str] = {}
 
-    def parsed() -> tuple[Any, Any, bool, list[str], ModelProto, Counter[str]]:
+    def parsed() -> tuple[Any, Any, bool, list[str], ModelProto, Counter[str], tuple[str, ...]]:
         network = builder.create_network(tensorrt.network_flags())
         parser = trt.OnnxParser(network, tensorrt.logger())
-        prepared, inlined = prepare(model, refused)
+        source = _own_copy(model)
+        missing = operators_without_plugin(source)
+        prepared, inlined = inline_bodies(source, lambda node: is_plugin(node) and node.name not in refused)
         with tensorrt.logged() as log:
             taken = parser.parse(serialized(prepared), str(Path(path).absolute()))
-        return network, parser, taken, log, prepared, inlined
+        return network, parser, taken, log, prepared, inlined, missing
 
-    network, parser, taken, log, prepared, inlined = parsed()
+    network, parser, taken, log, prepared, inlined, missing = parsed()
     if greedy := _without_workspace(network, prepared):
         refused = {*greedy, *(_INLINED.sub("", name) for name in greedy)}
-        network, parser, taken, log, prepared, inlined = parsed()
+        network, parser, taken, log, prepared, inlined, missing = parsed()
         bodiless = _without_workspace(network, prepared)
         log += [
             f"WARNING: node {name} {_NO_WORKSPACE}: its body is inlined." for name in greedy if name not in bodiless
         ]
     mistaken = [
-        node
-        for node in nodes_of(prepared.graph.node)
-        if text_of(node, "plugin_namespace") and parser.supports_operator(node.op_type) and not is_plugin(node)
+        node for node in fused_nodes(prepared) if parser.supports_operator(node.op_type) and not is_plugin(node)
     ]
     log += [
         f"WARNING: no plugin is registered for node {node.name}; TensorRT read it as its own operator {node.op_type}."
@@ -174,6 +181,7 @@ def parse_network(
         version=trt.__version__,
         log=tuple(log),
         mistaken=tuple(node.name for node in mistaken),
+        missing=missing,
     )
     return ParsedNetwork(result, network, parser, builder)
 
@@ -186,10 +194,9 @@ def _let_attention_decompose(layers: Iterable[Any], trt: Any) -> None:
             layer.attention.decomposable = True
 
 
-def prepare(model: ModelProto | str | Path, refused: Collection[str] = ()) -> tuple[ModelProto, Counter[str]]:
-    """A copy of a model as TensorRT is to be given it, and how often each body was inlined: those that no loaded plugin takes,
-    and those of the nodes of these names."""
-    return inline_bodies(_own_copy(model), lambda node: is_plugin(node) and node.name not in refused)
+def prepare(model: ModelProto | str | Path) -> tuple[ModelProto, Counter[str]]:
+    """A copy of a model as TensorRT is to be given it, and how often each body was inlined: those that no loaded plugin takes."""
+    return inline_bodies(_own_copy(model), is_plugin)
 
 
 def inline_bodies(model: ModelProto, is_plugin: Callable[[NodeProto], bool]) -> tuple[ModelProto, Counter[str]]:
@@ -265,6 +272,17 @@ def nodes_of(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
                     yield from nodes_of(graph.node)
 
 
+def fused_nodes(model: ModelProto) -> list[NodeProto]:
+    """The nodes that are meant for a plugin, those of functions too."""
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    return [node for node in nodes_of(nodes) if text_of(node, "plugin_namespace")]
+
+
+def operators_without_plugin(model: ModelProto) -> tuple[str, ...]:
+    """`domain::operator` of the nodes that are meant for a plugin for which none is registered."""
+    return tuple(sorted({f"{node.domain}::{node.op_type}" for node in fused_nodes(model) if not is_plugin(node)}))
+
+
 def _without_workspace(network: Any, model: ModelProto) -> dict[str, str]:
     """Name -> operator of the plugin layers of subgraphs that need workspace: the builder fails on them without saying why."""
     inside = {node.name: node for outer in model.graph.node for node in islice(nodes_of([outer]), 1, None)}
@@ -296,7 +314,9 @@ def _own_copy(model: ModelProto | str | Path) -> ModelProto:
     try:
         return onnx.load(model, format="protobuf", load_external_data=False)
     except (OSError, DecodeError) as error:
-        raise ModelError(f"The model {model} cannot be read: {error}", "Give the path of an ONNX file.") from error
+        raise ModelError(
+            f"The model {model} cannot be read: {reason(error)}.", "Give the path of an ONNX file."
+        ) from error
 
 
 def serialized(model: ModelProto) -> bytes:

@@ -13,12 +13,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx_fuse
-from onnx_fuse.errors import UsageError
+from onnx_fuse.errors import UsageError, reason
+from onnx_fuse.patterns.operator import DOMAIN
 from onnx_fuse.runtime import aot, own_cpp
 from onnx_fuse.runtime.own_operator import OwnOperator
 
@@ -301,6 +302,15 @@ def recorded() -> set[str]:
     return found
 
 
+def how_to_get(operators: Iterable[str]) -> str:
+    """What to do to have plugins for operators, each `domain::operator`."""
+    if any(name.startswith(f"{DOMAIN}::") for name in operators):
+        return "Build the plugin library with `onnx-fuse plugins build`, or name one with --plugins LIB."
+    return (
+        "Build a library of their kernels with `onnx-fuse plugins build --from FOLDER`, or name one with --plugins LIB."
+    )
+
+
 def described(path: Path) -> Library | None:
     """What the file beside a library says of it; None where there is none.
 
@@ -316,7 +326,9 @@ def described(path: Path) -> Library | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{_record(path)} cannot be read: {error}", "Build the plugin library again.") from error
+        raise UsageError(
+            f"{_record(path)} cannot be read: {reason(error)}.", "Build the plugin library again."
+        ) from error
     if hashlib.sha256(path.read_bytes()).hexdigest() != library.sha256:
         raise UsageError(
             f"The plugin library {path} is not the one that was built: its hash differs.",

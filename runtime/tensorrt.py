@@ -178,33 +178,6 @@ def features() -> Features:
     return Features(targets, ("SM80", "SM86", "SM89", "SM120"), timing_cache=False)
 
 
-def device() -> str | None:
-    """The GPU that TensorRT would build for: its name and compute capability, "NVIDIA L4 SM89"; None where there is none.
-
-    Raises:
-        UsageError: cuda-python, which asks for it, is not installed.
-    """
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise UsageError(
-            f"The GPU of this machine cannot be asked for: {error}.",
-            "Install it with: pip install 'onnx-fuse[serve]'",
-        ) from error
-    try:
-        done, *_ = driver.cuInit(0)
-        done, first = driver.cuDeviceGet(0) if not int(done) else (done, None)
-    except RuntimeError:  # no driver library
-        return None
-    if int(done):
-        return None
-    which = driver.CUdevice_attribute
-    _, major = driver.cuDeviceGetAttribute(which.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, first)
-    _, minor = driver.cuDeviceGetAttribute(which.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, first)
-    _, name = driver.cuDeviceGetName(128, first)
-    return f"{name.decode().rstrip(chr(0))} SM{major}{minor}"
-
-
 def load_plugins(libraries: Iterable[str | Path]) -> None:
     """Registers the plugin creators of each library; a library that is loaded already is left as it is.
 

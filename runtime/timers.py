@@ -17,7 +17,7 @@ from onnx import ModelProto
 from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.draw import DRAWS, Array, draw_inputs, input_specs
 from onnx_fuse.passes.measured import Run, Timer
-from onnx_fuse.runtime import doctor, ort, plugins
+from onnx_fuse.runtime import gpus, ort, plugins
 from onnx_fuse.runtime.engine_file import ShapeRange
 
 
@@ -33,13 +33,13 @@ def timer_for(device: str | None, sizes: Mapping[str, int], base_dir: Path | Non
     """
     if device is not None and device.lower() == "cpu":
         return OrtTimer(sizes, base_dir)
-    gpus, _, problem = doctor.devices()
-    if not gpus:
+    found, _, problem = gpus.devices()
+    if not found:
         raise UsageError(
             f'select="measured" times TensorRT engines, and no GPU can be used: {problem or "the driver shows none"}.',
             'Use select="auto", which predicts, or time ONNX Runtime with device="cpu".',
         )
-    return EngineTimer(gpus[0], sizes, base_dir)
+    return EngineTimer(found[0], sizes, base_dir)
 
 
 class OrtTimer:
@@ -68,7 +68,7 @@ class OrtTimer:
 class EngineTimer:
     """TensorRT engines on a GPU, the time between two events of its stream. It was never run: it needs a GPU."""
 
-    def __init__(self, gpu: doctor.Gpu, sizes: Mapping[str, int], base_dir: Path | None = None) -> None:
+    def __init__(self, gpu: gpus.Gpu, sizes: Mapping[str, int], base_dir: Path | None = None) -> None:
         from onnx_fuse.runtime import tensorrt
 
         trt = tensorrt.module()

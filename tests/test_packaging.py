@@ -35,18 +35,21 @@ HEAVY = (
 )
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, stderr: int = subprocess.PIPE) -> str:
     """Output of a command that must succeed, run where neither the checkout nor the user's settings reach it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": stderr}
+    done = subprocess.run(command, cwd=cwd, env=environment, **streams, text=True)
     if done.returncode:
         line = " ".join(map(str, command))
         pytest.fail(f"{line} exited {done.returncode}\n{done.stdout}\n{done.stderr}", pytrace=False)
     return done.stdout
 
 
-def build(source: Path, out: Path, *kinds: str) -> None:
-    run(sys.executable, "-m", "build", "--no-isolation", *kinds, "--outdir", out, source, cwd=out.parent)
+def build(source: Path, out: Path, *kinds: str) -> str:
+    """Builds into a folder; what was printed."""
+    command = (sys.executable, "-m", "build", "--no-isolation", *kinds, "--outdir", out, source)
+    return run(*command, cwd=out.parent, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("dist")
     # A copy, because building leaves files in the tree, and what an earlier build left there would get into the wheel.
     shutil.copytree(ROOT, work / "source", ignore=NOT_SOURCES)
-    build(work / "source", work / "out")
+    (work / "log").write_text(build(work / "source", work / "out"))
     return work / "out"
 
 
@@ -68,6 +71,11 @@ def wheel(dist: Path) -> Path:
 def files_of(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
+
+
+def test_no_folder_of_data_is_taken_for_a_forgotten_package(dist: Path) -> None:
+    log = (dist.parent / "log").read_text()
+    assert "Successfully built" in log and "is absent from the" not in log
 
 
 def test_wheel_installs_one_package_and_nothing_else(wheel: Path) -> None:

@@ -553,7 +553,26 @@ class TestVerify:
         onnx.save(small_model(scale=1.01), tmp_path / "other.onnx")
         done = run("verify", small, tmp_path / "other.onnx")
         assert done.exit_code == 4
-        assert done.stdout.startswith("NOT equal") and len(done.stderr.splitlines()) == 2
+        assert done.stdout.startswith("NOT equal") and "\n  output 'y' differs by " in done.stdout
+        error, hint = done.stderr.splitlines()
+        assert error == f"error: {tmp_path}/other.onnx does not compute what {small} computes."
+        assert hint.startswith("hint: Fuse again")
+
+    def test_not_proven(self, small: Path, tmp_path: Path) -> None:
+        onnx.save(small_model(scale=0.0), tmp_path / "constant.onnx")
+        done = run("verify", tmp_path / "constant.onnx", tmp_path / "constant.onnx")
+        assert done.exit_code == 4
+        assert (
+            done.stdout.startswith("not proven") and "inconclusive, the original's outputs are constant" in done.stdout
+        )
+        error, hint = done.stderr.splitlines()
+        assert error.startswith("error: It is not proven that ") and hint.startswith("hint: ")
+
+    def test_nothing_compared(self, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("onnx_fuse.passes.verify.available_bytes", lambda: 0)
+        done = run("verify", small, small)
+        assert done.exit_code == 4 and done.stdout.startswith("not verified: running the models takes about ")
+        assert done.stderr == "error: Nothing was compared.\nhint: Run it on a larger machine.\n"
 
 
 class TestInspect:
@@ -650,6 +669,30 @@ class TestParse:
         if "TensorRT" in done.stderr and done.exit_code == 2:
             pytest.skip("no TensorRT is installed")
         assert parsing and done.exit_code == 0 and "accepts the model" in done.stdout
+
+    def test_how_to_get_plugins(self, tmp_path: Path) -> None:
+        node = helper.make_node("FusedSwish", ["x"], ["y"], domain="gr.ml.infra", plugin_namespace="gr.ml.infra")
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy"]
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("gr.ml.infra", 1)]
+        body = helper.make_function(
+            "gr.ml.infra", "FusedSwish", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], opsets[:1]
+        )
+        graph = helper.make_graph([node], "swish", values[:1], values[1:])
+        model = helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=10)
+        path, advice = tmp_path / "m.onnx", "onnx-fuse plugins build"
+        onnx.save(model, path)
+        done = run("parse", path)
+        if "TensorRT" in done.stderr and done.exit_code == 2:
+            pytest.skip("no TensorRT is installed")
+        assert done.exit_code == 0 and advice in done.stdout and "--plugins LIB" in done.stdout
+        assert_fits(done.stdout)
+        assert advice not in run("parse", path, "--no-plugins").stdout
+        del model.functions[:]
+        onnx.save(model, path)
+        done = run("parse", path)
+        error, hint = done.stderr.splitlines()
+        assert done.exit_code == 4 and "it has no plugin for gr.ml.infra::FusedSwish, and the model no body." in error
+        assert advice in hint and "--plugins LIB" in hint
 
     def test_not_accepted(self, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         parsing = pytest.importorskip("onnx_fuse.runtime.parse")

@@ -115,12 +115,28 @@ def test_inputs_of_ones_own(path: Path, tmp_path: Path) -> None:
         (["--cuda-graphs"], 2, "no CUDA graphs"),
         (["--streams", "0"], 2, "--streams"),
         (["--compare", "missing.onnx"], 5, "missing.onnx: no such file"),
+        (["--compare", "missing.engine"], 5, "The engine missing.engine does not exist."),
+        (["--compare", "."], 5, "no such file"),
+        (["--inputs", "missing.npz"], 2, "cannot be read as .npz: No such file or directory."),
     ],
 )
 def test_wrong_usage(path: Path, arguments: list[str], code: int, cause: str) -> None:
     done = bench(path, *SHORT, *arguments)
     assert done.exit_code == code and cause in done.stderr
-    assert done.stdout == "" and len(done.stderr.splitlines()) == 2
+    assert done.stdout == "" and len(done.stderr.splitlines()) == 2 and "[Errno" not in done.stderr
+
+
+def test_an_engine_that_is_not_there_or_has_no_record(tmp_path: Path) -> None:
+    engine = tmp_path / "m.engine"
+    done = bench(engine, *SHORT)
+    assert done.exit_code == 5 and done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f"error: The engine {engine} does not exist.",
+        "hint: Check the path, or build it: onnx-fuse build.",
+    ]
+    engine.write_bytes(b"a plan")
+    done = bench(engine, *SHORT)
+    assert done.exit_code == 5 and "has no record m.engine.json beside it." in done.stderr
 
 
 def test_a_model_that_takes_other_inputs(path: Path, tmp_path: Path) -> None:

@@ -57,6 +57,18 @@ def test_a_second_build_says_that_nothing_was_to_do(path: Path, tmp_path: Path) 
     assert again.exit_code == 0 and "warning: The engine" in again.stderr and "built again" in again.stderr
 
 
+def test_how_to_get_plugins(tmp_path: Path) -> None:
+    call = '(float[n] x) => (float[n] y) { y = gr.ml.infra.Twice <plugin_namespace = "gr.ml.infra"> (x) }'
+    body = '<domain: "gr.ml.infra", opset_import: ["": 17]> Twice (a) => (b) { b = Add (a, a) }'
+    onnx.save(model(call, functions=body), tmp_path / "m.onnx")
+    arguments = (tmp_path / "m.onnx", "-o", tmp_path / "m.plan", "--target", "SM86")
+    advice = "Build the plugin library with `onnx-fuse plugins build`"
+    assert advice in run(*arguments).stdout
+    (tmp_path / "m.plan").unlink()
+    done = run(*arguments, "--no-plugins")
+    assert "1 node without: no plugin library is loaded" in done.stdout and advice not in done.stdout
+
+
 def test_quiet_and_reports(path: Path, tmp_path: Path) -> None:
     quiet = run(path, "-o", tmp_path / "m.plan", "--target", "SM86", "--quiet", "--report", tmp_path / "r.json")
     assert quiet.exit_code == 0 and quiet.output == ""

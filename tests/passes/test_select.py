@@ -393,9 +393,9 @@ def test_timing_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_a_gpu_measuring_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnx_fuse.runtime import doctor
+    from onnx_fuse.runtime import gpus
 
-    monkeypatch.setattr(doctor, "devices", lambda: ((), None, "there is no NVIDIA driver"))
+    monkeypatch.setattr(gpus, "devices", lambda: ((), None, "there is no NVIDIA driver"))
     with pytest.raises(UsageError, match="no GPU can be used: there is no NVIDIA driver"):
         onnx_fuse.fuse(feed_forward(), enable=["FusedSwish"], select="measured")
 

@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError, OutputError, UsageError, VerificationError
-from onnx_fuse.runtime import EngineConfig, build, builder, engine_file, read_shapes, tensorrt
+from onnx_fuse.runtime import EngineConfig, build, builder, engine_file, gpus, read_shapes, tensorrt
 from onnx_fuse.runtime.engine_file import EngineTensor, ShapeRange
 from onnx_fuse.runtime.parse import parse_network
 from tests.helpers import model
@@ -227,6 +227,13 @@ def test_bodies_run_where_there_is_no_plugin(tmp_path: Path) -> None:
     built = build(model(CALL, functions=SCALE), tmp_path / "m.plan", EngineConfig(targets=["SM86"]))
     assert built.plugins == () and built.without_plugin == {"no plugin library is loaded": ("y",)}
     assert built.parsed is not None and built.parsed.inlined == {"gr.ml.infra::Scale": 1}
+    assert built.parsed.missing == ("gr.ml.infra::Scale",) and built.parsed.lacking == ()
+
+
+def test_neither_plugin_nor_body(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"no plugin for gr\.ml\.infra::Scale, and the model no body") as raised:
+        build(model(CALL), tmp_path / "m.plan", EngineConfig(targets=["SM86"]))
+    assert "onnx-fuse plugins build" in raised.value.remedy and "--plugins LIB" in raised.value.remedy
 
 
 def test_attributes_that_the_plugin_does_not_take(tmp_path: Path, plugin: Callable[..., None]) -> None:
@@ -369,7 +376,7 @@ def test_a_module_without_targets(saved: Path, tmp_path: Path, monkeypatch: pyte
     assert double.calls == [("workspace", 1024), ("timing cache", b"measured")]
     assert (double.builder_optimization_level, double.profiling_verbosity) == (4, "detailed")
 
-    monkeypatch.setattr(tensorrt, "device", lambda: None)
+    monkeypatch.setattr(gpus, "first", lambda: None)
     with pytest.raises(UsageError, match="builds for the GPU of this machine, and there is none") as error:
         build(saved, tmp_path / "mlp.plan", EngineConfig(plugins=[]))
     assert "--target SM86" in error.value.remedy

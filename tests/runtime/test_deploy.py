@@ -219,7 +219,7 @@ def test_engines_that_cannot_be_served(tmp_path: Path) -> None:
     path.write_bytes(b"other")
     with pytest.raises(ModelError, match="its hash differs"):
         deploy(path, tmp_path / "repo")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="does not exist"):
         deploy(tmp_path / "none.engine", tmp_path / "repo")
     assert not (tmp_path / "repo").exists()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.runtime import doctor
-from onnx_fuse.runtime.doctor import Creator, Facts, Gpu, PluginLibrary, examine
+from onnx_fuse.runtime.doctor import Creator, Facts, PluginLibrary, examine
+from onnx_fuse.runtime.gpus import Gpu
 
 H100 = Gpu("NVIDIA H100", 90, 80 << 30)
 LIBRARY = PluginLibrary("/lib.so", "ab" * 32, onnx_fuse.__version__, (80, 86, 89, 90, 100, 120))
@@ -103,34 +102,3 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "none.so" in " ".join(item.what for item in found if item.level == "broken")
     if facts.tensorrt:
         assert "cut short" in " ".join(item.what for item in found if item.level == "broken")
-
-
-DRIVER = """
-extern "C" {
-int cuDriverGetVersion(int* v) { *v = 12080; return 0; }
-int cuInit(unsigned) { return STATUS; }
-int cuDeviceGetCount(int* n) { *n = 2; return 0; }
-int cuDeviceGet(int* d, int i) { *d = i + 7; return 0; }
-int cuDeviceGetName(char* s, int, int d) { s[0] = 'G'; s[1] = '0' + d; s[2] = 0; return 0; }
-int cuDeviceTotalMem_v2(unsigned long* b, int) { *b = 48ul << 30; return 0; }
-int cuDeviceGetAttribute(int* v, int a, int) { *v = a == 75 ? 8 : a == 76 ? 9 : -1; return 0; }
-}
-"""
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-def test_a_driver_with_two_gpus(tmp_path: Path) -> None:
-    for status in (0, 100):
-        (tmp_path / "driver.cpp").write_text(DRIVER.replace("STATUS", str(status)))
-        library = tmp_path / f"libcuda{status}.so"
-        subprocess.run(["g++", "-shared", "-fPIC", "-o", library, tmp_path / "driver.cpp"], check=True)
-        gpus, driver, problem = doctor.devices(str(library))
-        assert driver == (12, 8)
-        if status:
-            assert gpus == () and problem == "the driver does not start: CUDA error 100"
-        else:
-            assert gpus == (Gpu("G7", 89, 48 << 30), Gpu("G8", 89, 48 << 30)) and problem == ""
-
-
-def test_no_driver() -> None:
-    assert doctor.devices("libnone.so.1") == ((), None, "there is no NVIDIA driver (libcuda.so.1)")

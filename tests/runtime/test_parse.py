@@ -105,6 +105,7 @@ def test_operators_without_plugin_and_body_are_all_reported() -> None:
         ("node_of_y", "Other", "INVALID_NODE"),
     }
     assert "Plugin not found" in result.errors[0].message
+    assert result.missing == result.lacking == ("gr.ml.infra::Unknown",)  # Other does not say that it wants a plugin
 
 
 def test_an_error_in_a_subgraph_names_its_surroundings() -> None:
@@ -221,11 +222,15 @@ def test_a_name_that_tensorrt_knows(plugin: Callable[..., None]) -> None:
     body = '<domain: "gr.ml.infra", opset_import: ["": 18]> Gelu (a) => (b) { b = Add (a, a) }'
     assert operations(model(text + body)) == {"y": ["SUM"]}
     alone = parse(model(text, "mine"))
-    assert alone.plugins == () and any("no plugin is registered for node mine" in line for line in alone.log)
+    assert (
+        alone.missing == ("gr.ml.infra::Gelu",)
+        and alone.plugins == ()
+        and any("no plugin is registered for node mine" in line for line in alone.log)
+    )
     plugin("Gelu")
     for proto in (model(text + body, "mine"), model(text, "mine")):
         result = parse(proto)
-        assert result.plugins == ("mine",) and result.log == ()
+        assert result.plugins == ("mine",) and result.log == () and result.missing == ()
 
 
 def test_bodies_that_cannot_be_inlined() -> None:

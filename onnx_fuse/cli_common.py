@@ -1,0 +1,69 @@
+"""What the commands share: where they print, how they say what they are doing, and how they read their options."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Select(str, Enum):
+    """Which matches are fused, or made plugins."""
+
+    all = "all"
+    auto = "auto"
+    measured = "measured"
+
+
+def open_console(stderr: bool = False) -> Console:
+    """Where text is printed, as it is."""
+    from rich.console import Console
+
+    # Markup and emoji off: brackets and colons in node names are just that.
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+@contextlib.contextmanager
+def show_progress(quiet: bool, text: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being done, on a terminal only; gives the function that changes its text."""
+    console = open_console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda text: None
+        return
+    from rich.text import Text
+
+    from onnx_fuse.render import visible
+
+    with console.status(Text(visible(text))) as status:
+        yield lambda text: status.update(Text(visible(text)))
+
+
+def split_names(values: Sequence[str]) -> tuple[str, ...]:
+    """The names given to an option that may be repeated and takes several, separated by commas."""
+    return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
+
+
+def require_model(model: Path) -> None:
+    """Lets a missing model fail with the sentence that reading it would give, before anything else is looked at.
+
+    Raises:
+        ModelError: it is missing.
+    """
+    if not model.is_file():
+        require_readable(model)
+
+
+def require_readable(model: Path) -> None:
+    """Lets a model that cannot be read fail before anything else is looked at.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from onnx_fuse.passes.io import load
+
+    load(model)
