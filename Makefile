@@ -26,6 +26,8 @@ MYPY_TREE := build/mypy
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
+# Containers often set it; as pip compiles nothing here, every process would then compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .PHONY: help demo plugins test test-models test-gpu lint format docs bench bench-gpu dist clean distclean

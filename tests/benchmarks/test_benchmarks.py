@@ -31,6 +31,7 @@ def content(path: Path) -> dict[str, Any]:
     return loaded
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     sizes = ["--sizes", "32", "--large-blocks", "2", "--large-hidden", "64"]
@@ -51,6 +52,7 @@ def test_scaling(tmp_path: Path) -> None:
         assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_coverage(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
@@ -70,6 +72,7 @@ def test_coverage(tmp_path: Path) -> None:
     assert "| bert-script14-eager-static | 14 | 2 | 2 | 2 | 2 |  |" in table
 
 
+@pytest.mark.slow
 def test_bert_base(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

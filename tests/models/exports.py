@@ -140,22 +140,23 @@ def pairwise(cells: list[Export]) -> list[Export]:
     Greedy and deterministic. Among the cells that bring a new pair it prefers those that share their source with one it has,
     since these are cheap, then those that keep attention implementations, kinds of shape and types even.
     """
-    missing = set().union(*(_pairs(cell) for cell in cells))
+    pairs = {cell: _pairs(cell) for cell in cells}
+    missing = set().union(*pairs.values())
     sample: list[Export] = []
     while missing:
         sources = {cell.source for cell in sample if cell.exporter == "dynamo"}
         uses = Counter((cell.attention, cell.dynamic, cell.half) for cell in sample)
-        useful = [cell for cell in cells if _pairs(cell) & missing]
+        useful = [cell for cell in cells if not missing.isdisjoint(pairs[cell])]
         best = max(
             useful,
             key=lambda cell: (
                 cell.source in sources,
                 -uses[cell.attention, cell.dynamic, cell.half],
-                len(_pairs(cell) & missing),
+                len(pairs[cell] & missing),
             ),
         )
         sample.append(best)
-        missing -= _pairs(best)
+        missing -= pairs[best]
     return sorted(sample, key=cells.index)
 
 
