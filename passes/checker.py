@@ -60,13 +60,7 @@ def _checkable(model: ModelProto, name: str) -> bytes:
         if _check_size(tensor, name) > _LARGE_TENSOR or tensor.data_location == TensorProto.EXTERNAL
     }
     stripped = model
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    foreign = [
-        index
-        for index, node in enumerate(graph.node)
-        if node.op_type in _RUNTIME_OWN and node.domain == "" and opset < _RUNTIME_OWN[node.op_type]
-    ]
-    if set_aside or foreign:
+    if set_aside:
         stripped = ModelProto()
         _copy_fields(model, stripped, {"graph"})
         _copy_fields(graph, stripped.graph, {"initializer"})
@@ -76,22 +70,35 @@ def _checkable(model: ModelProto, name: str) -> bytes:
             if tensor.name not in declared:
                 value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
                 stripped.graph.input.append(value)
-    for index in foreign:
-        stripped.graph.node[index].domain = "com.microsoft"
-    if foreign and all(entry.domain != "com.microsoft" for entry in stripped.opset_import):
-        stripped.opset_import.add(domain="com.microsoft", version=1)
     data: bytes = stripped.SerializeToString()
-    if b"location" not in data:
+    # Looking for the words costs nothing beside walking all nodes and their attributes.
+    foreign = _foreign(model) if any(name.encode() in data for name in _RUNTIME_OWN) else []
+    external = b"location" in data
+    if not foreign and not external:
         return data
     if stripped is model:
         stripped = ModelProto()
         stripped.CopyFrom(model)
-    for tensor, _ in external_tensors(stripped):
+    for index in foreign:
+        stripped.graph.node[index].domain = "com.microsoft"
+    if foreign and all(entry.domain != "com.microsoft" for entry in stripped.opset_import):
+        stripped.opset_import.add(domain="com.microsoft", version=1)
+    for tensor, _ in external_tensors(stripped) if external else ():
         # Rare: weights of a subgraph or of a Constant node. Zeros of the same size stand for them.
         tensor.raw_data = bytes(byte_size(tensor))
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
     return bytes(stripped.SerializeToString())
+
+
+def _foreign(model: ModelProto) -> list[int]:
+    """Positions of the nodes of ONNX Runtime's own operators that pass for ONNX's."""
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    return [
+        index
+        for index, node in enumerate(model.graph.node)
+        if node.op_type in _RUNTIME_OWN and node.domain == "" and opset < _RUNTIME_OWN[node.op_type]
+    ]
 
 
 def _check_size(tensor: TensorProto, name: str) -> int:

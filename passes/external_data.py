@@ -52,10 +52,7 @@ class ExternalFile:
 
 def byte_size(tensor: TensorProto) -> int:
     """Bytes that the tensor's shape and type ask for; 0 for strings and for types that the installed onnx does not know."""
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
-    return (count * _BITS.get(tensor.data_type, 0) + 7) // 8
+    return (math.prod(tensor.dims) * _BITS.get(tensor.data_type, 0) + 7) // 8
 
 
 def tensors(model: ModelProto) -> Iterator[tuple[TensorProto, NodeProto | None]]:
