@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto, StringStringEntryProto
 
     from onnx_fuse.passes.graph import Graph
 
@@ -21,22 +21,51 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 _NAMESPACE = "namespace"
 _MOST = 4096
 _WEIGHT = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\.[A-Za-z_]\w*")
-_NUMBERED = re.compile(r"(?<![^.])(?:_?\d+|(?:layer|block|stage|encoder|decoder)s?_*\d+)(?![^.])", re.IGNORECASE)
+_NUMBER = r"(?<![^.])(?:_?\d+|(?:layer|block|stage|encoder|decoder)s?_*\d+)(?![^.])"
+_NUMBERED = re.compile(_NUMBER, re.IGNORECASE)
 # What a list of layers is called: in "model.0.encoder.layer.2" it is "layer" that counts layers, not "model".
-_LISTS = frozenset({"layer", "layers", "block", "blocks", "h", "stage", "stages", "resblocks", "groups"})
+_LISTED = re.compile(rf"(?<![^.])(?:layers?|blocks?|h|stages?|resblocks|groups)_*\.{_NUMBER}", re.IGNORECASE)
 _NO_MODULE = ("StatefulPartitionedCall", "PartitionedCall", "_empty_nn_module_stack")
+_ODD = re.compile("|".join(("//", *_NO_MODULE)))
 
 
 def block_of(node: NodeProto) -> str:
     """The module a node belongs to, from its metadata, its name, or the names of what it reads and makes; "" where none tells."""
-    found = _from_metadata(node)
-    if found is None:
-        found = _from_path(node.name)
-    if found is None:
-        found = next((path for name in node.output if (path := _from_path(name)) is not None), None)
+    return _block(_origin(node))
+
+
+def _origin(node: NodeProto) -> str | tuple[str]:
+    """What tells a node's block, equal for nearly all nodes of one block: the path its name lies in, or else the block itself."""
+    entries = node.metadata_props
+    if entries:
+        found = _from_metadata(entries)
+        if found is not None:
+            return (found,)
+    name = node.name
+    folder, slash, _ = name.rpartition("/")
+    if slash and "::" not in name:
+        return str(folder)
+    found = next((path for name in node.output if (path := _from_path(name)) is not None), None)
     if found is None:
         found = next((name.rpartition(".")[0] for name in node.input if _WEIGHT.fullmatch(name)), "")
-    return found
+    return (found,)
+
+
+def _block(origin: str | tuple[str]) -> str:
+    return _dotted(origin[:_MOST]) if isinstance(origin, str) else origin[0]
+
+
+def _count_blocks(nodes: Iterable[NodeProto]) -> dict[str, int]:
+    """Block -> number of its nodes, in order of appearance."""
+    origins: dict[str | tuple[str], int] = {}
+    for node in nodes:
+        origin = _origin(node)
+        origins[origin] = origins.get(origin, 0) + 1
+    counts: dict[str, int] = {}
+    for origin, count in origins.items():
+        block = _block(origin)
+        counts[block] = counts.get(block, 0) + count
+    return counts
 
 
 def block_of_all(nodes: Sequence[NodeProto], root: NodeProto | None = None) -> str:
@@ -44,54 +73,40 @@ def block_of_all(nodes: Sequence[NodeProto], root: NodeProto | None = None) -> s
 
     Where the nodes lie in two layers, it is the block of `root`.
     """
-    blocks: dict[str, int] = {}
-    for node in nodes:
-        block = block_of(node)
-        if block:
-            blocks[block] = blocks.get(block, 0) + 1
+    blocks = _count_blocks(nodes)
+    blocks.pop("", None)
     counts: dict[str, int] = {}
     for block, number in blocks.items():
-        for above in _with_those_above(block):
+        above = block
+        while above:
             counts[above] = counts.get(above, 0) + number
+            above = above.rpartition(".")[0]
     named = sum(blocks.values())
     for least in (0.95, 0.75):
-        common = max((above for above, count in counts.items() if count >= least * named), key=_depth, default="")
+        common = ""
+        for above, count in counts.items():
+            if count >= least * named and (not common or above.count(".") > common.count(".")):
+                common = above
         if is_layer(common):
             return common
     own = block_of(root) if root is not None else ""
     return own if is_layer(own) else common or own
 
 
-@lru_cache(maxsize=4096)
-def _with_those_above(block: str) -> tuple[str, ...]:
-    """ "a", "a.b" and "a.b.c" for "a.b.c"."""
-    parts = block.split(".")
-    return tuple(".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
-
-
-def _depth(block: str) -> int:
-    return block.count(".")
-
-
-@lru_cache(maxsize=1 << 16)
 def layer_of(block: str) -> str:
     """A block up to the layer: "encoder.layer.2" for "encoder.layer.2.attention"; the block itself where none is numbered."""
-    numbered = list(_NUMBERED.finditer(block))
-    if not numbered:
-        return block
-    listed = (part for part in numbered if _list_of(block, part) in _LISTS)
-    return block[: next(listed, numbered[0]).end()]
-
-
-def _list_of(block: str, part: re.Match[str]) -> str:
-    """What the part before a numbered one is called; for the first part of all, that part itself."""
-    before = block[: part.start() - 1] if part.start() else part[0]
-    return before.rpartition(".")[2].rstrip("_").lower()
+    return _layer(block) or block
 
 
 def is_layer(block: str) -> bool:
     """Whether a block lies in a numbered layer (or is one)."""
-    return _NUMBERED.search(block) is not None
+    return _layer(block) is not None
+
+
+@lru_cache(maxsize=4096)
+def _layer(block: str) -> str | None:
+    numbered = _LISTED.search(block) or _NUMBERED.search(block)
+    return None if numbered is None else block[: numbered.end()]
 
 
 def template(name: str) -> str:
@@ -112,15 +127,11 @@ def outline(model: ModelProto) -> dict[str, int]:
 
     Outside of numbered layers a block is cut one part below what all blocks share ("model.embeddings"). Constants do not count.
     """
-    counts: dict[str, int] = {}
-    for node in model.graph.node:
-        if node.op_type != "Constant":
-            block = block_of(node)
-            counts[block] = counts.get(block, 0) + 1
+    counts = _count_blocks(node for node in model.graph.node if node.op_type != "Constant")
     depth = len(shared(counts)) + 1
     layers: dict[str, int] = {}
     for block, count in counts.items():
-        layer = layer_of(block) if is_layer(block) else ".".join(block.split(".")[:depth])
+        layer = _layer(block) or ".".join(block.split(".")[:depth])
         layers[layer] = layers.get(layer, 0) + count
     return layers
 
@@ -138,8 +149,8 @@ def shared(blocks: Iterable[str]) -> tuple[str, ...]:
     return tuple(common)
 
 
-def _from_metadata(node: NodeProto) -> str | None:
-    for entry in node.metadata_props:
+def _from_metadata(entries: Iterable[StringStringEntryProto]) -> str | None:
+    for entry in entries:
         key = entry.key
         if key == _SCOPES:
             return _innermost(entry.value[:_MOST].strip("[]"), ",")
@@ -165,6 +176,8 @@ def _from_path(name: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _dotted(folder: str) -> str:
+    if _ODD.search(folder) is None:
+        return folder.strip("/").replace("/", ".")
     return ".".join([part for part in folder.split("/") if part and not part.startswith(_NO_MODULE)])
 
 
