@@ -6,14 +6,16 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from google.protobuf.message import EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto
 
 from onnx_fuse.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 _FATAL = 4
 _LONGEST_MESSAGE = 400
@@ -53,6 +55,8 @@ def session(
     Raises:
         ModelError: the model cannot be read, is invalid, or needs an operator that ONNX Runtime does not have.
     """
+    import onnxruntime as ort  # only where a model is run: it takes time and memory
+
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
     if threads is not None:
