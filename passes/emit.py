@@ -29,7 +29,8 @@ class Bodies:
     def __init__(self, model: ModelProto) -> None:
         self._existing = {(item.domain, item.name, item.overload): item for item in model.functions}
         self._overloads: dict[str, str] = {}
-        self._nodes: dict[Any, NodeProto] = {}
+        self._nodes: dict[Any, tuple[NodeProto, list[str], tuple[str, ...]]] = {}
+        self._written: tuple[Mapping[str, Any] | None, str] = None, ""
         self.new: dict[tuple[str, str, str], FunctionProto] = {}
 
     def node(
@@ -43,14 +44,17 @@ class Bodies:
         name: str,
     ) -> NodeProto:
         """A fused node that has a body. Those that differ in nothing but names are copies of one."""
-        present = operator.present(inputs)
-        made = [item for item in operator.outputs if outputs.get(item)]
-        alike = operator.domain, operator.name, *present, *made, repr(attributes), opsets.get(""), dtype
-        model = self._nodes.get(alike)
-        if model is None:
+        if self._written[0] is not attributes:  # those of repeated blocks share theirs
+            self._written = attributes, repr(attributes)
+        given = tuple([item for item, value in inputs.items() if value])
+        made = tuple([item for item, value in outputs.items() if value])
+        alike = operator.domain, operator.name, given, made, self._written[1], opsets.get(""), dtype
+        if alike not in self._nodes:
+            present = operator.present(inputs)
+            made = tuple([item for item in operator.outputs if outputs.get(item)])
             overload = self.overload(operator, present, made, attributes, opsets, dtype)
-            model = operator.make_node(inputs, outputs, attributes, name, overload)
-            self._nodes[alike] = model
+            self._nodes[alike] = operator.make_node(inputs, outputs, attributes, name, overload), present, made
+        model, present, made = self._nodes[alike]
         node = NodeProto()
         node.CopyFrom(model)
         node.name = name
@@ -197,9 +201,7 @@ def merge_metadata(target: NodeProto, replaced: Sequence[NodeProto], *, record: 
     Where several carry the same key, the last one wins: it made the output. `record` adds their names under
     `onnx_fuse.replaced`.
     """
-    entries: dict[str, str] = {}
-    for node in replaced:
-        entries.update((entry.key, entry.value) for entry in node.metadata_props)
+    entries = {entry.key: entry.value for node in replaced for entry in node.metadata_props}
     if record:
         entries["onnx_fuse.replaced"] = json.dumps(
             [node.name or (node.output[0] if node.output else "") for node in replaced]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx_fuse.passes import blocks, emit
 from onnx_fuse.passes.calls import CallTypes
@@ -19,8 +19,9 @@ from onnx_fuse.passes.graph import Graph, Node, graphs
 from onnx_fuse.passes.infer import disagreement
 from onnx_fuse.passes.match import Match, NearMiss, match_at
 from onnx_fuse.passes.normalize import normalize
+from onnx_fuse.passes.repeats import carried_over, excerpt
 from onnx_fuse.passes.report import Log, MatchRecord, NearMissRecord
-from onnx_fuse.passes.rewrite import Candidate, Planned, Refusal, Rewriter
+from onnx_fuse.passes.rewrite import Candidate, Planned, Refusal, Replacement, Rewriter
 from onnx_fuse.passes.view import View
 from onnx_fuse.patterns.dsl import Pattern
 from onnx_fuse.patterns.operator import Fusion
@@ -76,21 +77,59 @@ class FusePass:
         log.rewrites += len(log.matches)
 
     def _fuse_graph(self, graph: Graph, bodies: emit.Bodies, calls: CallTypes, log: Log) -> None:
-        view = View(graph, inferred_types(graph) or calls.of(graph), self.folder)
+        decision = self._decide_once(graph, bodies, calls) or self._decide(graph, graph, bodies, calls)
+        log.errors.extend(decision.log.errors)
+        log.near_misses.extend(decision.log.near_misses)
+        log.equalities.update(decision.log.equalities)
+        decision.rewriter.view.release()
+        places: list[_Place] = []
+        makes: dict[int, _Make] = {}
+        shared: dict[_Make, _Make] = {}
+
+        def noted() -> Iterator[Replacement]:
+            """What to write; what a record tells of it is kept before its nodes go."""
+            for item, kind in zip(decision.replacements, decision.kinds, strict=True):
+                if kind not in makes:
+                    make = _make(item, graph)
+                    makes[kind] = shared.setdefault(make, make)
+                # As long as protobuf's objects for the nodes are at hand the rewriter does not have them made again.
+                protos = [graph.nodes[position].proto for position in item.dead]
+                places.append(_place(item, protos, graph))
+                yield item
+
+        if self.dry_run:
+            names = [item.root.name for item in noted()]
+        else:
+            names = decision.rewriter.commit(noted(), graph, decision.dead) if decision.kinds else []
+        for kind, name, place in zip(decision.kinds, names, places, strict=True):
+            log.matches.append(_match_record(name, graph, place, makes[kind], decision.left_out[kind]))
+
+    def _decide_once(self, graph: Graph, bodies: emit.Bodies, calls: CallTypes) -> _Decision | None:
+        """What to commit where the graph repeats blocks, found by looking at a few of them; None where all must be looked at."""
+        part = excerpt(graph) if self.only is None else None
+        if part is None:
+            return None
+        decision = self._decide(part, graph, bodies, calls)
+        replacements = list(decision.replacements)
+        named = {node.name for node in part.nodes[part.run.start :]}
+        told = decision.log.errors or any(miss.node in named for miss in decision.log.near_misses)
+        if decision.log.near_misses and len({node.name for node in graph.nodes}) < len(graph.nodes):
+            return None  # near misses in what is fused are known by their names
+        roots = [item.root.position for item in replacements]
+        if told or any(left and part.block(root) >= 0 for left, root in zip(decision.left_out, roots, strict=True)):
+            return None
+        carried = carried_over(decision.rewriter.view, part, replacements, decision.dead)
+        if carried is None:
+            return None
+        return decision._replace(replacements=carried, kinds=carried.origins, dead=carried.dead)
+
+    def _decide(self, graph: Graph, whole: Graph, bodies: emit.Bodies, calls: CallTypes) -> _Decision:
+        """What to commit; `whole` is the graph of which `graph` is an excerpt, or itself."""
+        log = Log()
+        view = View(graph, inferred_types(whole) or calls.of(whole), self.folder)
         normalize(view)
         log.errors.extend(view.errors)
         rewriter = Rewriter(view, bodies)
-        planned, places = self._decide(view, rewriter, log)
-        names = [item.candidate.match.root.name for item in planned]
-        if not self.dry_run:
-            names = [name for _, name in rewriter.commit(planned).fused]
-        for item, name, place in zip(planned, names, places, strict=True):
-            log.matches.append(_match_record(item, name, graph, place))
-        log.equalities.update(view.equalities)
-
-    def _decide(self, view: View, rewriter: Rewriter, log: Log) -> tuple[list[Planned], list[_Place]]:
-        """What to commit and what that is in the graph; the log is told of the rest."""
-        graph = view.graph
         candidates: list[Candidate] = []
         misses = [
             _record(miss, miss.pattern.name, graph) for miss in view.near_misses if not view.recognised(miss.root)
@@ -117,8 +156,10 @@ class FusePass:
             if (refusal.candidate.fusion.name, refusal.candidate.match.root.position) not in replaced_by:
                 misses.append(_refused(refusal, graph))
         log.near_misses.extend(_worth_telling(misses, planned))
-        shared: dict[Any, Any] = {}
-        return planned, [_place(item, view, refusals, shared) for item in planned]
+        left_out = [tuple(_left_out(item, view, refusals)) for item in planned]
+        log.equalities.update(view.equalities)
+        replacements = map(rewriter.replacement, planned)
+        return _Decision(rewriter, replacements, range(len(planned)), left_out, rewriter.dead_together(planned), log)
 
     def _search(self, fusion: Fusion, view: View, log: Log) -> tuple[list[Candidate], list[NearMiss]]:
         found: list[Candidate] = []
@@ -334,19 +375,52 @@ def _refused(refusal: Refusal, graph: Graph) -> NearMissRecord:
     )
 
 
-class _Place(NamedTuple):
-    """What a match is in the graph, as its record tells it: read before the nodes go."""
+class _Decision(NamedTuple):
+    """What to commit to a graph, and what there is to tell.
 
+    Attributes:
+        replacements: what to write.
+        kinds: a number for each of these: those of one number are alike.
+        left_out: for each kind, why the nodes that follow were not swallowed.
+        dead: positions of the nodes that go.
+        log: what there is to tell of the rest.
+    """
+
+    rewriter: Rewriter
+    replacements: Iterable[Replacement]
+    kinds: Sequence[int]
+    left_out: list[tuple[str, ...]]
+    dead: set[int]
+    log: Log
+
+
+class _Place(NamedTuple):
+    """Where a match is in the graph, as its record tells it."""
+
+    root: str
     replaced: tuple[str, ...]
     block: str
+
+
+class _Make(NamedTuple):
+    """What a match consists of, as its record tells it."""
+
+    fusion: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parts: tuple[str, ...]
     replaced_types: tuple[str, ...]
     replaced_edges: tuple[tuple[int, int], ...]
-    left_out: tuple[str, ...]
 
 
-def _place(item: Planned, view: View, refusals: Sequence[Refusal], shared: dict[Any, Any]) -> _Place:
-    """Where a match lies; what many matches have alike is one object in `shared`."""
-    graph = view.graph
+def _place(item: Replacement, protos: Sequence[NodeProto], graph: Graph) -> _Place:
+    names = tuple([proto.name or graph.nodes[place].name for proto, place in zip(protos, item.dead, strict=True)])
+    return _Place(item.root.name, names, blocks.block_of_all(protos, graph.nodes[item.root.position].proto))
+
+
+def _make(item: Replacement, graph: Graph) -> _Make:
+    operator = item.fusion.operator
     nodes = [graph.nodes[position] for position in item.dead]
     number = {output: index for index, node in enumerate(nodes) for output in node.outputs if output}
     edges = [
@@ -354,31 +428,34 @@ def _place(item: Planned, view: View, refusals: Sequence[Refusal], shared: dict[
         for reader, node in enumerate(nodes)
         for maker in dict.fromkeys([number[name] for name in node.inputs if name in number])
     ]
-    root = graph.nodes[item.candidate.match.root.position].proto
-    types = tuple([node.op_type for node in nodes])
-    return _Place(
-        replaced=tuple([node.name for node in nodes]),
-        block=blocks.block_of_all([node.proto for node in nodes], root),
-        replaced_types=shared.setdefault(types, types),
-        replaced_edges=shared.setdefault(tuple(edges), tuple(edges)),
-        left_out=tuple(_left_out(item, view, refusals)),
+    return _Make(
+        fusion=item.fusion.name,
+        operator=operator.name,
+        inputs=tuple(operator.present(item.inputs)),
+        outputs=tuple(output for output in operator.outputs if output in item.outputs),
+        parts=item.parts,
+        replaced_types=tuple([node.op_type for node in nodes]),
+        replaced_edges=tuple(edges),
     )
 
 
-def _match_record(item: Planned, name: str, graph: Graph, place: _Place) -> MatchRecord:
-    fusion, fused = item.candidate.fusion, item.candidate.fused
-    advice = (blocks.advise(sentence, graph) for sentence in place.left_out)
+def _match_record(name: str, graph: Graph, place: _Place, make: _Make, left_out: tuple[str, ...]) -> MatchRecord:
+    advice = [text for sentence in left_out if (text := blocks.advise(sentence, graph))]
     return MatchRecord(
-        fusion=fusion.name,
-        operator=fusion.operator.name,
-        node=name,
-        root=item.candidate.match.root.name,
-        graph=graph.path,
-        inputs=tuple(fusion.operator.present(fused.inputs)),
-        outputs=tuple(output for output in fusion.operator.outputs if output in item.outputs),
-        parts=fused.parts,
-        advice=tuple(dict.fromkeys(text for text in advice if text)),
-        **place._asdict(),
+        make.fusion,
+        make.operator,
+        name,
+        place.root,
+        graph.path,
+        place.replaced,
+        make.inputs,
+        make.outputs,
+        make.parts,
+        left_out,
+        place.block,
+        tuple(dict.fromkeys(advice)),
+        make.replaced_types,
+        make.replaced_edges,
     )
 
 

@@ -6,7 +6,8 @@ index for each. Weights that lie in external data are never read here: a constan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -15,6 +16,8 @@ import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 ONNX_DOMAINS = ("", "ai.onnx")
+
+_NESTING = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 _CONSTANT_FORMS = {
     "value_float": TensorProto.FLOAT,
@@ -41,25 +44,51 @@ class Node:
     """A read-only look at one NodeProto.
 
     Attributes:
-        proto: the node itself.
+        proto: the node itself; neither it nor the name are to be asked for once it was removed.
         position: index in the graph's node list; a node that exists only in a canonical view has that of the node it stands for.
         domain: operator domain, "" for ONNX's own.
         op_type: operator type.
         key: (domain, operator type), what matching is indexed by.
         qualified: operator type, with the domain in front unless it is ONNX's: com.microsoft.Gelu.
-        nests: whether it may hold subgraphs.
+        nests: whether it holds subgraphs.
         inputs, outputs: value names; "" where an optional one is absent.
     """
 
-    __slots__ = ("domain", "inputs", "key", "nests", "op_type", "outputs", "position", "proto", "qualified")
+    __slots__ = (
+        "_field",
+        "_index",
+        "domain",
+        "inputs",
+        "key",
+        "nests",
+        "op_type",
+        "outputs",
+        "position",
+        "qualified",
+    )
 
-    def __init__(self, proto: NodeProto, position: int) -> None:
-        self.proto = proto
+    def __init__(
+        self,
+        proto: NodeProto,
+        position: int,
+        field: Sequence[NodeProto] | None = None,
+        names: dict[str, str] | None = None,
+    ) -> None:
+        # Protobuf's Python object for a node takes half a kilobyte as long as it is kept: it is made anew when asked for.
+        self._field, self._index = ((proto,), 0) if field is None else (field, position)
         self.position = position
-        self.key, self.qualified, self.nests = _operator(proto.domain, proto.op_type)
+        self.key, self.qualified, nests = _operator(proto.domain, proto.op_type)
         self.domain, self.op_type = self.key
-        self.inputs: tuple[str, ...] = tuple(proto.input)
-        self.outputs: tuple[str, ...] = tuple(proto.output)
+        self.nests: bool = nests and any(True for _ in subgraphs(proto))
+        # Protobuf makes a string whenever it is asked: `names` has one for all who read a value.
+        same = ({} if names is None else names).setdefault
+        inputs, outputs = proto.input[:], proto.output[:]
+        self.inputs: tuple[str, ...] = tuple(map(same, inputs, inputs))
+        self.outputs: tuple[str, ...] = tuple(map(same, outputs, outputs))
+
+    @property
+    def proto(self) -> NodeProto:
+        return self._field[self._index]
 
     @property
     def label(self) -> str:
@@ -71,10 +100,15 @@ class Node:
         """The node's name, or the first of its outputs where it has none."""
         return self.label or next((output for output in self.outputs if output), f"#{self.position}")
 
+    def move(self, position: int) -> None:
+        """Says that the list of nodes has changed, and the node stands at another position of it."""
+        self.position = self._index = position
+
     def moved(self, position: int) -> Node:
-        """The node at another position."""
+        """The node with another position than it has in the list of nodes."""
         node = Node.__new__(Node)
-        node.proto, node.position = self.proto, position
+        node._field, node._index = self._field, self._index
+        node.position = position
         node.key, node.qualified, node.nests = self.key, self.qualified, self.nests
         node.domain, node.op_type = self.key
         node.inputs, node.outputs = self.inputs, self.outputs
@@ -125,7 +159,7 @@ class MadeNode(Node):
         return self._label
 
     @property
-    def proto(self) -> NodeProto:  # type: ignore[override]
+    def proto(self) -> NodeProto:
         """The node as protobuf; a new one each time."""
         return onnx.helper.make_node(
             self.op_type, self.inputs, self.outputs, name=self._label, domain=self.domain, **self._attributes
@@ -196,7 +230,7 @@ def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 def _may_hold_subgraphs(op_type: str, domain: str) -> bool:
     if domain not in ONNX_DOMAINS:
         return True
-    return op_type in {"If", "Loop", "Scan", "SequenceMap"}
+    return op_type in _NESTING
 
 
 def captures(graph: GraphProto) -> set[str]:
@@ -246,7 +280,9 @@ class Graph:
         self.outer = outer
         self.plain_view: Any = None
         if nodes is None:
-            nodes = (Node(node_proto, position) for position, node_proto in enumerate(proto.node))
+            names: dict[str, str] = {}
+            field = proto.node
+            nodes = (Node(node_proto, position, field, names) for position, node_proto in enumerate(field))
         self.nodes: list[Node] = list(nodes)
         self.producers: dict[str, Node] = {}
         for node in self.nodes:
@@ -389,8 +425,8 @@ class Graph:
         add: Iterable[tuple[int, NodeProto]] = (),
         remove: frozenset[int] | set[int] = frozenset(),
         initializers: Sequence[TensorProto] = (),
-    ) -> Graph:
-        """Changes the node list in one go; this index is stale afterwards, and the one that is returned takes its place.
+    ) -> None:
+        """Changes the node list in one go, and this index with it; nodes that are removed are not to be used any more.
 
         Args:
             add: (position, node): each is put just before the node that stands at that position, in the order given.
@@ -400,45 +436,61 @@ class Graph:
         field = self.proto.node
         # Odd places for what is there, even ones for what comes before it; what goes is sorted to the end.
         end = 2 * len(self.nodes) + 2
-        order = [end if node.position in remove else 2 * node.position + 1 for node in self.nodes]
-        nodes = list(self.nodes)
-        taken = {node.label for node in nodes if node.position not in remove}
-        for position, proto in add:
+        order = array("q", [end if node.position in remove else 2 * node.position + 1 for node in self.nodes])
+        fresh: list[Node] = []
+
+        def append(position: int, proto: NodeProto) -> None:
             added = field.add()
             added.CopyFrom(proto)
-            if added.name:
-                while added.name in taken:
-                    added.name += "_"
-                taken.add(added.name)
-            nodes.append(Node(added, position))
-            order.append(2 * position)
+            fresh.append(Node(added, len(order), field))
+            order.append(position)
+
+        for position, proto in add:
+            append(2 * position, proto)
         if isinstance(self.proto, FunctionProto):
             for item in initializers:
-                added = field.add()
-                added.CopyFrom(onnx.helper.make_node("Constant", [], [item.name], value=item))
-                nodes.append(Node(added, 0))
-                order.append(-1)
+                append(-1, onnx.helper.make_node("Constant", [], [item.name], value=item))
         else:
             self.proto.initializer.extend(initializers)
+        _tell_apart(fresh, lambda: (node.label for node in self.nodes if node.position not in remove))
         # Sorting in place moves pointers; rebuilding the list would copy every node.
         places = iter(order)
         field.sort(key=lambda _: next(places))
         if remove:
             del field[len(field) - len(remove) :]
+        for node in (self.nodes[position] for position in remove):
+            node._field = ()
+            for output in node.outputs:
+                if self.producers.get(output) is node:
+                    del self.producers[output]
+        for node in fresh:
+            self.producers.update((output, node) for output in node.outputs if output)
         kept = sorted([number for number, place in enumerate(order) if place != end], key=order.__getitem__)
-        moved = (nodes[number].moved(position) for position, number in enumerate(kept))
-        return Graph(self.proto, self.model, self.path, self.outer, moved)
+        nodes = [*self.nodes, *fresh]
+        self.nodes = [nodes[number] for number in kept]
+        for position, node in enumerate(self.nodes):
+            node.move(position)
+        self.plain_view = None
+        self.forget("initializers", "names", "readers", "_overridable")
+
+    def forget(self, *facts: str) -> None:
+        """Lets go of facts that are found out again when they are asked for, so that they are up to date or take no memory."""
+        for name in facts:
+            self.__dict__.pop(name, None)
 
     def drop_unread_initializers(self, candidates: set[str]) -> None:
         """Removes those of `candidates` that nothing reads any more (and that are no graph input or output)."""
         if isinstance(self.proto, FunctionProto) or not candidates:
             return
-        dead = candidates - set(self.readers) - self.outputs - set(self.inputs)
-        dead &= set(self.initializers)
+        dead = {tensor.name for tensor in self.proto.initializer if tensor.name in candidates}
+        dead.difference_update(self.outputs, self.inputs)
+        for node in self.nodes:
+            dead.difference_update(values_read(node))
         if dead:
             field = self.proto.initializer
             field.sort(key=lambda tensor: tensor.name in dead)
             del field[len(field) - len(dead) :]
+            self.forget("initializers", "names", "_overridable")
 
     def drop_value_info(self, names: set[str]) -> None:
         """Removes the declared types of values that no longer exist."""
@@ -447,6 +499,21 @@ class Graph:
         if dead:
             field.sort(key=lambda value: value.name in names)
             del field[len(field) - dead :]
+            self.forget("value_types", "names")
+
+
+def _tell_apart(added: Sequence[Node], others: Callable[[], Iterable[str]]) -> None:
+    """Gives added nodes names that neither the others have nor one added before."""
+    names = [label for node in added if (label := node.label)]
+    wanted = set(names)
+    if len(wanted) == len(names) and not any(name in wanted for name in others()):
+        return
+    taken = set(others())
+    for node in added:
+        if node.label:
+            while node.label in taken:
+                node.proto.name += "_"
+            taken.add(node.label)
 
 
 def graphs(model: ModelProto) -> Iterator[Graph]:
@@ -463,28 +530,28 @@ def graphs(model: ModelProto) -> Iterator[Graph]:
 def _with_subgraphs(
     proto: GraphProto | FunctionProto, model: ModelProto, path: str, outer: Graph | None
 ) -> Iterator[Graph]:
-    yield Graph(proto, model, path, outer)
-    fresh: Graph | None = None
-    for node in proto.node:
-        if not _may_hold_subgraphs(node.op_type, node.domain):
-            continue
-        for name, inner in subgraphs(node):
-            if fresh is None:
-                fresh = Graph(proto, model, path, outer)
-            label = node.name or next((output for output in node.output if output), node.op_type)
-            yield from _with_subgraphs(inner, model, f"{path}/{label}/{name}".lstrip("/"), fresh)
+    graph = Graph(proto, model, path, outer)
+    yield graph
+    for node in graph.nodes:
+        for name, inner in subgraphs(node.proto) if node.nests else ():
+            label = node.label or next((output for output in node.outputs if output), node.op_type)
+            yield from _with_subgraphs(inner, model, f"{path}/{label}/{name}".lstrip("/"), graph)
 
 
 def count_nodes(model: ModelProto, without: frozenset[str] = frozenset()) -> int:
     """Number of nodes in the main graph, the subgraphs and the model-local functions of domains other than `without`."""
 
-    def count(nodes: Iterable[NodeProto]) -> int:
-        total = 0
-        for node in nodes:
-            total += 1
-            if _may_hold_subgraphs(node.op_type, node.domain):
-                total += sum(count(inner.node) for _, inner in subgraphs(node))
-        return total
+    imports = [model.opset_import, *(function.opset_import for function in model.functions)]
+    foreign = any(entry.domain not in ONNX_DOMAINS for entries in imports for entry in entries)
+
+    def count(nodes: Sequence[NodeProto]) -> int:
+        inner = (
+            graph.node
+            for node in nodes
+            if node.op_type in _NESTING or (foreign and node.domain not in ONNX_DOMAINS)
+            for _, graph in subgraphs(node)
+        )
+        return len(nodes) + sum(map(count, inner))
 
     functions = [function for function in model.functions if function.domain not in without]
     return count(model.graph.node) + sum(count(function.node) for function in functions)

@@ -7,8 +7,9 @@ was, byte for byte. "No outside reader" is asked of the original graph, not of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
@@ -58,6 +59,7 @@ class Planned:
         dead: positions of the nodes that go because of it alone, sorted.
         position: place of the fused node.
         leaves: original values that the fused node reads, sorted.
+        dtype: TensorProto.DataType of its first output; 0 where unknown.
     """
 
     candidate: Candidate
@@ -67,6 +69,33 @@ class Planned:
     dead: tuple[int, ...]
     position: int
     leaves: tuple[str, ...]
+    dtype: int
+
+
+class Replacement(NamedTuple):
+    """One fused node to write, and what it replaces.
+
+    Attributes:
+        fusion: where it comes from.
+        root: the node it is named after.
+        inputs: operator's input name -> value; None where absent.
+        outputs: operator's output name -> value.
+        attributes, parts: as in `Fused`.
+        carriers, made, dead, position, leaves, dtype: as in `Planned`.
+    """
+
+    fusion: Fusion
+    root: Node
+    inputs: Mapping[str, str | None]
+    outputs: Mapping[str, str]
+    attributes: Mapping[str, Any]
+    parts: tuple[str, ...]
+    carriers: tuple[Node, ...]
+    made: tuple[str, ...]
+    dead: tuple[int, ...]
+    position: int
+    leaves: tuple[str, ...]
+    dtype: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +105,6 @@ class Refusal:
     candidate: Candidate
     failed_at: str
     reason: str
-
-
-@dataclass
-class Commit:
-    """What a commit did.
-
-    Attributes:
-        fused: for each planned match, the name of the node that was added.
-        removed: number of nodes that went.
-        added: number of nodes that came.
-    """
-
-    fused: list[tuple[Planned, str]] = field(default_factory=list)
-    removed: int = 0
-    added: int = 0
 
 
 class Rewriter:
@@ -139,7 +153,7 @@ class Rewriter:
         """Sorts by place in the graph, where what one makes comes before all who read it; returns one for which there is
         no such place."""
         makers = {value: number for number, item in enumerate(accepted) for value in item.made}
-        dead = self._dead_together(accepted)
+        dead = self.dead_together(accepted)
         places: list[int] = []
         for item in accepted:
             # What one of them would have made dead may stay for another: its place is before that.
@@ -234,6 +248,9 @@ class Rewriter:
             dead=tuple(sorted(dead)),
             position=place,
             leaves=tuple(sorted(leaves)),
+            dtype=self.view.dtype(
+                next(outputs[name] for name in candidate.fusion.operator.outputs if outputs.get(name))
+            ),
         )
 
     def _may_stay(self, candidate: Candidate) -> frozenset[int]:
@@ -317,7 +334,7 @@ class Rewriter:
             pending.extend([producers[value] for value in node.inputs if value in producers])
         return dead | self._stranded(dead, cut) if self._idle else dead
 
-    def _dead_together(self, planned: Sequence[Planned]) -> set[int]:
+    def dead_together(self, planned: Sequence[Planned]) -> set[int]:
         """Positions of the nodes that go because of all of these; the last answer is kept: what is planned is committed."""
         asked = [item.candidate for item in planned]
         if self._together is None or self._together[0] != asked:
@@ -413,75 +430,101 @@ class Rewriter:
 
     # -- commit --------------------------------------------------------------------------------------------------------
 
-    def commit(self, planned: Sequence[Planned]) -> Commit:
-        """Writes the fused nodes into the original graph and removes what has just become dead."""
-        commit = Commit()
-        if not planned:
-            return commit
-        problem = self.graph.unsound()
+    def replacement(self, item: Planned) -> Replacement:
+        """What a plan writes, with the canonical names of its inputs."""
+        fusion, fused, match = item.candidate.fusion, item.candidate.fused, item.candidate.match
+        return Replacement(
+            fusion,
+            match.root,
+            {name: self.view.resolve(value) if value else None for name, value in fused.inputs.items()},
+            item.outputs,
+            fused.attributes,
+            fused.parts,
+            item.carriers,
+            item.made,
+            item.dead,
+            item.position,
+            item.leaves,
+            item.dtype,
+        )
+
+    def commit(self, replacements: Iterable[Replacement], graph: Graph, dead: set[int]) -> list[str]:
+        """Writes the fused nodes into a graph and removes what has just become dead; returns the names of the fused nodes.
+
+        Args:
+            replacements: what to write, taken one by one, in the order of the graph.
+            graph: the original graph: the view's own, or the one that it is an excerpt of.
+            dead: positions of the nodes that go because of all of it.
+        """
+        problem = graph.unsound()
         if problem is not None:  # onnx's checker does not look into functions, nor at the outputs of subgraphs
             raise ModelError(f"The model is not valid ONNX: {problem}.", "Export it again, or repair what is named.")
         initializers: list[TensorProto] = []
-        dead = self._dead_together(planned)
-        cut = {value for item in planned for value in item.made}
-        read = {name for position in dead for name in self.graph.nodes[position].inputs}
-        gone = {name for position in dead for name in self.graph.nodes[position].outputs} - cut
-        commit.removed = len(dead)
-        domains = {item.candidate.fusion.operator.domain for item in planned}
-        model = self.graph.model
-        edited = self.graph.edit(
-            add=self._additions(planned, commit, initializers), remove=dead, initializers=initializers
-        )
+        names: list[str] = []
+        domains: set[str] = set()
+        graph.forget("initializers", "readers")  # they would be out of date, and take memory until then
+        read = {name for position in dead for name in graph.nodes[position].inputs if name not in graph.producers}
+        gone: set[str] = set()
+        if graph.proto.value_info:
+            gone = {name for position in dead for name in graph.nodes[position].outputs}
+
+        def watched() -> Iterator[Replacement]:
+            for item in replacements:
+                domains.add(item.fusion.operator.domain)
+                gone.difference_update(item.made)
+                yield item
+
+        graph.edit(add=self._additions(watched(), graph, names, initializers), remove=dead, initializers=initializers)
         for domain in sorted(domains):
-            emit.import_domain(model.opset_import, domain)
-            if isinstance(self.graph.outermost.proto, FunctionProto):
-                emit.import_domain(self.graph.outermost.proto.opset_import, domain)
-        problem = edited.unsound()
+            emit.import_domain(graph.model.opset_import, domain)
+            if isinstance(graph.outermost.proto, FunctionProto):
+                emit.import_domain(graph.outermost.proto.opset_import, domain)
+        problem = graph.unsound()
         if problem is not None:
             raise RewriteError(f"After fusing, {problem}.", "This is a fault of a fusion: please report it.")
-        if read or gone:
-            edited.drop_unread_initializers({name for name in read if name in edited.initializers})
-            edited.drop_value_info(gone)
-        return commit
+        graph.drop_unread_initializers(read)
+        if gone:
+            graph.drop_value_info(gone)
+        return names
 
     def _additions(
-        self, planned: Sequence[Planned], commit: Commit, initializers: list[TensorProto]
+        self, replacements: Iterable[Replacement], graph: Graph, names: list[str], initializers: list[TensorProto]
     ) -> Iterator[tuple[int, NodeProto]]:
-        """The nodes to add, made one by one as they are taken, and their places."""
+        """The nodes to add, made one by one as they are taken, and their places; the fused ones' names go to `names`."""
         written: set[str] = set()
-        operators = {item.candidate.fusion.operator.name for item in planned}
-        labels = (node.label for node in self.graph.nodes)
-        names = {label for label in labels if any(operator in label for operator in operators)}
-        for item in planned:
+        taken: dict[str, set[str]] = {}
+        labels = "\n".join([proto.name for proto in graph.proto.node])
+        for item in replacements:
             additions: list[tuple[int, NodeProto]] = []
-            for value in item.candidate.fused.inputs.values():
-                if value:
+            for value in item.inputs.values():
+                if value and value not in graph.producers:
                     self._write(value, item.position, written, additions, initializers)
-            node = self._fused_node(item, names)
-            replaced = [self.graph.nodes[position].proto for position in item.dead]
-            emit.merge_metadata(node, replaced, record=self.graph.model.ir_version >= 10)
+            operator = item.fusion.operator.name
+            if operator not in taken:
+                taken[operator] = (
+                    {label for label in labels.split("\n") if operator in label} if operator in labels else set()
+                )
+            node = self._fused_node(item, taken[operator])
+            replaced = [graph.nodes[position].proto for position in item.dead]
+            emit.merge_metadata(node, replaced, record=graph.model.ir_version >= 10)
             additions.append((item.position, node))
             written.update(item.outputs.values())
             for carrier in item.carriers:
                 if carrier.outputs[0] not in written:  # else a carrier before it has brought it along
                     written.add(carrier.outputs[0])
                     self._write_node(carrier, item.position, written, additions, initializers)
-            commit.fused.append((item, str(node.name)))
-            commit.added += len(additions)
+            names.append(node.name)
             yield from additions
 
-    def _fused_node(self, item: Planned, names: set[str]) -> NodeProto:
-        operator = item.candidate.fusion.operator
-        fused = item.candidate.fused
-        inputs = {name: self.view.resolve(value) if value else None for name, value in fused.inputs.items()}
-        first = next(name for name in operator.outputs if item.outputs.get(name))
-        dtype = self.view.dtype(item.outputs[first])
-        wanted = f"{item.candidate.match.root.name}/{operator.name}"
+    def _fused_node(self, item: Replacement, names: set[str]) -> NodeProto:
+        operator = item.fusion.operator
+        wanted = f"{item.root.name}/{operator.name}"
         name, number = wanted, 1
         while name in names:
             name, number = f"{wanted}_{number}", number + 1
         names.add(name)
-        return self.bodies.node(operator, inputs, item.outputs, fused.attributes, self.graph.opsets, dtype, name)
+        opsets = self.graph.opsets
+        return self.bodies.node(operator, item.inputs, item.outputs, item.attributes, opsets, item.dtype, name)
 
     def _write(
         self,

@@ -70,13 +70,11 @@ class _Writer:
         before = len(self.graph.nodes)
         read = {name for position in remove for name in self.graph.nodes[position].inputs}
         gone = {name for position in remove for name in self.graph.nodes[position].outputs}
-        model, proto, path, outer = self.graph.model, self.graph.proto, self.graph.path, self.graph.outer
         additions.sort(key=lambda item: item[0])
         self.graph.edit(add=additions, remove=remove, initializers=list(self.constants.values()))
-        edited = Graph(proto, model, path, outer)
-        edited.drop_unread_initializers({name for name in read if name in edited.initializers})
-        edited.drop_value_info(gone - set(edited.producers) - set(self.constants))
-        return max(before - len(edited.nodes), 1)
+        self.graph.drop_unread_initializers(read)
+        self.graph.drop_value_info(gone - set(self.graph.producers) - set(self.constants))
+        return max(before - len(self.graph.nodes), 1)
 
     def _roots(self) -> list[str]:
         """Values that must keep their names: graph outputs, and what subgraphs capture."""

@@ -90,8 +90,15 @@ class View:
         self.refusals: list[tuple[Node, str]] = []
         self.agreed: set[Hashable] = set()
         self.shared: dict[Any, str] = {}
+        self.looked_at: set[str] = set()
+        self.inferred: set[str] = set()
         self._superseded: set[int] = set()
         self._inference = Inference(self._definition, self._leaf, self._fallback, self.attribute, self._known_array)
+
+    def release(self) -> None:
+        """Says that no more facts are asked for: what works them out holds the view, and the view would wait for the collector."""
+        del self._inference
+        self._constness = None
 
     # -- structure -----------------------------------------------------------------------------------------------------
 
@@ -455,12 +462,23 @@ class View:
             return type_info(declared, value)
         if self._inferred is None:
             self._inferred = self._fallback_types() if self._fallback_types is not None else {}
+        self.inferred.add(value)
         inferred = self._inferred.get(value)
         if inferred is not None:
             return type_info(inferred, value)
         return type_info(declared, value) if declared is not None else UNKNOWN
 
+    def inferred_type(self, value: str) -> onnx.TypeProto | None:
+        """What ONNX's shape inference found, if it was asked for anything."""
+        return (self._inferred or {}).get(value)
+
+    def content(self, value: str) -> tuple[Any, ...] | None:
+        """What a constant holds, to be compared with that of another; None where it cannot be read."""
+        array = self._known_array(value)
+        return None if array is None else (array.dtype, array.shape, array.tobytes())
+
     def _decoded(self, tensor: TensorProto, limit: int = CONSTANT_LIMIT) -> np.ndarray | None:
+        self.looked_at.add(tensor.name)
         if self._folder is not None and tensor.data_location == TensorProto.EXTERNAL:
             return read_small(tensor, self._folder, limit)
         return decode(tensor, limit)

@@ -405,3 +405,26 @@ def test_deeply_nested_subgraphs() -> None:
     made = helper.make_model(graph)
     assert "x" in index(made).readers
     assert len(list(graphs(made))) == 2**7 - 1
+
+
+def test_an_edit_brings_the_index_along() -> None:
+    made = helper.make_graph(
+        [helper.make_node("Abs", ["x"], ["a"], "first"), helper.make_node("Neg", ["a"], ["y"], "second")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    graph = Graph(made, helper.make_model(made))
+    assert [node.name for node in graph.readers["a"]] == ["second"]
+    second = graph.nodes[1]
+    weight = numpy_helper.from_array(np.ones(1, np.float32), "w")
+    new = [(0, helper.make_node("Add", ["x", "w"], ["b"], "new")), (1, helper.make_node("Abs", ["b"], ["a"], "other"))]
+    graph.edit(add=new, remove={0}, initializers=[weight])
+    assert [(node.name, node.position, node.proto.name) for node in graph.nodes] == [
+        (name, place, name) for place, name in enumerate(("new", "other", "second"))
+    ]
+    assert graph.nodes[2] is second
+    assert {value: node.name for value, node in graph.producers.items()} == {"b": "new", "a": "other", "y": "second"}
+    assert [node.name for node in graph.readers["w"]] == ["new"]
+    assert set(graph.initializers) == {"w"}
+    assert graph.unsound() is None
