@@ -82,6 +82,8 @@ class FusePass:
         log.near_misses.extend(decision.log.near_misses)
         log.equalities.update(decision.log.equalities)
         decision.rewriter.view.release()
+        # What stood in the way is looked up in the graph as it came.
+        advice = [_advice(sentences, graph) for sentences in decision.left_out]
         places: list[_Place] = []
         makes: dict[int, _Make] = {}
         shared: dict[_Make, _Make] = {}
@@ -102,7 +104,8 @@ class FusePass:
         else:
             names = decision.rewriter.commit(noted(), graph, decision.dead) if decision.kinds else []
         for kind, name, place in zip(decision.kinds, names, places, strict=True):
-            log.matches.append(_match_record(name, graph, place, makes[kind], decision.left_out[kind]))
+            told = decision.left_out[kind], advice[kind]
+            log.matches.append(_match_record(name, graph.path, place, makes[kind], *told))
 
     def _decide_once(self, graph: Graph, bodies: emit.Bodies, calls: CallTypes) -> _Decision | None:
         """What to commit where the graph repeats blocks, found by looking at a few of them; None where all must be looked at."""
@@ -439,21 +442,27 @@ def _make(item: Replacement, graph: Graph) -> _Make:
     )
 
 
-def _match_record(name: str, graph: Graph, place: _Place, make: _Make, left_out: tuple[str, ...]) -> MatchRecord:
-    advice = [text for sentence in left_out if (text := blocks.advise(sentence, graph))]
+def _advice(sentences: Iterable[str], graph: Graph) -> tuple[str, ...]:
+    """What to change in the export, each once."""
+    return tuple(dict.fromkeys(text for sentence in sentences if (text := blocks.advise(sentence, graph))))
+
+
+def _match_record(
+    name: str, path: str, place: _Place, make: _Make, left_out: tuple[str, ...], advice: tuple[str, ...]
+) -> MatchRecord:
     return MatchRecord(
         make.fusion,
         make.operator,
         name,
         place.root,
-        graph.path,
+        path,
         place.replaced,
         make.inputs,
         make.outputs,
         make.parts,
         left_out,
         place.block,
-        tuple(dict.fromkeys(advice)),
+        advice,
         make.replaced_types,
         make.replaced_edges,
     )

@@ -493,7 +493,6 @@ class Rewriter:
         """The nodes to add, made one by one as they are taken, and their places; the fused ones' names go to `names`."""
         written: set[str] = set()
         taken: dict[str, set[str]] = {}
-        labels = "\n".join([proto.name for proto in graph.proto.node])
         for item in replacements:
             additions: list[tuple[int, NodeProto]] = []
             for value in item.inputs.values():
@@ -501,9 +500,7 @@ class Rewriter:
                     self._write(value, item.position, written, additions, initializers)
             operator = item.fusion.operator.name
             if operator not in taken:
-                taken[operator] = (
-                    {label for label in labels.split("\n") if operator in label} if operator in labels else set()
-                )
+                taken[operator] = {name for proto in graph.proto.node if operator in (name := proto.name)}
             node = self._fused_node(item, taken[operator])
             replaced = [graph.nodes[position].proto for position in item.dead]
             emit.merge_metadata(node, replaced, record=graph.model.ir_version >= 10)
