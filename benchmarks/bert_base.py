@@ -27,6 +27,7 @@ import onnx
 
 from benchmarks import common
 from benchmarks.coverage import ATTENTION
+from onnx_fuse.versions import installed_versions
 
 OURS, PEER, PEER_0 = "onnx-fuse", "onnxruntime.transformers", "onnxruntime.transformers, opt_level=0"
 HEADS = 12
@@ -147,7 +148,7 @@ def main() -> None:
         "what": "load, fuse and save a BERT; each measurement in a process of its own",
         "command": common.command_line(),
         "machine": common.machine(),
-        "versions": common.versions(
+        "versions": installed_versions(
             ("onnx-fuse", "onnx", "onnxruntime", "onnxscript", "torch", "transformers", "numpy")
         ),
         "layers": arguments.layers,

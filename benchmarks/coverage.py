@@ -32,6 +32,7 @@ import numpy as np
 import onnx
 
 from benchmarks import common
+from onnx_fuse.versions import installed_versions
 
 TOOLS = ("onnx-fuse", "onnxruntime.transformers", "onnxscript ort_fusions")
 
@@ -540,7 +541,7 @@ def main() -> None:
         "what": "attention fused in exported transformers; each measurement in a process of its own",
         "command": common.command_line(),
         "machine": common.machine(),
-        "versions": common.versions(
+        "versions": installed_versions(
             ("onnx-fuse", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "transformers", "numpy")
         ),
         "tools": arguments.tools,

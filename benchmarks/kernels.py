@@ -29,6 +29,7 @@ from onnx import TensorProto, helper
 
 import onnx_fuse
 from benchmarks import common
+from onnx_fuse.versions import installed_versions
 
 NO_GPU = 2  # exit code
 RESULT = common.RESULTS / "kernels.json"
@@ -646,7 +647,7 @@ def main() -> int:
         "machine": common.machine(),
         "device": device,
         "commit": commit(),
-        "versions": common.versions(["onnx-fuse", "torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu"]),
+        "versions": installed_versions(["onnx-fuse", "torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu"]),
         "measured": rates,
         "aims": aims(rows, rates),
         "results": rows,

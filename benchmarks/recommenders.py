@@ -36,6 +36,7 @@ from examples.models.generative_recommender import GenerativeRecommender, Recomm
 from examples.models.hstu import OpsHSTU, ResearchHSTU
 from examples.models.sasrec import SASRec
 from examples.models.two_tower import TwoTower
+from onnx_fuse.versions import installed_versions
 from tests.models.torch_export import EXPORTERS, Source
 
 BATCH, LENGTH, ITEMS = 16, 30, 500
@@ -210,7 +211,7 @@ def main() -> None:
         "what": "recommender models: what fuses, and their latency in ONNX Runtime on the CPU, one thread",
         "command": common.command_line(),
         "machine": common.machine(),
-        "versions": common.versions(("onnx-fuse", "onnx", "onnxruntime", "onnxscript", "torch", "numpy")),
+        "versions": installed_versions(("onnx-fuse", "onnx", "onnxruntime", "onnxscript", "torch", "numpy")),
         "batch": BATCH,
         "length": LENGTH,
         "results": rows,

@@ -29,6 +29,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from benchmarks import common
+from onnx_fuse.versions import installed_versions
 
 DOMAIN = "gr.ml.infra"
 FUSED = ("FusedSwish", "FusedSkipLayerNorm")
@@ -456,7 +457,7 @@ def main() -> None:
         "command": common.command_line(),
         "machine": common.machine(),
         "load_average": round(os.getloadavg()[0], 2),
-        "versions": common.versions(
+        "versions": installed_versions(
             ("onnx-fuse", "onnx", "onnx-ir", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "numpy", "protobuf")
         ),
         "repeats": arguments.repeats,
