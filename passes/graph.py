@@ -17,8 +17,6 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 ONNX_DOMAINS = ("", "ai.onnx")
 
-_NESTING = frozenset({"If", "Loop", "Scan", "SequenceMap"})
-
 _CONSTANT_FORMS = {
     "value_float": TensorProto.FLOAT,
     "value_floats": TensorProto.FLOAT,
@@ -230,7 +228,7 @@ def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 def _may_hold_subgraphs(op_type: str, domain: str) -> bool:
     if domain not in ONNX_DOMAINS:
         return True
-    return op_type in _NESTING
+    return op_type in {"If", "Loop", "Scan", "SequenceMap"}
 
 
 def captures(graph: GraphProto) -> set[str]:
@@ -541,17 +539,9 @@ def _with_subgraphs(
 def count_nodes(model: ModelProto, without: frozenset[str] = frozenset()) -> int:
     """Number of nodes in the main graph, the subgraphs and the model-local functions of domains other than `without`."""
 
-    imports = [model.opset_import, *(function.opset_import for function in model.functions)]
-    foreign = any(entry.domain not in ONNX_DOMAINS for entries in imports for entry in entries)
-
     def count(nodes: Sequence[NodeProto]) -> int:
-        inner = (
-            graph.node
-            for node in nodes
-            if node.op_type in _NESTING or (foreign and node.domain not in ONNX_DOMAINS)
-            for _, graph in subgraphs(node)
-        )
-        return len(nodes) + sum(map(count, inner))
+        nesting = (node for node in nodes if _may_hold_subgraphs(node.op_type, node.domain))
+        return len(nodes) + sum(count(inner.node) for node in nesting for _, inner in subgraphs(node))
 
     functions = [function for function in model.functions if function.domain not in without]
     return count(model.graph.node) + sum(count(function.node) for function in functions)
