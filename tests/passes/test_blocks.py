@@ -8,11 +8,11 @@ import pytest
 from onnx import ModelProto, NodeProto, helper
 
 import onnx_fuse
+from onnx_fuse.cli.render import by_layer
 from onnx_fuse.errors import RequirementError
 from onnx_fuse.passes import blocks
 from onnx_fuse.passes.graph import Graph
 from onnx_fuse.passes.report import MatchRecord, NearMissRecord, Report
-from onnx_fuse.render import by_layer
 from tests import helpers
 
 

@@ -19,7 +19,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from typer.testing import CliRunner, Result
 
 import onnx_fuse
-from onnx_fuse.cli import app
+from onnx_fuse.cli.app import app
 from onnx_fuse.errors import ModelError, OnnxFuseError
 from tests import helpers
 from tests.trust.mutations import attention_block, attention_core, embedding, flip_bytes, swish_and_gelu

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 pytest.importorskip("triton")
 
-from onnx_fuse.cli import app
+from onnx_fuse.cli.app import app
 from onnx_fuse.runtime import plugins
 from tests.plugin_csrc.built import CACHE, ROOT
 from tests.plugin_csrc.own import NARROW, written

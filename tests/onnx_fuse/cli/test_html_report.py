@@ -11,8 +11,8 @@ import pytest
 from onnx import ModelProto
 from typer.testing import CliRunner
 
-from onnx_fuse.cli import app
-from onnx_fuse.html_report import MOST_LISTED, to_html
+from onnx_fuse.cli.app import app
+from onnx_fuse.cli.html_report import MOST_LISTED, to_html
 from onnx_fuse.passes.report import LayerRecord, MatchRecord, NearMissRecord, PassRecord, Report
 from tests import helpers
 
@@ -233,7 +233,7 @@ def test_command_writes_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def broken(report: Report) -> str:
         raise RuntimeError("half-way")
 
-    monkeypatch.setattr("onnx_fuse.html_report.to_html", broken)
+    monkeypatch.setattr("onnx_fuse.cli.html_report.to_html", broken)
     assert CliRunner().invoke(app, arguments).exit_code == 1
     assert target.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["R.HTML", "m.onnx", "out.onnx"]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnx_fuse.cli import app
-from onnx_fuse.cli_common import Select, open_console, require_model, show_progress, split_names
+from onnx_fuse.cli.app import app
+from onnx_fuse.cli.common import Select, open_console, require_model, show_progress, split_names
 from onnx_fuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def build(
 
 
 def _build(model: Path, out: Path, settings: EngineConfig, quiet: bool, verbose: bool) -> Built:
-    from onnx_fuse.render import say
+    from onnx_fuse.cli.render import say
     from onnx_fuse.runtime import builder
 
     errors = open_console(stderr=True)
@@ -116,7 +116,7 @@ def _build(model: Path, out: Path, settings: EngineConfig, quiet: bool, verbose:
 
 def _show(console: Console, built: Built, advise: bool) -> None:
     """What was built, for which shapes, how exact, which fused nodes are plugins and how the others can become some."""
-    from onnx_fuse.render import counted, indented, row, say, selection, size_text, table
+    from onnx_fuse.cli.render import counted, indented, row, say, selection, size_text, table
     from onnx_fuse.runtime.plugins import how_to_get
 
     record = built.record
@@ -148,7 +148,7 @@ def _show(console: Console, built: Built, advise: bool) -> None:
 
 
 def _show_precision(console: Console, built: Built) -> None:
-    from onnx_fuse.render import counted, indented, say
+    from onnx_fuse.cli.render import counted, indented, say
 
     if built.converted is None:
         return

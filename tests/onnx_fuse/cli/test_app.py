@@ -24,7 +24,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
 import onnx_fuse
-from onnx_fuse.cli import app
+from onnx_fuse.cli.app import app
 from onnx_fuse.errors import RequirementError, VerificationError
 from onnx_fuse.passes import io
 from onnx_fuse.passes.report import MatchRecord, NearMissRecord, PassRecord, Report, group_near_misses
@@ -179,7 +179,7 @@ class TestUsage:
 
     def test_help_imports_nothing_heavy(self) -> None:
         script = (
-            "import sys; from onnx_fuse.cli import app\n"
+            "import sys; from onnx_fuse.cli.app import app\n"
             "try: app(['fuse', '--help'])\n"
             "except SystemExit: pass\n"
             "print(sorted({'onnx', 'numpy', 'onnxruntime', 'torch', 'onnx_graphsurgeon'} & set(sys.modules)), file=sys.stderr)"
@@ -489,7 +489,7 @@ class TestFuse:
     def test_report_has_the_documented_fields(self, minilm: Path, tmp_path: Path) -> None:
         done = run("fuse", minilm, "-o", tmp_path / "out.onnx", "--no-verify", "--report", "-")
         written = json.loads(done.stdout)
-        documented = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+        documented = (Path(__file__).parents[3] / "docs" / "report.md").read_text()
         for name in ("fused", "matches", "near_misses", "passes", "seconds", "verification", "versions"):
             assert name in written
         for name in written:

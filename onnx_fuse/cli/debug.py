@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer
 
-from onnx_fuse.cli import app
-from onnx_fuse.cli_common import open_console, require_readable, show_progress
+from onnx_fuse.cli.app import app
+from onnx_fuse.cli.common import open_console, require_readable, show_progress
 from onnx_fuse.errors import VerificationError
 
 
@@ -29,7 +29,7 @@ def debug(
     """Find the first value that differs, and its fusion."""
     for model in (original, fused):
         require_readable(model)
-    from onnx_fuse import render
+    from onnx_fuse.cli import render
     from onnx_fuse.passes import files
     from onnx_fuse.runtime import debug as debugging
 
@@ -53,7 +53,7 @@ def debug(
 @app.command()
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
     """Check the installation: versions, libraries, GPU, driver."""
-    from onnx_fuse import render
+    from onnx_fuse.cli import render
     from onnx_fuse.runtime import doctor as checks
 
     with show_progress(False, "looking around"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from onnx_fuse.cli import plugins_app
-from onnx_fuse.cli_common import open_console, show_progress
+from onnx_fuse.cli.app import plugins_app
+from onnx_fuse.cli.common import open_console, show_progress
 from onnx_fuse.errors import UsageError, VerificationError
 
 
@@ -20,7 +20,8 @@ def check_kernels(
 ) -> None:
     """Run your own kernels in Triton's interpreter against the bodies of their operators; no GPU is needed."""
     chosen = [_sizes(item) for item in sizes]
-    from onnx_fuse import kernel_check, render
+    from onnx_fuse import kernel_check
+    from onnx_fuse.cli import render
 
     with show_progress(False, f"checking {folder}") as say:
         results = kernel_check.check(folder, chosen, progress=say)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from onnx_fuse.cli_common import Select, open_console, require_model, require_readable, show_progress, split_names
+from onnx_fuse.cli.common import Select, open_console, require_model, require_readable, show_progress, split_names
 from onnx_fuse.errors import OnnxFuseError, UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def fuse(
     given_sizes = _counts("--sizes", sizes, "batch=8")
     _check_paths(model, out, report, inputs, external_data)
     import onnx_fuse
-    from onnx_fuse import render
+    from onnx_fuse.cli import render
 
     # With the report on stdout, the text goes where it does not get in the way of a reading program.
     console = open_console(stderr=report == "-")
@@ -190,7 +190,7 @@ def explain(
     """Say what would fuse, and why the rest does not."""
     require_model(model)
     import onnx_fuse
-    from onnx_fuse import render
+    from onnx_fuse.cli import render
 
     with show_progress(False, f"explaining {model.name}"):
         report = onnx_fuse.explain(model, pattern=pattern, at=at, enable=learned)
@@ -206,7 +206,7 @@ def verify(
     """Compare two models numerically in ONNX Runtime."""
     for model in (original, fused):
         require_readable(model)
-    from onnx_fuse import render
+    from onnx_fuse.cli import render
     from onnx_fuse.passes import verify as verification
 
     with show_progress(False, f"running {original.name} and {fused.name}"):
@@ -231,7 +231,7 @@ def inspect(
 ) -> None:
     """List inputs, outputs, operators, fused nodes, data files."""
     from onnx_fuse import inspect as inspection
-    from onnx_fuse import render
+    from onnx_fuse.cli import render
 
     found = inspection.inspect(model)
     if as_json:
@@ -250,7 +250,7 @@ def parse(
 ) -> None:
     """Ask NVIDIA's parser (on the CPU) if it takes the model."""
     require_readable(model)
-    from onnx_fuse import render
+    from onnx_fuse.cli import render
     from onnx_fuse.runtime import parse as parsing
     from onnx_fuse.runtime import plugins as libraries
 
@@ -344,7 +344,8 @@ def learn(
     plugin_version: str = typer.Option("1", metavar="V", help="Version of the plugin."),
 ) -> None:
     """Learn a fusion from a PyTorch module or an ONNX subgraph."""
-    from onnx_fuse import learning, render
+    from onnx_fuse import learning
+    from onnx_fuse.cli import render
     from onnx_fuse.passes import io
 
     io.check_output(out)
@@ -366,7 +367,7 @@ def learn(
 def list_fusions() -> None:
     """List the fusions, what they match, their operators."""
     import onnx_fuse
-    from onnx_fuse import render
+    from onnx_fuse.cli import render
 
     render.fusion_list(open_console(), onnx_fuse.fusions())
 
@@ -385,7 +386,7 @@ def _report_error(error: Exception, verbose: bool) -> int:
         remedy = "Run it again with -v for the traceback, and report it with the model if you can."
     if verbose and not callable(format_message):
         traceback.print_exception(error)
-    from onnx_fuse.render import say
+    from onnx_fuse.cli.render import say
 
     console = open_console(stderr=True)
     say(console, f"error: {cause}", "bold red")
@@ -453,7 +454,7 @@ def _write_report(target: str | None, report: Report | None) -> None:
     from onnx_fuse.passes.files import write_file
 
     if target.lower().endswith((".html", ".htm")):
-        from onnx_fuse.html_report import to_html
+        from onnx_fuse.cli.html_report import to_html
 
         text = to_html(report)
     else:
@@ -462,4 +463,8 @@ def _write_report(target: str | None, report: Report | None) -> None:
 
 
 # Each adds its commands.
-from onnx_fuse import cli_bench, cli_build, cli_debug, cli_deploy, cli_kernels  # noqa: E402, F401
+from onnx_fuse.cli import bench as cli_bench  # noqa: E402, F401
+from onnx_fuse.cli import build as cli_build  # noqa: E402, F401
+from onnx_fuse.cli import debug as cli_debug  # noqa: E402, F401
+from onnx_fuse.cli import deploy as cli_deploy  # noqa: E402, F401
+from onnx_fuse.cli import kernels as cli_kernels  # noqa: E402, F401

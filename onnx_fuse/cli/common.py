@@ -37,7 +37,7 @@ def show_progress(quiet: bool, text: str) -> Iterator[Callable[[str], None]]:
         return
     from rich.text import Text
 
-    from onnx_fuse.render import visible
+    from onnx_fuse.cli.render import visible
 
     with console.status(Text(visible(text))) as status:
         yield lambda text: status.update(Text(visible(text)))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from onnx_fuse.cli import app
-from onnx_fuse.cli_common import open_console, show_progress
+from onnx_fuse.cli.app import app
+from onnx_fuse.cli.common import open_console, show_progress
 
 
 @app.command()
@@ -27,7 +27,7 @@ def deploy(
     no_verify: bool = typer.Option(False, "--no-verify", help="Do not run the ONNX model, nor check its batches."),
 ) -> None:
     """Write what NVIDIA Triton Inference Server needs to serve it."""
-    from onnx_fuse.render import indented, say
+    from onnx_fuse.cli.render import indented, say
     from onnx_fuse.runtime import deploy as deployment
 
     with show_progress(False, f"deploying {model.name}"):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnx_fuse.cli import app
-from onnx_fuse.cli_common import open_console, show_progress
+from onnx_fuse.cli.app import app
+from onnx_fuse.cli.common import open_console, show_progress
 from onnx_fuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _facts(
 
 def _show(console: Console, measured: Measurement) -> None:
     """The summary in trtexec's layout."""
-    from onnx_fuse.render import say
+    from onnx_fuse.cli.render import say
 
     shapes = ", ".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in measured.shapes.items())
     say(console, measured.description)
@@ -136,7 +136,7 @@ def _line(summary: Summary) -> str:
 
 
 def _show_ratio(console: Console, ratio: Ratio, model: str, other: str) -> None:
-    from onnx_fuse.render import say
+    from onnx_fuse.cli.render import say
 
     verdict = "" if ratio.differs else "; no difference beyond noise"
     say(
@@ -148,7 +148,7 @@ def _show_ratio(console: Console, ratio: Ratio, model: str, other: str) -> None:
 
 
 def _show_layers(console: Console, layers: Sequence[LayerTime]) -> None:
-    from onnx_fuse.render import row, say, table
+    from onnx_fuse.cli.render import row, say, table
     from onnx_fuse.runtime import profile
 
     total = sum(layer.seconds for layer in layers)

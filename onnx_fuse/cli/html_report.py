@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, TypeVar
 
+from onnx_fuse.cli.render import counted, matched, verification_line, visible
 from onnx_fuse.passes import blocks
 from onnx_fuse.passes.report import LayerRecord, MatchRecord, NearMissRecord, Report, without_numbers
-from onnx_fuse.render import counted, matched, verification_line, visible
 
 MOST_ROWS = 20
 """Layers drawn one by one; with more of them, equal ones in a row are drawn as one."""

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import onnx_fuse
-from onnx_fuse.cli import app
+from onnx_fuse.cli.app import app
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime import tensorrt
 from tests.trust import mutations

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
-from onnx_fuse.cli import app
+from onnx_fuse.cli.app import app
 from tests.helpers import model
 from tests.runtime.engines import write_engine
 
