@@ -18,10 +18,10 @@ _EXPORTS = {
     "explain": "onnx_fuse.api",
     "FuseResult": "onnx_fuse.api",
     "fusions": "onnx_fuse.api",
-    "export": "onnx_fuse.export_step",
-    "finish_export": "onnx_fuse.export_step",
-    "Exported": "onnx_fuse.export_step",
-    "custom_op": "onnx_fuse.custom_op_table",
+    "export": "onnx_fuse.exporting.step",
+    "finish_export": "onnx_fuse.exporting.step",
+    "Exported": "onnx_fuse.exporting.step",
+    "custom_op": "onnx_fuse.exporting.custom_ops",
     "LearnedFusion": "onnx_fuse.learning",
     "OwnKernel": "onnx_fuse.own_kernel",
     "verify": "onnx_fuse.passes.verify",
@@ -70,9 +70,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from onnx_fuse.api import FuseResult, explain, fuse, fusions
-    from onnx_fuse.custom_op_table import custom_op
     from onnx_fuse.errors import OnnxFuseError
-    from onnx_fuse.export_step import Exported, export, finish_export
+    from onnx_fuse.exporting.custom_ops import custom_op
+    from onnx_fuse.exporting.step import Exported, export, finish_export
     from onnx_fuse.learning import LearnedFusion
     from onnx_fuse.own_kernel import OwnKernel
     from onnx_fuse.passes.graph import Graph

@@ -25,8 +25,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnx_fuse import torch_export
 from onnx_fuse.api import Chosen, FuseResult, Progress, fuse
-from onnx_fuse.custom_op_table import CustomOps
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
+from onnx_fuse.exporting.custom_ops import CustomOps
 from onnx_fuse.passes import io
 from onnx_fuse.passes.compare import TOLERANCES, Comparison, compare, tolerance
 from onnx_fuse.passes.draw import DRAWS, draw_inputs, input_specs
