@@ -22,7 +22,7 @@ _EXPORTS = {
     "finish_export": "onnx_fuse.exporting.step",
     "Exported": "onnx_fuse.exporting.step",
     "custom_op": "onnx_fuse.exporting.custom_ops",
-    "LearnedFusion": "onnx_fuse.learning",
+    "LearnedFusion": "onnx_fuse.learning.learn",
     "OwnKernel": "onnx_fuse.own_kernel",
     "verify": "onnx_fuse.passes.verify",
     "Verification": "onnx_fuse.passes.verify",
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from onnx_fuse.errors import OnnxFuseError
     from onnx_fuse.exporting.custom_ops import custom_op
     from onnx_fuse.exporting.step import Exported, export, finish_export
-    from onnx_fuse.learning import LearnedFusion
+    from onnx_fuse.learning.learn import LearnedFusion
     from onnx_fuse.own_kernel import OwnKernel
     from onnx_fuse.passes.graph import Graph
     from onnx_fuse.passes.pipeline import Pipeline

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, RequirementError, UsageError, VerificationError
-from onnx_fuse.learning import LearnedFusion
-from onnx_fuse.learning import load as load_learned
+from onnx_fuse.learning.learn import LearnedFusion
+from onnx_fuse.learning.learn import load as load_learned
 from onnx_fuse.passes import blocks, io
 from onnx_fuse.passes.checker import check
 from onnx_fuse.passes.convert import OLDEST, Convert

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from onnx_fuse import learned_file, own_kernels, torch_export
+from onnx_fuse import own_kernels, torch_export
 from onnx_fuse.errors import ModelError, OnnxFuseError, UsageError
+from onnx_fuse.learning import file as learned_file
 from onnx_fuse.passes.compare import TOLERANCES, Array, compare
 from onnx_fuse.passes.draw import Draw, draw_inputs, input_specs
 from onnx_fuse.patterns.learned import Tensor

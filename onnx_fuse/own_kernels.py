@@ -15,8 +15,10 @@ from typing import Any
 from onnx import TensorProto
 from onnx.inliner import inline_local_functions
 
-from onnx_fuse import learned_file, learning, torch_export
+from onnx_fuse import torch_export
 from onnx_fuse.errors import OnnxFuseError, UsageError
+from onnx_fuse.learning import file as learned_file
+from onnx_fuse.learning import learn as learning
 from onnx_fuse.own_kernel import OwnKernel
 from onnx_fuse.passes.fuse import inferred_types
 from onnx_fuse.passes.graph import Graph

@@ -59,4 +59,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module("onnx_fuse.learning"), name)
+    return getattr(importlib.import_module("onnx_fuse.learning.learn"), name)

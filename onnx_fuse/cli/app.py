@@ -344,8 +344,8 @@ def learn(
     plugin_version: str = typer.Option("1", metavar="V", help="Version of the plugin."),
 ) -> None:
     """Learn a fusion from a PyTorch module or an ONNX subgraph."""
-    from onnx_fuse import learning
     from onnx_fuse.cli import render
+    from onnx_fuse.learning import learn as learning
     from onnx_fuse.passes import io
 
     io.check_output(out)

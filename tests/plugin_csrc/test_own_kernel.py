@@ -17,9 +17,10 @@ from onnx import TensorProto, save
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse import kernel_check, learned_file, own_kernels  # noqa: E402
+from onnx_fuse import kernel_check, own_kernels  # noqa: E402
 from onnx_fuse.errors import UsageError  # noqa: E402
 from onnx_fuse.kernel_check import Checked  # noqa: E402
+from onnx_fuse.learning import file as learned_file  # noqa: E402
 from onnx_fuse.patterns.learned import Tensor  # noqa: E402
 from onnx_fuse.runtime import aot, harness, plugins  # noqa: E402
 from onnx_fuse.runtime.own_operator import Launch  # noqa: E402

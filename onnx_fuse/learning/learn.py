@@ -19,8 +19,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from onnx_fuse import learned_file, torch_export
+from onnx_fuse import torch_export
 from onnx_fuse.errors import LearnError, ModelError, OnnxFuseError, UsageError
+from onnx_fuse.learning import file as learned_file
 from onnx_fuse.passes import io
 from onnx_fuse.passes.checker import check
 from onnx_fuse.passes.learn import Example, Leaf, identifier, read
