@@ -23,7 +23,7 @@ _EXPORTS = {
     "Exported": "onnx_fuse.exporting.step",
     "custom_op": "onnx_fuse.exporting.custom_ops",
     "LearnedFusion": "onnx_fuse.learning.learn",
-    "OwnKernel": "onnx_fuse.own_kernel",
+    "OwnKernel": "onnx_fuse.own_kernels.declaration",
     "verify": "onnx_fuse.passes.verify",
     "Verification": "onnx_fuse.passes.verify",
     "Pipeline": "onnx_fuse.passes.pipeline",
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from onnx_fuse.exporting.custom_ops import custom_op
     from onnx_fuse.exporting.step import Exported, export, finish_export
     from onnx_fuse.learning.learn import LearnedFusion
-    from onnx_fuse.own_kernel import OwnKernel
+    from onnx_fuse.own_kernels.declaration import OwnKernel
     from onnx_fuse.passes.graph import Graph
     from onnx_fuse.passes.pipeline import Pipeline
     from onnx_fuse.passes.report import Report

@@ -299,7 +299,7 @@ def build_plugins(
         if folder is None:
             built = plugins.build(output, **options, progress=say)
         else:
-            from onnx_fuse import own_kernels
+            from onnx_fuse.own_kernels import build as own_kernels
 
             built = own_kernels.build(folder, output, **options, progress=say)
     chips = ", ".join(f"sm_{item}" for item in built.architectures)

@@ -20,8 +20,8 @@ def check_kernels(
 ) -> None:
     """Run your own kernels in Triton's interpreter against the bodies of their operators; no GPU is needed."""
     chosen = [_sizes(item) for item in sizes]
-    from onnx_fuse import kernel_check
     from onnx_fuse.cli import render
+    from onnx_fuse.own_kernels import check as kernel_check
 
     with show_progress(False, f"checking {folder}") as say:
         results = kernel_check.check(folder, chosen, progress=say)

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from onnx_fuse import own_kernels
+from onnx_fuse.own_kernels import build as own_kernels
 from onnx_fuse.runtime import aot, harness, plugins
 from tests.plugin_csrc.built import ARCHITECTURE, CACHE, ROOT
 

@@ -17,10 +17,11 @@ from onnx import TensorProto, save
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse import kernel_check, own_kernels  # noqa: E402
 from onnx_fuse.errors import UsageError  # noqa: E402
-from onnx_fuse.kernel_check import Checked  # noqa: E402
 from onnx_fuse.learning import file as learned_file  # noqa: E402
+from onnx_fuse.own_kernels import build as own_kernels  # noqa: E402
+from onnx_fuse.own_kernels import check as kernel_check  # noqa: E402
+from onnx_fuse.own_kernels.check import Checked  # noqa: E402
 from onnx_fuse.patterns.learned import Tensor  # noqa: E402
 from onnx_fuse.runtime import aot, harness, plugins  # noqa: E402
 from onnx_fuse.runtime.own_operator import Launch  # noqa: E402

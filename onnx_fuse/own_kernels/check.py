@@ -1,7 +1,7 @@
 """Runs the kernels of a folder in Triton's interpreter and holds them against the bodies of their operators.
 
 Whether Triton interprets is settled when a kernel is defined, and a kernel that reads astray may end its process: so this is
-a process of its own, which `check` starts: `python -m onnx_fuse.kernel_check` with TRITON_INTERPRET=1, JSON in and out.
+a process of its own, which `check` starts: `python -m onnx_fuse.own_kernels.check` with TRITON_INTERPRET=1, JSON in and out.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from onnx_fuse import own_kernels, torch_export
+from onnx_fuse import torch_export
 from onnx_fuse.errors import ModelError, OnnxFuseError, UsageError
 from onnx_fuse.learning import file as learned_file
+from onnx_fuse.own_kernels import build as own_kernels
 from onnx_fuse.passes.compare import TOLERANCES, Array, compare
 from onnx_fuse.passes.draw import Draw, draw_inputs, input_specs
 from onnx_fuse.patterns.learned import Tensor
@@ -89,7 +90,7 @@ def check(
     torch_export.require_torch()
     results: list[Checked] = []
     running = Checked("the kernels", {}, "")
-    command = [sys.executable, "-m", "onnx_fuse.kernel_check"]
+    command = [sys.executable, "-m", "onnx_fuse.own_kernels.check"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     with (
         tempfile.TemporaryFile() as log,
