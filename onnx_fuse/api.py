@@ -14,10 +14,13 @@ from onnx import ModelProto
 from onnx_fuse.errors import ModelError, RequirementError, UsageError, VerificationError
 from onnx_fuse.learning.learn import LearnedFusion
 from onnx_fuse.learning.learn import load as load_learned
-from onnx_fuse.passes import blocks, io
-from onnx_fuse.passes.checker import check
+from onnx_fuse.passes import blocks
 from onnx_fuse.passes.convert import OLDEST, Convert
 from onnx_fuse.passes.emit import Functions, drop_bodies, inline_bodies
+from onnx_fuse.passes.files import io
+from onnx_fuse.passes.files.checker import check
+from onnx_fuse.passes.files.encoding import blames_text
+from onnx_fuse.passes.files.graphsurgeon import from_surgeon, is_surgeon_graph, to_surgeon
 from onnx_fuse.passes.fuse import FusePass
 from onnx_fuse.passes.native_attention import SINCE, to_native
 from onnx_fuse.passes.normalize import rule_names
@@ -25,8 +28,6 @@ from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
 from onnx_fuse.passes.select import METHODS, Selection
 from onnx_fuse.passes.simplify import Simplify
-from onnx_fuse.passes.surgeon import from_surgeon, is_surgeon_graph, to_surgeon
-from onnx_fuse.passes.text import blames_text
 from onnx_fuse.passes.verify import Suspects
 from onnx_fuse.passes.verify import verify as compare
 from onnx_fuse.patterns import fusions as builtin_fusions
@@ -70,7 +71,7 @@ class FuseResult:
     _proto: ModelProto = field(default_factory=ModelProto, repr=False)
 
     def save(self, path: str | os.PathLike[str], *, external_data: Literal["auto", "keep", "copy"] = "auto") -> None:
-        """Writes the model; see `onnx_fuse.passes.io.save`.
+        """Writes the model; see `onnx_fuse.passes.files.io.save`.
 
         Raises:
             OutputError: it cannot be written; nothing is then.

@@ -10,10 +10,10 @@ from typing import Any
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
-from onnx_fuse.passes.external_data import byte_size, external_files, tensors
+from onnx_fuse.passes.files.encoding import blames_text
+from onnx_fuse.passes.files.external_data import byte_size, external_files, tensors
+from onnx_fuse.passes.files.io import load
 from onnx_fuse.passes.graph import Node, subgraphs
-from onnx_fuse.passes.io import load
-from onnx_fuse.passes.text import blames_text
 
 FUSED_DOMAIN = "gr.ml.infra"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, ModelProto, TensorProto
 
-from onnx_fuse.passes.external_data import tensors
+from onnx_fuse.passes.files.external_data import tensors
 
 Array = np.ndarray[Any, Any]
 

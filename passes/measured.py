@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from onnx import ModelProto
 
 import onnx_fuse
-from onnx_fuse.passes.files import write_file
+from onnx_fuse.passes.files.staging import write_file
 from onnx_fuse.passes.fuse import without_weights
 
 ROUNDS = 40

@@ -71,7 +71,7 @@ class SurgeonPass:
         self.name = getattr(function, "__name__", "graphsurgeon pass")
 
     def run(self, model: ModelProto, log: Log) -> ModelProto:
-        from onnx_fuse.passes.surgeon import from_surgeon, to_surgeon
+        from onnx_fuse.passes.files.graphsurgeon import from_surgeon, to_surgeon
 
         surgeon = to_surgeon(model)
         result = self.function(surgeon)

@@ -32,9 +32,9 @@ import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
 from onnx_fuse.errors import ModelError, UsageError
-from onnx_fuse.passes.checker import one_sentence
 from onnx_fuse.passes.emit import import_domain
-from onnx_fuse.passes.external_data import read_small, tensors
+from onnx_fuse.passes.files.checker import one_sentence
+from onnx_fuse.passes.files.external_data import read_small, tensors
 from onnx_fuse.passes.graph import ONNX_DOMAINS, captures, subgraphs
 from onnx_fuse.patterns import fusions
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, MutableSequence
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from onnx_fuse.passes.external_data import tensors
+from onnx_fuse.passes.files.external_data import tensors
 
 _STORED = "__bfloat16"
 _TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "stash_type", "softmax_precision"}

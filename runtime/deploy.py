@@ -18,8 +18,10 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, OutputError, UsageError
-from onnx_fuse.passes import compare, draw, files, io, memory
+from onnx_fuse.passes import compare, draw
 from onnx_fuse.passes.evidence import Evidence, Original, drawn_evidence
+from onnx_fuse.passes.files import io, memory
+from onnx_fuse.passes.files import staging as files
 from onnx_fuse.passes.verification import Rejected
 from onnx_fuse.runtime import engine_file, manifests, ort
 from onnx_fuse.runtime import plugins as libraries

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnx import ModelProto, helper
 
-from onnx_fuse.passes.io import load
+from onnx_fuse.passes.files.io import load
 from onnx_fuse.runtime import tensorrt
 from onnx_fuse.runtime.parse import ParsedNetwork
 

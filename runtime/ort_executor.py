@@ -69,7 +69,7 @@ class OrtExecutor:
         """
         model, base = self._model, None
         if not isinstance(model, ModelProto):
-            from onnx_fuse.passes import io
+            from onnx_fuse.passes.files import io
 
             base, model = Path(model).parent, io.load(model)
         feeds = {name: tensor.numpy() for name, tensor in inputs.items()}

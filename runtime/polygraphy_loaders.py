@@ -22,7 +22,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes import io
+from onnx_fuse.passes.files import io
 from onnx_fuse.runtime import parse, plugins, tensorrt
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes import draw, io
+from onnx_fuse.passes import draw
 from onnx_fuse.passes.draw import Draw, InputSpec
+from onnx_fuse.passes.files import io
 from onnx_fuse.passes.given import given_inputs
 from onnx_fuse.runtime import engine_file
 from onnx_fuse.runtime.engine import Engine, Timing

@@ -99,7 +99,7 @@ class TensorRTExecutor:
     @cached_property
     def _operators(self) -> dict[str, str]:
         """Node of the ONNX model -> its operator, if the model still lies beside the engine."""
-        from onnx_fuse.passes import io
+        from onnx_fuse.passes.files import io
 
         with suppress(OnnxFuseError):
             return {

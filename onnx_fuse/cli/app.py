@@ -346,7 +346,7 @@ def learn(
     """Learn a fusion from a PyTorch module or an ONNX subgraph."""
     from onnx_fuse.cli import render
     from onnx_fuse.learning import learn as learning
-    from onnx_fuse.passes import io
+    from onnx_fuse.passes.files import io
 
     io.check_output(out)
     options: dict[str, Any] = {
@@ -431,7 +431,7 @@ def _check_paths(
 ) -> None:
     """Finds in advance what would fail after minutes of work."""
     require_model(model)
-    from onnx_fuse.passes import io
+    from onnx_fuse.passes.files import io
 
     io.check_output(out)
     if report is not None and report != "-":
@@ -451,7 +451,7 @@ def _write_report(target: str | None, report: Report | None) -> None:
     if target == "-":
         typer.echo(report.to_json())
         return
-    from onnx_fuse.passes.files import write_file
+    from onnx_fuse.passes.files.staging import write_file
 
     if target.lower().endswith((".html", ".htm")):
         from onnx_fuse.cli.html_report import to_html

@@ -66,7 +66,7 @@ def build(
 ) -> None:
     """Build a TensorRT engine, unless the one that is there is up to date."""
     require_model(model)
-    from onnx_fuse.passes.files import check_output, write_file
+    from onnx_fuse.passes.files.staging import check_output, write_file
     from onnx_fuse.runtime.config import EngineConfig, read_shapes
 
     if plugins and no_plugins:

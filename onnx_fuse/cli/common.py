@@ -64,6 +64,6 @@ def require_readable(model: Path) -> None:
     Raises:
         ModelError: it cannot be read.
     """
-    from onnx_fuse.passes.io import load
+    from onnx_fuse.passes.files.io import load
 
     load(model)

@@ -30,7 +30,7 @@ def debug(
     for model in (original, fused):
         require_readable(model)
     from onnx_fuse.cli import render
-    from onnx_fuse.passes import files
+    from onnx_fuse.passes.files import staging as files
     from onnx_fuse.runtime import debug as debugging
 
     if dump_network is not None:

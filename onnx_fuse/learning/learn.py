@@ -22,8 +22,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx_fuse import torch_export
 from onnx_fuse.errors import LearnError, ModelError, OnnxFuseError, UsageError
 from onnx_fuse.learning import file as learned_file
-from onnx_fuse.passes import io
-from onnx_fuse.passes.checker import check
+from onnx_fuse.passes.files import io
+from onnx_fuse.passes.files.checker import check
 from onnx_fuse.passes.learn import Example, Leaf, identifier, read
 from onnx_fuse.passes.verify import verify
 from onnx_fuse.patterns import fusions

@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 import onnx_fuse
 from onnx_fuse.passes import emit
-from onnx_fuse.passes.checker import check
+from onnx_fuse.passes.files.checker import check
 from onnx_fuse.patterns import Attribute, Fused, FusedOp, Fusion, Scalar, fusions, pattern
 from tests.helpers import assert_same_results, fused, model, operators, run
 

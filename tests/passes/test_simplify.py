@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
-from onnx_fuse.passes.checker import check
+from onnx_fuse.passes.files.checker import check
 from onnx_fuse.passes.graph import graphs
 from onnx_fuse.passes.pipeline import Pipeline
 from onnx_fuse.passes.simplify import Simplify

@@ -145,7 +145,7 @@ def test_the_configuration_of_a_real_export(tmp_path: Path) -> None:
         plugins=["libp.so"],
         assumed=["sequence = 5, as in the example of the export"],
     )
-    (profile,), assumed = profiles_for(input_specs(onnx_fuse.passes.io.load(done.fused)), config)
+    (profile,), assumed = profiles_for(input_specs(onnx_fuse.passes.files.io.load(done.fused)), config)
     assert profile == config.profiles[0] and assumed == tuple(config.assumed)
 
 

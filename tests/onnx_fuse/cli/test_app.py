@@ -26,7 +26,7 @@ from typer.testing import CliRunner, Result
 import onnx_fuse
 from onnx_fuse.cli.app import app
 from onnx_fuse.errors import RequirementError, VerificationError
-from onnx_fuse.passes import io
+from onnx_fuse.passes.files import io
 from onnx_fuse.passes.report import MatchRecord, NearMissRecord, PassRecord, Report, group_near_misses
 
 HIDDEN = 8

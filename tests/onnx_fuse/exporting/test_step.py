@@ -14,7 +14,7 @@ import onnx_fuse
 from onnx_fuse.errors import LearnError, ModelError, RequirementError, UsageError, VerificationError
 from onnx_fuse.exporting import custom_ops as custom_op_table
 from onnx_fuse.learning.learn import from_onnx
-from onnx_fuse.passes.checker import check
+from onnx_fuse.passes.files.checker import check
 from onnx_fuse.runtime import plugins
 from tests.helpers import model
 

@@ -10,9 +10,9 @@ from onnx import helper
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes.checker import check
+from onnx_fuse.passes.files.checker import check
+from onnx_fuse.passes.files.graphsurgeon import from_surgeon, is_surgeon_graph, to_surgeon
 from onnx_fuse.passes.pipeline import Pipeline
-from onnx_fuse.passes.surgeon import from_surgeon, is_surgeon_graph, to_surgeon
 from tests.helpers import assert_same_results, model, operators, run
 
 TEXT = "(float[n,4] x) => (float[n,4] y) <float[4] w={1,2,3,4}> { a = Add(x, w) s = Sigmoid(a) y = Mul(a, s) }"

@@ -13,9 +13,9 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto
 
 from onnx_fuse.errors import ModelError, OutputError, UsageError, reason
-from onnx_fuse.passes.checker import check, one_sentence
-from onnx_fuse.passes.external_data import external_files, validate
-from onnx_fuse.passes.files import Staging, check_output
+from onnx_fuse.passes.files.checker import check, one_sentence
+from onnx_fuse.passes.files.external_data import external_files, validate
+from onnx_fuse.passes.files.staging import Staging, check_output
 
 __all__ = ["ExternalDataMode", "check", "check_output", "load", "plan_copies", "save"]
 

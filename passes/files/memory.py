@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnx import ModelProto, TensorProto, helper, shape_inference
 
-from onnx_fuse.passes.external_data import byte_size, tensors
+from onnx_fuse.passes.files.external_data import byte_size, tensors
 
 # A model with inline weights exists as protobuf, as bytes and as the session's tensors.
 _COPIES_INLINE = 3

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto
 
 from onnx_fuse.errors import ModelError
-from onnx_fuse.passes.external_data import byte_size, external_tensors
+from onnx_fuse.passes.files.external_data import byte_size, external_tensors
 
 # Embedded weights above this size are not handed to onnx's checker, which would copy them twice.
 _LARGE_TENSOR = 1 << 20

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from onnx_fuse.errors import ModelError, OnnxFuseError
-from onnx_fuse.passes.io import load
+from onnx_fuse.passes.files.io import load
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")

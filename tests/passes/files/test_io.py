@@ -15,8 +15,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import ModelError, OnnxFuseError, OutputError, UsageError
-from onnx_fuse.passes import external_data, files, io
-from onnx_fuse.passes.external_data import external_files
+from onnx_fuse.passes.files import external_data, io
+from onnx_fuse.passes.files import staging as files
+from onnx_fuse.passes.files.external_data import external_files
 
 ROWS, COLUMNS = 8, 16
 WEIGHT_BYTES = ROWS * COLUMNS * 4
