@@ -21,13 +21,13 @@ from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.checker import check
 from onnx_fuse.passes.files.encoding import blames_text
 from onnx_fuse.passes.files.graphsurgeon import from_surgeon, is_surgeon_graph, to_surgeon
-from onnx_fuse.passes.fuse import FusePass
-from onnx_fuse.passes.native_attention import SINCE, to_native
+from onnx_fuse.passes.fuse.fuse_pass import FusePass
+from onnx_fuse.passes.fuse.native_attention import SINCE, to_native
+from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.normalize import rule_names
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
 from onnx_fuse.passes.select import METHODS, Selection
-from onnx_fuse.passes.simplify import Simplify
 from onnx_fuse.passes.verify import Suspects
 from onnx_fuse.passes.verify import verify as compare
 from onnx_fuse.patterns import fusions as builtin_fusions

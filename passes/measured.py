@@ -19,7 +19,7 @@ from onnx import ModelProto
 
 import onnx_fuse
 from onnx_fuse.passes.files.staging import write_file
-from onnx_fuse.passes.fuse import without_weights
+from onnx_fuse.passes.fuse.fuse_pass import without_weights
 
 ROUNDS = 40
 """Runs of each of two models, taken in turns."""

@@ -10,13 +10,13 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, parser, shape_inference
 
-from onnx_fuse.passes.fuse import FusePass, inferred_types
+from onnx_fuse.passes.fuse.fuse_pass import FusePass, inferred_types
+from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.graph import Graph
 from onnx_fuse.passes.match import Match, NearMiss, match_at
 from onnx_fuse.passes.normalize import normalize
 from onnx_fuse.passes.pipeline import Pipeline
 from onnx_fuse.passes.report import Report
-from onnx_fuse.passes.simplify import Simplify
 from onnx_fuse.passes.view import View
 from onnx_fuse.patterns import Fused, FusedOp, Fusion, Pattern
 

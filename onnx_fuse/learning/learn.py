@@ -24,7 +24,7 @@ from onnx_fuse.errors import LearnError, ModelError, OnnxFuseError, UsageError
 from onnx_fuse.learning import file as learned_file
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.checker import check
-from onnx_fuse.passes.learn import Example, Leaf, identifier, read
+from onnx_fuse.passes.fuse.read_form import Example, Leaf, identifier, read
 from onnx_fuse.passes.verify import verify
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.learned import Definition, Form, name_problem

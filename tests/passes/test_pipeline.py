@@ -13,10 +13,10 @@ from onnx import ModelProto, helper
 import onnx_fuse
 from onnx_fuse import Graph, Pipeline
 from onnx_fuse.errors import PatternError
-from onnx_fuse.passes.fuse import FusePass
+from onnx_fuse.passes.fuse.fuse_pass import FusePass
+from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.pipeline import GraphPass, Pass, SurgeonPass, as_pass
 from onnx_fuse.passes.report import Log
-from onnx_fuse.passes.simplify import Simplify
 from onnx_fuse.patterns import Fused, FusedOp, Fusion, fusions, pattern
 from tests.helpers import assert_same_results, copied, model, operators
 

@@ -13,9 +13,9 @@ from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
 from onnx_fuse.passes.files.checker import check
+from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.graph import graphs
 from onnx_fuse.passes.pipeline import Pipeline
-from onnx_fuse.passes.simplify import Simplify
 from tests.drawn import transformer
 from tests.helpers import assert_same_results, copied, model, node_bytes, operators, run, simplified
 

@@ -19,7 +19,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import LearnError
 from onnx_fuse.passes.dims import Dim, Product
-from onnx_fuse.passes.fuse import inferred_types
+from onnx_fuse.passes.fuse.fuse_pass import inferred_types
 from onnx_fuse.passes.graph import Graph, Node
 from onnx_fuse.passes.graph import Reference as Unknown
 from onnx_fuse.passes.normalize import normalize

@@ -628,9 +628,9 @@ class TestUnchanged:
 
 DETERMINISM = """
 import hashlib, sys
-from onnx_fuse.passes.fuse import FusePass
+from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.pipeline import Pipeline
-from onnx_fuse.passes.simplify import Simplify
+from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.patterns import fusions
 import onnx
 model = onnx.load(sys.argv[1])
