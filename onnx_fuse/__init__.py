@@ -28,7 +28,7 @@ _EXPORTS = {
     "Verification": "onnx_fuse.passes.verify",
     "Pipeline": "onnx_fuse.passes.pipeline",
     "Report": "onnx_fuse.passes.report",
-    "Graph": "onnx_fuse.passes.graph",
+    "Graph": "onnx_fuse.passes.graph.index",
     "pattern": "onnx_fuse.patterns.dsl",
     "Attribute": "onnx_fuse.patterns.dsl",
     "Constant": "onnx_fuse.patterns.dsl",
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from onnx_fuse.exporting.step import Exported, export, finish_export
     from onnx_fuse.learning.learn import LearnedFusion
     from onnx_fuse.own_kernels.declaration import OwnKernel
-    from onnx_fuse.passes.graph import Graph
+    from onnx_fuse.passes.graph.index import Graph
     from onnx_fuse.passes.pipeline import Pipeline
     from onnx_fuse.passes.report import Report
     from onnx_fuse.passes.verify import Verification, verify

@@ -14,9 +14,7 @@ from onnx import ModelProto
 from onnx_fuse.errors import ModelError, RequirementError, UsageError, VerificationError
 from onnx_fuse.learning.learn import LearnedFusion
 from onnx_fuse.learning.learn import load as load_learned
-from onnx_fuse.passes import blocks
 from onnx_fuse.passes.convert import OLDEST, Convert
-from onnx_fuse.passes.emit import Functions, drop_bodies, inline_bodies
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.checker import check
 from onnx_fuse.passes.files.encoding import blames_text
@@ -24,6 +22,8 @@ from onnx_fuse.passes.files.graphsurgeon import from_surgeon, is_surgeon_graph, 
 from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.fuse.native_attention import SINCE, to_native
 from onnx_fuse.passes.fuse.simplify import Simplify
+from onnx_fuse.passes.graph import blocks
+from onnx_fuse.passes.graph.bodies import Functions, drop_bodies, inline_bodies
 from onnx_fuse.passes.normalize import rule_names
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
@@ -439,7 +439,7 @@ def _layers(before: Mapping[str, int], after: Mapping[str, int]) -> list[LayerRe
 
 
 def _names_at(model: ModelProto, at: str) -> set[str]:
-    from onnx_fuse.passes.graph import graphs
+    from onnx_fuse.passes.graph.index import graphs
 
     for graph in graphs(model):
         for node in graph.nodes:

@@ -13,7 +13,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from onnx_fuse.passes.graph import Node, Reference
+from onnx_fuse.passes.graph.index import Node, Reference
 from onnx_fuse.passes.view import ATTRIBUTE_INPUTS, View
 from onnx_fuse.patterns.dsl import AnyOf, Named, Number, Op, Output, Pattern, Shaped, Term, Tree, Variable, root_keys
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_fuse.passes import dims as d
-from onnx_fuse.passes.dims import Dim, Shape
-from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.graph import dims as d
+from onnx_fuse.passes.graph.dims import Dim, Shape
+from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.view import View
 from onnx_fuse.patterns.dsl import VIEW_DOMAIN
 

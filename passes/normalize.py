@@ -24,7 +24,7 @@ from onnx_fuse.passes import (
     normalize_tf,
     normalize_weights,
 )
-from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.rule import Key, Rule, Rules, may_fire
 from onnx_fuse.passes.view import View
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_fuse.passes.graph import Node
-from onnx_fuse.passes.shapes import Info
+from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.shapes import Info
 from onnx_fuse.passes.view import View
 from onnx_fuse.patterns.dsl import VIEW_DOMAIN
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from onnx_fuse.passes.dims import Dim
-from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.graph.dims import Dim
+from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.movement import MOVES, Groups, Move, find_move, permutation, write_move
 from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View

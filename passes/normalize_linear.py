@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnx_fuse.passes import dims as d
-from onnx_fuse.passes.graph import Node, Reference
+from onnx_fuse.passes.graph import dims as d
+from onnx_fuse.passes.graph.index import Node, Reference
 from onnx_fuse.passes.movement import MOVES, Groups, Move, find_move, is_moved, permutation, write_move
 from onnx_fuse.passes.normalize_norm import NORMS, spans_last_axis
 from onnx_fuse.passes.rule import reads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.match import Match, NearMiss, match_at
 from onnx_fuse.passes.normalize_cast import WIDE
 from onnx_fuse.passes.rule import begins, reads

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnx_fuse.passes import dims as d
-from onnx_fuse.passes.dims import Dim
-from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.graph import dims as d
+from onnx_fuse.passes.graph.dims import Dim
+from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.movement import MOVES, Move, find_move, identity, is_moved, permutation, regroup, write_move
 from onnx_fuse.passes.normalize_scale import scaled
 from onnx_fuse.passes.rule import reads

@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 from onnx import ModelProto
 
 from onnx_fuse.errors import OnnxFuseError, PatternError
-from onnx_fuse.passes import emit
-from onnx_fuse.passes.graph import Graph, count_nodes, graphs
+from onnx_fuse.passes.graph import bodies as emit
+from onnx_fuse.passes.graph.index import Graph, count_nodes, graphs
 from onnx_fuse.passes.report import Log, PassRecord, Report
 from onnx_fuse.patterns.operator import DOMAIN
 

@@ -16,11 +16,12 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
-from onnx_fuse.passes import emit, verify
+from onnx_fuse.passes import verify
 from onnx_fuse.passes.compare import Comparison, compare, tolerance
 from onnx_fuse.passes.draw import Array, input_specs
 from onnx_fuse.passes.evidence import Evidence, Original, as_arrays, drawn_evidence, given_evidence
 from onnx_fuse.passes.given import given_inputs
+from onnx_fuse.passes.graph import bodies as emit
 from onnx_fuse.passes.widen import holds_bfloat16, widen
 from onnx_fuse.runtime import ort
 

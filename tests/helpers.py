@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 from onnx_fuse.passes.fuse.fuse_pass import FusePass, inferred_types
 from onnx_fuse.passes.fuse.simplify import Simplify
-from onnx_fuse.passes.graph import Graph
+from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.match import Match, NearMiss, match_at
 from onnx_fuse.passes.normalize import normalize
 from onnx_fuse.passes.pipeline import Pipeline

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 
 from onnx_fuse.cli.render import counted, matched, verification_line, visible
-from onnx_fuse.passes import blocks
+from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.report import LayerRecord, MatchRecord, NearMissRecord, Report, without_numbers
 
 MOST_ROWS = 20

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnx_fuse.passes import blocks
+from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.report import MatchRecord, NearMissRecord, Report, group_near_misses, without_numbers
 
 if TYPE_CHECKING:

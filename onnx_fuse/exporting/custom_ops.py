@@ -17,9 +17,9 @@ from onnx import ModelProto, TensorProto
 from onnx_fuse import torch_export
 from onnx_fuse.errors import UsageError
 from onnx_fuse.learning.learn import LearnedFusion, from_torch
-from onnx_fuse.passes.emit import add_bodies, import_domain
 from onnx_fuse.passes.files import io
-from onnx_fuse.passes.graph import graphs
+from onnx_fuse.passes.graph.bodies import add_bodies, import_domain
+from onnx_fuse.passes.graph.index import graphs
 from onnx_fuse.patterns.operator import DOMAIN, OPSET
 
 _ANY_TYPE = "T"

@@ -29,9 +29,9 @@ from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.exporting.custom_ops import CustomOps
 from onnx_fuse.passes.compare import TOLERANCES, Comparison, compare, tolerance
 from onnx_fuse.passes.draw import DRAWS, draw_inputs, input_specs
-from onnx_fuse.passes.emit import Functions
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.staging import write_file
+from onnx_fuse.passes.graph.bodies import Functions
 from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report
 from onnx_fuse.runtime import ort, plugins

@@ -7,8 +7,8 @@ from collections.abc import Hashable, Mapping
 import onnx
 from onnx import FunctionProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper
 
-from onnx_fuse.passes.emit import import_domain
-from onnx_fuse.passes.shapes import Info
+from onnx_fuse.passes.graph.bodies import import_domain
+from onnx_fuse.passes.graph.shapes import Info
 from onnx_fuse.passes.view import View
 from onnx_fuse.patterns.body import CAST_LIKE_SINCE
 from onnx_fuse.patterns.operator import Fused, FusedOp

@@ -21,7 +21,7 @@ import numpy as np
 from onnx import AttributeProto, TensorProto, TypeProto
 
 from onnx_fuse.passes.fuse.rewrite import Replacement
-from onnx_fuse.passes.graph import Graph, Node, values_read
+from onnx_fuse.passes.graph.index import Graph, Node, values_read
 from onnx_fuse.passes.view import View
 
 HEAD = 4

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from onnx_fuse.passes.dims import symbol
-from onnx_fuse.passes.graph import Graph, graphs
+from onnx_fuse.passes.graph.dims import symbol
+from onnx_fuse.passes.graph.index import Graph, graphs
 from onnx_fuse.passes.match import STEP_BUDGET, Match, NearMiss, match_at
 from onnx_fuse.passes.view import View
 from onnx_fuse.patterns import Attribute, Constant, Optional, Pattern, Scalar, Value, pattern

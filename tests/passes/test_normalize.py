@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
 
-from onnx_fuse.passes.graph import Graph, Node
+from onnx_fuse.passes.graph.index import Graph, Node
 from onnx_fuse.passes.normalize import normalize
 from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View

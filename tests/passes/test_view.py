@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from onnx_fuse.passes.dims import symbol
-from onnx_fuse.passes.graph import Graph, Reference
+from onnx_fuse.passes.graph.dims import symbol
+from onnx_fuse.passes.graph.index import Graph, Reference
 from onnx_fuse.passes.view import View
 from tests.helpers import Builder, bfloat16, model, view_of
 

@@ -16,7 +16,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 from onnx_fuse.passes.fuse import fuse_pass as fuse
 from onnx_fuse.passes.fuse import repeats
-from onnx_fuse.passes.graph import Graph
+from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.patterns import fusions
 from tests.helpers import fused, model, operators
 

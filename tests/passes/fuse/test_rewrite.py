@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
 from onnx_fuse.passes.files.checker import check
-from onnx_fuse.passes.graph import graphs
+from onnx_fuse.passes.graph.index import graphs
 from onnx_fuse.passes.report import NearMissRecord, Report
 from onnx_fuse.patterns import Fused, Fusion, Optional, Scalar, fusions, pattern
 from tests.drawn import transformer

@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper
 import onnx_fuse
 from onnx_fuse.passes.files.checker import check
 from onnx_fuse.passes.fuse.simplify import Simplify
-from onnx_fuse.passes.graph import graphs
+from onnx_fuse.passes.graph.index import graphs
 from onnx_fuse.passes.pipeline import Pipeline
 from tests.drawn import transformer
 from tests.helpers import assert_same_results, copied, model, node_bytes, operators, run, simplified

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import TensorProto, TypeProto
 
-from onnx_fuse.passes import dims as d
-from onnx_fuse.passes.dims import Dim, Product, Shape
-from onnx_fuse.passes.graph import Node
+from onnx_fuse.passes.graph import dims as d
+from onnx_fuse.passes.graph.dims import Dim, Product, Shape
+from onnx_fuse.passes.graph.index import Node
 
 CONTENT_LIMIT = 64
 """Integer tensors of rank 0 or 1 with at most this many elements are followed element by element."""

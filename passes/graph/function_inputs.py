@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, TypeProto
 
-from onnx_fuse.passes.graph import Graph, subgraphs
+from onnx_fuse.passes.graph.index import Graph, subgraphs
 
 Types = dict[str, TypeProto]
 _Key = tuple[str, str, str]

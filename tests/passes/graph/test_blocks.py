@@ -10,8 +10,8 @@ from onnx import ModelProto, NodeProto, helper
 import onnx_fuse
 from onnx_fuse.cli.render import by_layer
 from onnx_fuse.errors import RequirementError
-from onnx_fuse.passes import blocks
-from onnx_fuse.passes.graph import Graph
+from onnx_fuse.passes.graph import blocks
+from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.report import MatchRecord, NearMissRecord, Report
 from tests import helpers
 

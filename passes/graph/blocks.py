@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, StringStringEntryProto
 
-    from onnx_fuse.passes.graph import Graph
+    from onnx_fuse.passes.graph.index import Graph
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NAMESPACE = "namespace"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_fuse.passes import dims as d
-from onnx_fuse.passes.dims import Dim, Product, symbol
+from onnx_fuse.passes.graph import dims as d
+from onnx_fuse.passes.graph.dims import Dim, Product, symbol
 
 B, S, H = symbol("B"), symbol("S"), symbol("H")
 

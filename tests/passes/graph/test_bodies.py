@@ -12,8 +12,8 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 import onnx_fuse
-from onnx_fuse.passes import emit
 from onnx_fuse.passes.files.checker import check
+from onnx_fuse.passes.graph import bodies as emit
 from onnx_fuse.patterns import Attribute, Fused, FusedOp, Fusion, Scalar, fusions, pattern
 from tests.helpers import assert_same_results, fused, model, operators, run
 
