@@ -24,7 +24,7 @@ from onnx_fuse.passes.fuse.native_attention import SINCE, to_native
 from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.graph.bodies import Functions, drop_bodies, inline_bodies
-from onnx_fuse.passes.normalize import rule_names
+from onnx_fuse.passes.normalize.sweep import rule_names
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
 from onnx_fuse.passes.select import METHODS, Selection

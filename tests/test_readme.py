@@ -127,8 +127,9 @@ def test_links_lead_somewhere(document: str) -> None:
 def test_the_docs_count_patterns_and_rules_as_they_are() -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from onnx_fuse.passes import normalize_norm, normalize_tf
-    from onnx_fuse.passes.normalize import READING, rule_names
+    from onnx_fuse.passes.normalize import norms as normalize_norm
+    from onnx_fuse.passes.normalize import tensorflow_norms as normalize_tf
+    from onnx_fuse.passes.normalize.sweep import READING, rule_names
     from onnx_fuse.patterns import fusions
     from onnx_fuse.patterns.dsl import Pattern
     from tests.models import zoo

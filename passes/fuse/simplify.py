@@ -8,7 +8,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, nump
 
 from onnx_fuse.passes.fuse.fuse_pass import inferred_types
 from onnx_fuse.passes.graph.index import Graph, Node, captures, graphs, subgraphs
-from onnx_fuse.passes.normalize import RULES, normalize, select_rules
+from onnx_fuse.passes.normalize.sweep import RULES, normalize, select_rules
 from onnx_fuse.passes.report import Log
 from onnx_fuse.passes.rule import Rules
 from onnx_fuse.passes.view import View

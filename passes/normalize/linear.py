@@ -11,7 +11,7 @@ from typing import Any
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.index import Node, Reference
 from onnx_fuse.passes.movement import MOVES, Groups, Move, find_move, is_moved, permutation, write_move
-from onnx_fuse.passes.normalize_norm import NORMS, spans_last_axis
+from onnx_fuse.passes.normalize.norms import NORMS, spans_last_axis
 from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View
 

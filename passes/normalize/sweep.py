@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from onnx_fuse.passes import (
-    normalize_attention,
-    normalize_cast,
-    normalize_contrib,
-    normalize_einsum,
-    normalize_group,
-    normalize_linear,
-    normalize_move,
-    normalize_norm,
-    normalize_scale,
-    normalize_scores,
-    normalize_select,
-    normalize_split,
-    normalize_tf,
-    normalize_weights,
-)
 from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.normalize import attention as normalize_attention
+from onnx_fuse.passes.normalize import casts as normalize_cast
+from onnx_fuse.passes.normalize import contrib as normalize_contrib
+from onnx_fuse.passes.normalize import einsum as normalize_einsum
+from onnx_fuse.passes.normalize import gather_pairs as normalize_select
+from onnx_fuse.passes.normalize import group_norm as normalize_group
+from onnx_fuse.passes.normalize import linear as normalize_linear
+from onnx_fuse.passes.normalize import norms as normalize_norm
+from onnx_fuse.passes.normalize import reshape_transpose as normalize_move
+from onnx_fuse.passes.normalize import scales as normalize_scale
+from onnx_fuse.passes.normalize import scores as normalize_scores
+from onnx_fuse.passes.normalize import silu_weights as normalize_weights
+from onnx_fuse.passes.normalize import split_heads as normalize_split
+from onnx_fuse.passes.normalize import tensorflow_norms as normalize_tf
 from onnx_fuse.passes.rule import Key, Rule, Rules, may_fire
 from onnx_fuse.passes.view import View
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.normalize_move import NARROW
+from onnx_fuse.passes.normalize.reshape_transpose import NARROW
 from onnx_fuse.passes.rule import reads
 from onnx_fuse.passes.view import View
 
