@@ -27,7 +27,7 @@ from onnx_fuse.passes.graph.bodies import Functions, drop_bodies, inline_bodies
 from onnx_fuse.passes.normalize.sweep import rule_names
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
-from onnx_fuse.passes.select import METHODS, Selection
+from onnx_fuse.passes.select.predicted import METHODS, Selection
 from onnx_fuse.passes.verify import Suspects
 from onnx_fuse.passes.verify import verify as compare
 from onnx_fuse.patterns import fusions as builtin_fusions
@@ -110,7 +110,7 @@ def fuse(
         select: which matches to commit: "all" of them, those that the cost model predicts to pay ("auto"), or those with which the
             model is faster when it is timed ("measured").
         sizes: for "auto" and "measured": dimension -> size, or input -> shape; what is missing is assumed.
-        device: for "auto" the GPU to predict for (`onnx_fuse.passes.cost.DEVICES`); for "measured" the GPU of this machine if None,
+        device: for "auto" the GPU to predict for (`onnx_fuse.passes.select.cost_model.DEVICES`); for "measured" the GPU of this machine if None,
             "cpu" to time ONNX Runtime.
         attention: "native" makes softmax attention of a hidden size above 512 ONNX's `Attention` (opset 23, to which the model is
             converted), for TensorRT's own fused layer.

@@ -17,7 +17,6 @@ from onnx import AttributeProto, ModelProto, ValueInfoProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
-from onnx_fuse.passes import cost, select
 from onnx_fuse.passes.accuracy import Accuracy, measure
 from onnx_fuse.passes.compare import TOLERANCES
 from onnx_fuse.passes.draw import input_specs
@@ -25,7 +24,9 @@ from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.external_data import external_files
 from onnx_fuse.passes.files.staging import Staging, write_file
 from onnx_fuse.passes.precision import NARROW, convert, precision_of, quantized_types
-from onnx_fuse.passes.select import Selection
+from onnx_fuse.passes.select import cost_model as cost
+from onnx_fuse.passes.select import predicted as select
+from onnx_fuse.passes.select.predicted import Selection
 from onnx_fuse.runtime import engine_file, gpus, plugins, tensorrt
 from onnx_fuse.runtime.config import EngineConfig, Profile
 from onnx_fuse.runtime.engine_file import EngineRecord, EngineTensor

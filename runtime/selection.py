@@ -8,8 +8,8 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from onnx_fuse.passes.measured import Verdicts, choose
-from onnx_fuse.passes.select import Alternative, Selection, measured, select_fused
+from onnx_fuse.passes.select.measured import Verdicts, choose
+from onnx_fuse.passes.select.predicted import Alternative, Selection, measured, select_fused
 
 
 def selected(

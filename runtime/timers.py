@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.draw import DRAWS, Array, draw_inputs, input_specs
-from onnx_fuse.passes.measured import Run, Timer
+from onnx_fuse.passes.select.measured import Run, Timer
 from onnx_fuse.runtime import gpus, ort, plugins
 from onnx_fuse.runtime.engine_file import ShapeRange
 

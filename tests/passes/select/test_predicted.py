@@ -12,11 +12,12 @@ from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes import cost, measured
-from onnx_fuse.passes.cost import Device, Step, device_of, kernels
-from onnx_fuse.passes.measured import Verdict, Verdicts, choose, judge
-from onnx_fuse.passes.plugin_facts import plugin_facts
-from onnx_fuse.passes.select import select_fused, without
+from onnx_fuse.passes.select import cost_model as cost
+from onnx_fuse.passes.select import measured
+from onnx_fuse.passes.select.cost_model import Device, Step, device_of, kernels
+from onnx_fuse.passes.select.measured import Verdict, Verdicts, choose, judge
+from onnx_fuse.passes.select.plugin_facts import plugin_facts
+from onnx_fuse.passes.select.predicted import select_fused, without
 from onnx_fuse.patterns import FusedOp, Fusion, pattern
 from tests import helpers
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from onnx import NodeProto, helper
 
-from onnx_fuse.passes.cost import Device
+from onnx_fuse.passes.select.cost_model import Device
 from onnx_fuse.patterns.operator import DOMAIN
 
 _LARGEST_HEAD, _MOST_FEATURES, _MOST_TABLES, _MOST_LEVELS, _MOST_WINDOWS = 256, 64, 8, 128, 4

@@ -14,13 +14,13 @@ from typing import Any, Literal
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes import cost as c
 from onnx_fuse.passes.fuse.fuse_pass import inferred_types, without_weights
 from onnx_fuse.passes.graph import bodies as emit
 from onnx_fuse.passes.graph.dims import Product
 from onnx_fuse.passes.graph.index import Graph, Node
-from onnx_fuse.passes.measured import Verdict
-from onnx_fuse.passes.plugin_facts import PluginFacts, plugin_facts
+from onnx_fuse.passes.select import cost_model as c
+from onnx_fuse.passes.select.measured import Verdict
+from onnx_fuse.passes.select.plugin_facts import PluginFacts, plugin_facts
 from onnx_fuse.passes.view import View
 
 MARGIN = 0.05
