@@ -8,7 +8,7 @@ The first parameter builds operators; every other parameter is a variable, and i
 nothing or `Value` any value, `Constant` a constant, `Scalar` a constant with one element, `Optional` a value or an absent
 input, `Attribute` an attribute's value. A variable that occurs twice must be the same value (or an equal constant) both times.
 A Python number where a value is expected is a constant with one element; operands of commutative operators match in either
-order. The matcher itself is in `onnx_fuse.passes.match`.
+order. The matcher itself is in `onnx_fuse.passes.view.matcher`.
 """
 
 from __future__ import annotations

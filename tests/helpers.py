@@ -13,11 +13,11 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from onnx_fuse.passes.fuse.fuse_pass import FusePass, inferred_types
 from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.graph.index import Graph
-from onnx_fuse.passes.match import Match, NearMiss, match_at
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.pipeline import Pipeline
 from onnx_fuse.passes.report import Report
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.matcher import Match, NearMiss, match_at
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns import Fused, FusedOp, Fusion, Pattern
 
 Array = np.ndarray

@@ -22,7 +22,7 @@ from onnx_fuse.learning import learn as learning
 from onnx_fuse.own_kernels.declaration import OwnKernel
 from onnx_fuse.passes.fuse.fuse_pass import inferred_types
 from onnx_fuse.passes.graph.index import Graph
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.learned import Tensor
 from onnx_fuse.patterns.operator import FusedOp
 from onnx_fuse.runtime import aot, plugins

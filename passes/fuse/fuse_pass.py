@@ -20,10 +20,10 @@ from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.graph import bodies as emit
 from onnx_fuse.passes.graph.function_inputs import CallTypes
 from onnx_fuse.passes.graph.index import Graph, Node, graphs
-from onnx_fuse.passes.match import Match, NearMiss, match_at
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.report import Log, MatchRecord, NearMissRecord
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.matcher import Match, NearMiss, match_at
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.dsl import Pattern
 from onnx_fuse.patterns.operator import Fusion
 

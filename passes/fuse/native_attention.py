@@ -19,7 +19,7 @@ from onnx_fuse.passes.fuse.fuse_pass import inferred_types
 from onnx_fuse.passes.graph import bodies as emit
 from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.report import Report
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.body import Body
 from onnx_fuse.patterns.operator import DOMAIN, FusedOp
 

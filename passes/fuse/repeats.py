@@ -22,7 +22,7 @@ from onnx import AttributeProto, TensorProto, TypeProto
 
 from onnx_fuse.passes.fuse.rewrite import Replacement
 from onnx_fuse.passes.graph.index import Graph, Node, values_read
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 
 HEAD = 4
 """Blocks kept at the beginning: two that see what comes before, the one that stands for all, and one to compare it with."""

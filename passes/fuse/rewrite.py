@@ -17,9 +17,9 @@ from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_fuse.errors import ModelError, RewriteError
 from onnx_fuse.passes.graph import bodies as emit
 from onnx_fuse.passes.graph.index import Graph, Node, values_read
-from onnx_fuse.passes.match import Match
-from onnx_fuse.passes.movement import MOVES
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.layout_transform import MOVES
+from onnx_fuse.passes.view.matcher import Match
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.operator import Fused, Fusion
 
 CHEAP = frozenset(

@@ -10,8 +10,8 @@ from onnx_fuse.passes.fuse.fuse_pass import inferred_types
 from onnx_fuse.passes.graph.index import Graph, Node, captures, graphs, subgraphs
 from onnx_fuse.passes.normalize.sweep import RULES, normalize, select_rules
 from onnx_fuse.passes.report import Log
-from onnx_fuse.passes.rule import Rules
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.rule import Rules
+from onnx_fuse.passes.view.view import View
 
 FOLD_LIMIT = 1 << 16
 """Constants with more elements than this are left to be computed at run time rather than written into the file."""

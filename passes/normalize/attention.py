@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.graph.shapes import Info
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.dsl import VIEW_DOMAIN
 
 

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.normalize.reshape_transpose import NARROW
-from onnx_fuse.passes.rule import reads
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.rule import reads
+from onnx_fuse.passes.view.view import View
 
 WIDE = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE})
 

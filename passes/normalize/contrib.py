@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.graph.shapes import Info
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.dsl import VIEW_DOMAIN
 
 _MASK_FILTER = -10000.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from onnx_fuse.passes.graph.dims import Dim
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.movement import MOVES, Groups, Move, find_move, permutation, write_move
-from onnx_fuse.passes.rule import reads
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.layout_transform import MOVES, Groups, Move, find_move, permutation, write_move
+from onnx_fuse.passes.view.rule import reads
+from onnx_fuse.passes.view.view import View
 
 
 def einsum_as_matmul(view: View, node: Node) -> bool:

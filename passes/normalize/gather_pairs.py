@@ -17,8 +17,8 @@ import numpy as np
 from onnx_fuse.passes.graph.dims import Dim, Shape
 from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.graph.shapes import Info
-from onnx_fuse.passes.movement import MOVES, Move, find_move, identity, write_move
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.layout_transform import MOVES, Move, find_move, identity, write_move
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.dsl import VIEW_DOMAIN
 from onnx_fuse.patterns.features import is_first_row
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 
 
 def group_norm_of_rows(view: View, node: Node) -> bool:

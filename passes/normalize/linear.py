@@ -10,10 +10,10 @@ from typing import Any
 
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.index import Node, Reference
-from onnx_fuse.passes.movement import MOVES, Groups, Move, find_move, is_moved, permutation, write_move
 from onnx_fuse.passes.normalize.norms import NORMS, spans_last_axis
-from onnx_fuse.passes.rule import reads
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.layout_transform import MOVES, Groups, Move, find_move, is_moved, permutation, write_move
+from onnx_fuse.passes.view.rule import reads
+from onnx_fuse.passes.view.view import View
 
 
 def split_gemm(view: View, node: Node) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.match import Match, NearMiss, match_at
 from onnx_fuse.passes.normalize.casts import WIDE
-from onnx_fuse.passes.rule import begins, reads
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.matcher import Match, NearMiss, match_at
+from onnx_fuse.passes.view.rule import begins, reads
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.dsl import Pattern, Scalar, pattern
 
 LAST_AXIS = [-1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from onnx_fuse.passes.graph.index import Node, Reference
-from onnx_fuse.passes.movement import coalesce, find_move, steps_of, write_move, written_as
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.layout_transform import coalesce, find_move, steps_of, write_move, written_as
+from onnx_fuse.passes.view.view import View
 
 NARROW = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 

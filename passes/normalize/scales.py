@@ -8,8 +8,8 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.rule import reads
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.rule import reads
+from onnx_fuse.passes.view.view import View
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 

@@ -7,10 +7,19 @@ from collections.abc import Callable
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.movement import MOVES, Move, find_move, identity, is_moved, permutation, regroup, write_move
 from onnx_fuse.passes.normalize.scales import scaled
-from onnx_fuse.passes.rule import reads
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.layout_transform import (
+    MOVES,
+    Move,
+    find_move,
+    identity,
+    is_moved,
+    permutation,
+    regroup,
+    write_move,
+)
+from onnx_fuse.passes.view.rule import reads
+from onnx_fuse.passes.view.view import View
 
 
 @reads("Add")

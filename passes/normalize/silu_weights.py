@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.movement import MOVES, Move, write_move
 from onnx_fuse.passes.normalize.scales import scaled
 from onnx_fuse.passes.normalize.scores import is_scores, merged_scores, split_like
-from onnx_fuse.passes.rule import reads
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.layout_transform import MOVES, Move, write_move
+from onnx_fuse.passes.view.rule import reads
+from onnx_fuse.passes.view.view import View
 
 _STEPS = frozenset({"Mul", "Div", "Where"})
 

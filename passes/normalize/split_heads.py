@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.movement import MOVES, Move, find_move, identity, is_moved, permutation, write_move
-from onnx_fuse.passes.rule import reads
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.layout_transform import MOVES, Move, find_move, identity, is_moved, permutation, write_move
+from onnx_fuse.passes.view.rule import reads
+from onnx_fuse.passes.view.view import View
 
 
 def concat_of_split(view: View, node: Node) -> bool:

@@ -23,8 +23,8 @@ from onnx_fuse.passes.normalize import scores as normalize_scores
 from onnx_fuse.passes.normalize import silu_weights as normalize_weights
 from onnx_fuse.passes.normalize import split_heads as normalize_split
 from onnx_fuse.passes.normalize import tensorflow_norms as normalize_tf
-from onnx_fuse.passes.rule import Key, Rule, Rules, may_fire
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.rule import Key, Rule, Rules, may_fire
+from onnx_fuse.passes.view.view import View
 
 _MOVE_RULES: tuple[Rule, ...] = (
     normalize_cast.cast_after_move,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.match import Match, match_at
 from onnx_fuse.passes.normalize.norms import LAST_AXIS, spans_last_axis
-from onnx_fuse.passes.rule import begins
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.matcher import Match, match_at
+from onnx_fuse.passes.view.rule import begins
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.dsl import Pattern, Scalar, pattern
 
 

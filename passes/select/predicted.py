@@ -21,7 +21,7 @@ from onnx_fuse.passes.graph.index import Graph, Node
 from onnx_fuse.passes.select import cost_model as c
 from onnx_fuse.passes.select.measured import Verdict
 from onnx_fuse.passes.select.plugin_facts import PluginFacts, plugin_facts
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 
 MARGIN = 0.05
 """A fusion is kept if it is predicted to save at least this part of the time."""

@@ -10,7 +10,7 @@ import pytest
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.passes.graph.index import Graph, Reference, attribute_default, captures, count_nodes, decode, graphs
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 from tests.helpers import model, node_bytes, operators, run
 
 SUBGRAPHS = """

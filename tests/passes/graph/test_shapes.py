@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnx_fuse.passes.graph.dims import Dim, Shape, symbol
 from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.graph.shapes import broadcast_shapes
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 from tests.helpers import Builder, model, session, view_of
 
 B, S = symbol("B"), symbol("S")

@@ -13,8 +13,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnx_fuse.passes.graph.index import Graph, Node
 from onnx_fuse.passes.normalize.sweep import normalize
-from onnx_fuse.passes.rule import reads
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.rule import reads
+from onnx_fuse.passes.view.view import View
 from tests.drawn import transformer
 from tests.helpers import assert_same_results, bfloat16, model, operators, run, simplified, view_of
 

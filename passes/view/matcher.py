@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Any
 
 from onnx_fuse.passes.graph.index import Node, Reference
-from onnx_fuse.passes.view import ATTRIBUTE_INPUTS, View
+from onnx_fuse.passes.view.view import ATTRIBUTE_INPUTS, View
 from onnx_fuse.patterns.dsl import AnyOf, Named, Number, Op, Output, Pattern, Shaped, Term, Tree, Variable, root_keys
 
 STEP_BUDGET = 20_000

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.dsl import Pattern
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim, Shape
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.dsl import VIEW_DOMAIN
 
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})

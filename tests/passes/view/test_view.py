@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph.dims import symbol
 from onnx_fuse.passes.graph.index import Graph, Reference
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.view import View
 from tests.helpers import Builder, bfloat16, model, view_of
 
 CHAIN = "(float[B,4] x) => (float[B,4] y) { a = Abs(x) b = Neg(a) c = Exp(b) y = Add(c, b) }"

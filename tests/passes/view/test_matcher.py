@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph.dims import symbol
 from onnx_fuse.passes.graph.index import Graph, graphs
-from onnx_fuse.passes.match import STEP_BUDGET, Match, NearMiss, match_at
-from onnx_fuse.passes.view import View
+from onnx_fuse.passes.view.matcher import STEP_BUDGET, Match, NearMiss, match_at
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns import Attribute, Constant, Optional, Pattern, Scalar, Value, pattern
 from tests.helpers import attempt, matched, model, refusal
 

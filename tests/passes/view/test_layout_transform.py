@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, numpy_helper
 
 from onnx_fuse.passes.graph.dims import Dim, Shape, multiply, symbol
-from onnx_fuse.passes.movement import Move, coalesce, find_move, identity, regroup, steps_of
+from onnx_fuse.passes.view.layout_transform import Move, coalesce, find_move, identity, regroup, steps_of
 from tests.helpers import Builder, assert_same_results, operators, simplified, view_of
 
 B, S = symbol("B"), symbol("S")
