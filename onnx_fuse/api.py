@@ -14,7 +14,6 @@ from onnx import ModelProto
 from onnx_fuse.errors import ModelError, RequirementError, UsageError, VerificationError
 from onnx_fuse.learning.learn import LearnedFusion
 from onnx_fuse.learning.learn import load as load_learned
-from onnx_fuse.passes.convert import OLDEST, Convert
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.checker import check
 from onnx_fuse.passes.files.encoding import blames_text
@@ -25,6 +24,7 @@ from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.graph.bodies import Functions, drop_bodies, inline_bodies
 from onnx_fuse.passes.normalize.sweep import rule_names
+from onnx_fuse.passes.opset_conversion import OLDEST, Convert
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
 from onnx_fuse.passes.select.predicted import METHODS, Selection

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from onnx_fuse.passes.convert import OLDEST, opset_of
 from onnx_fuse.passes.fuse.onnx_inference import disagreement
 from onnx_fuse.passes.fuse.repeats import carried_over, excerpt
 from onnx_fuse.passes.fuse.rewrite import Candidate, Planned, Refusal, Replacement, Rewriter
@@ -21,6 +20,7 @@ from onnx_fuse.passes.graph import bodies as emit
 from onnx_fuse.passes.graph.function_inputs import CallTypes
 from onnx_fuse.passes.graph.index import Graph, Node, graphs
 from onnx_fuse.passes.normalize.sweep import normalize
+from onnx_fuse.passes.opset_conversion import OLDEST, opset_of
 from onnx_fuse.passes.report import Log, MatchRecord, NearMissRecord
 from onnx_fuse.passes.view.matcher import Match, NearMiss, match_at
 from onnx_fuse.passes.view.view import View
