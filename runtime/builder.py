@@ -27,9 +27,10 @@ from onnx_fuse.passes.precision import NARROW, convert, precision_of, quantized_
 from onnx_fuse.passes.select import cost_model as cost
 from onnx_fuse.passes.select import predicted as select
 from onnx_fuse.passes.select.predicted import Selection
-from onnx_fuse.runtime import engine_file, gpus, plugins, tensorrt
+from onnx_fuse.runtime import plugins, tensorrt
 from onnx_fuse.runtime.config import EngineConfig, Profile
-from onnx_fuse.runtime.engine_file import EngineRecord, EngineTensor
+from onnx_fuse.runtime.device import engine_file, gpus
+from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor
 from onnx_fuse.runtime.parse import (
     ParsedNetwork,
     ParseResult,

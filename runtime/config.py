@@ -12,7 +12,7 @@ from typing import Any
 
 from onnx_fuse.errors import UsageError, reason
 from onnx_fuse.passes.select.predicted import METHODS
-from onnx_fuse.runtime.engine_file import ShapeRange
+from onnx_fuse.runtime.device.engine_file import ShapeRange
 
 Profile = Mapping[str, ShapeRange]
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from onnx_fuse.errors import OnnxFuseError, UsageError
-from onnx_fuse.runtime.arrays import CPU, Tensor, contiguous, numpy_dtype
-from onnx_fuse.runtime.engine_file import EngineTensor
-from onnx_fuse.runtime.executor import Context, Executor, Graph, LayerTime, Memory, Profile
+from onnx_fuse.runtime.device.arrays import CPU, Tensor, contiguous, numpy_dtype
+from onnx_fuse.runtime.device.engine_file import EngineTensor
+from onnx_fuse.runtime.device.executor import Context, Executor, Graph, LayerTime, Memory, Profile
 
 _REMEMBERED = 256  # shapes of which a lane knows that it has seen them once
 
@@ -284,7 +284,7 @@ def open(
     Raises:
         ModelError, UsageError: it cannot be read, or cannot run here.
     """
-    from onnx_fuse.runtime import engine_file
+    from onnx_fuse.runtime.device import engine_file
 
     path = Path(path)
     model = path

@@ -18,9 +18,9 @@ from onnx_fuse.passes import draw
 from onnx_fuse.passes.draw import Draw, InputSpec
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.given import given_inputs
-from onnx_fuse.runtime import engine_file
+from onnx_fuse.runtime.device import engine_file
+from onnx_fuse.runtime.device.executor import LayerTime
 from onnx_fuse.runtime.engine import Engine, Timing
-from onnx_fuse.runtime.executor import LayerTime
 
 _CONFIDENCE = 1.96  # standard deviations that hold 95% of a normal distribution
 _FEWEST_PAIRS = 10  # fewer give no interval of 95%
@@ -192,7 +192,7 @@ def best_sizes(path: Path, specs: Sequence[InputSpec]) -> dict[str, int]:
 def _elem_type(dtype: str) -> int:
     from onnx import helper
 
-    from onnx_fuse.runtime.arrays import numpy_dtype
+    from onnx_fuse.runtime.device.arrays import numpy_dtype
 
     return helper.np_dtype_to_tensor_dtype(numpy_dtype(dtype))
 

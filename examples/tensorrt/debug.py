@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 import swish
 
-from onnx_fuse.runtime import cuda, harness
+from onnx_fuse.runtime import harness
+from onnx_fuse.runtime.device import cuda
 from onnx_fuse.runtime.harness import Tensor
 from onnx_fuse.runtime.parse import parse_network
 

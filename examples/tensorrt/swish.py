@@ -18,8 +18,9 @@ import numpy as np
 import onnx
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import cuda, engine_file, plugins, tensorrt
-from onnx_fuse.runtime.engine_file import EngineRecord, EngineTensor, ShapeRange
+from onnx_fuse.runtime import plugins, tensorrt
+from onnx_fuse.runtime.device import cuda, engine_file
+from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor, ShapeRange
 from onnx_fuse.runtime.parse import parse_network
 
 WAYS = ("plugin_api", "plugin_onnx", "native", "relu")

@@ -17,7 +17,7 @@ from onnx_fuse.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onnx_fuse.runtime.executor import LayerTime
+    from onnx_fuse.runtime.device.executor import LayerTime
     from onnx_fuse.runtime.profile import Measurement, Ratio, Summary
 
 _SHOWN = 20  # layers, those that take longest

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from onnx_fuse.runtime import Engine, aot, cuda, plugins
+from onnx_fuse.runtime import Engine, aot, plugins
+from onnx_fuse.runtime.device import cuda
 from tests.runtime.plugin_executor import PluginExecutor
 
 pytestmark = pytest.mark.gpu

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import Engine, cuda
-from onnx_fuse.runtime.arrays import CUDA, Tensor
+from onnx_fuse.runtime import Engine
+from onnx_fuse.runtime.device import cuda
+from onnx_fuse.runtime.device.arrays import CUDA, Tensor
 from onnx_fuse.runtime.ort_executor import OrtExecutor
 from tests.helpers import model
 from tests.runtime.plugin_executor import PluginExecutor

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from onnx_fuse.runtime.arrays import CUDA, Tensor
-from onnx_fuse.runtime.executor import Context, HostDevice
+from onnx_fuse.runtime.device.arrays import CUDA, Tensor
+from onnx_fuse.runtime.device.executor import Context, HostDevice
 from onnx_fuse.runtime.ort_executor import OrtContext, OrtExecutor
 
 

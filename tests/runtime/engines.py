@@ -11,8 +11,8 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
-from onnx_fuse.runtime import engine_file
-from onnx_fuse.runtime.engine_file import EngineRecord, EngineTensor, ShapeRange
+from onnx_fuse.runtime.device import engine_file
+from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor, ShapeRange
 
 PLAN = b"no plan that TensorRT could open"
 RECORD = EngineRecord(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.runtime import harness
-from onnx_fuse.runtime.arrays import Tensor
-from onnx_fuse.runtime.engine_file import EngineTensor
-from onnx_fuse.runtime.executor import Device, LayerTime, Profile
+from onnx_fuse.runtime.device.arrays import Tensor
+from onnx_fuse.runtime.device.engine_file import EngineTensor
+from onnx_fuse.runtime.device.executor import Device, LayerTime, Profile
 
 
 class PluginExecutor:

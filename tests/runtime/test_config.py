@@ -13,7 +13,7 @@ from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.draw import input_specs
 from onnx_fuse.runtime import EngineConfig, read_shapes
 from onnx_fuse.runtime.config import read_size
-from onnx_fuse.runtime.engine_file import ShapeRange
+from onnx_fuse.runtime.device.engine_file import ShapeRange
 from onnx_fuse.runtime.profiles import profiles_for
 from tests.helpers import model
 

@@ -10,8 +10,8 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.runtime import doctor
+from onnx_fuse.runtime.device.gpus import Gpu
 from onnx_fuse.runtime.doctor import Creator, Facts, PluginLibrary, examine
-from onnx_fuse.runtime.gpus import Gpu
 
 H100 = Gpu("NVIDIA H100", 90, 80 << 30)
 LIBRARY = PluginLibrary("/lib.so", "ab" * 32, onnx_fuse.__version__, (80, 86, 89, 90, 100, 120))

@@ -21,8 +21,8 @@ from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.runtime import Engine, OrtSession
-from onnx_fuse.runtime.arrays import CUDA, Tensor
-from onnx_fuse.runtime.engine_file import ShapeRange
+from onnx_fuse.runtime.device.arrays import CUDA, Tensor
+from onnx_fuse.runtime.device.engine_file import ShapeRange
 from onnx_fuse.runtime.ort_executor import OrtExecutor
 from tests.helpers import model
 from tests.runtime.devices import PosingDevice, PosingExecutor
@@ -131,7 +131,7 @@ def test_an_input_is_let_go() -> None:
 def test_a_process_ends_well_while_torch_holds_an_output() -> None:
     code = """
 import torch, numpy as np
-from onnx_fuse.runtime.arrays import Tensor
+from onnx_fuse.runtime.device.arrays import Tensor
 array = np.ones(4, np.float32)
 kept = torch.from_dlpack(Tensor(array.ctypes.data, "float32", (4,), owner=array))
 capsule = Tensor(array.ctypes.data, "float32", (4,), owner=array).__dlpack__()

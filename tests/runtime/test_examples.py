@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import cuda, plugins
+from onnx_fuse.runtime import plugins
+from onnx_fuse.runtime.device import cuda
 from tests.plugin_csrc import built
 
 FOLDER = built.ROOT / "examples" / "tensorrt"

@@ -14,8 +14,8 @@ import pytest
 from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.draw import input_specs
 from onnx_fuse.runtime import OrtSession, profile
+from onnx_fuse.runtime.device.executor import LayerTime
 from onnx_fuse.runtime.engine import Engine, Timing
-from onnx_fuse.runtime.executor import LayerTime
 from onnx_fuse.runtime.profile import Ratio, Summary
 from tests.helpers import model
 from tests.runtime.devices import PosingDevice, PosingExecutor

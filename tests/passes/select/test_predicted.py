@@ -394,7 +394,7 @@ def test_timing_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_a_gpu_measuring_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnx_fuse.runtime import gpus
+    from onnx_fuse.runtime.device import gpus
 
     monkeypatch.setattr(gpus, "devices", lambda: ((), None, "there is no NVIDIA driver"))
     with pytest.raises(UsageError, match="no GPU can be used: there is no NVIDIA driver"):

@@ -1,4 +1,4 @@
-"""onnx_fuse.runtime.gpus: against drivers made for the test."""
+"""onnx_fuse.runtime.device.gpus: against drivers made for the test."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from onnx_fuse.runtime import gpus
-from onnx_fuse.runtime.gpus import Gpu
+from onnx_fuse.runtime.device import gpus
+from onnx_fuse.runtime.device.gpus import Gpu
 
 DRIVER = """
 extern "C" {

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime.arrays import CPU, Tensor
-from onnx_fuse.runtime.engine_file import EngineTensor, ShapeRange
+from onnx_fuse.runtime.device.arrays import CPU, Tensor
+from onnx_fuse.runtime.device.engine_file import EngineTensor, ShapeRange
 
 Profile = Mapping[str, ShapeRange]
 

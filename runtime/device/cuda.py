@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime.arrays import CUDA
-from onnx_fuse.runtime.executor import Graph, Memory
+from onnx_fuse.runtime.device.arrays import CUDA
+from onnx_fuse.runtime.device.executor import Graph, Memory
 
 _REMEDIES = {
     "CUDA_ERROR_OUT_OF_MEMORY": "Use fewer streams or CUDA graphs, smaller shapes, or end what else uses the GPU.",
