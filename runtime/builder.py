@@ -31,6 +31,7 @@ from onnx_fuse.runtime import plugins, tensorrt
 from onnx_fuse.runtime.config import EngineConfig, Profile
 from onnx_fuse.runtime.device import engine_file, gpus
 from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor
+from onnx_fuse.runtime.measure.selection import selected
 from onnx_fuse.runtime.parse import (
     ParsedNetwork,
     ParseResult,
@@ -45,7 +46,6 @@ from onnx_fuse.runtime.parse import (
     text_of,
 )
 from onnx_fuse.runtime.profiles import profiles_for
-from onnx_fuse.runtime.selection import selected
 
 _BLOCK = 1 << 22
 _MOST_ERRORS = 5

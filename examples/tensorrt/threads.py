@@ -13,7 +13,7 @@ import numpy as np
 import swish
 
 from onnx_fuse import runtime
-from onnx_fuse.runtime import profile
+from onnx_fuse.runtime.measure import profile
 
 CALLS = 200
 

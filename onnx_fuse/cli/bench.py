@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onnx_fuse.runtime.device.executor import LayerTime
-    from onnx_fuse.runtime.profile import Measurement, Ratio, Summary
+    from onnx_fuse.runtime.measure.profile import Measurement, Ratio, Summary
 
 _SHOWN = 20  # layers, those that take longest
 _TITLES = {
@@ -52,7 +52,7 @@ def bench(
 ) -> None:
     """Measure how fast a model or an engine runs."""
     from onnx_fuse import runtime
-    from onnx_fuse.runtime import profile
+    from onnx_fuse.runtime.measure import profile
 
     given = _shapes(shapes)
     options: dict[str, Any] = {"streams": streams, "cuda_graphs": int(cuda_graphs), "nvtx": nvtx}
@@ -101,7 +101,7 @@ def _shapes(values: Sequence[str]) -> dict[str, tuple[int, ...]]:
 def _facts(
     measured: Measurement, second: Measurement | None, ratio: Ratio | None, layers: Sequence[LayerTime]
 ) -> dict[str, Any]:
-    from onnx_fuse.runtime import profile
+    from onnx_fuse.runtime.measure import profile
 
     facts = measured.to_dict()
     if second and ratio:
@@ -149,7 +149,7 @@ def _show_ratio(console: Console, ratio: Ratio, model: str, other: str) -> None:
 
 def _show_layers(console: Console, layers: Sequence[LayerTime]) -> None:
     from onnx_fuse.cli.render import row, say, table
-    from onnx_fuse.runtime import profile
+    from onnx_fuse.runtime.measure import profile
 
     total = sum(layer.seconds for layer in layers)
     longest = sorted(layers, key=lambda layer: -layer.seconds)[:_SHOWN]

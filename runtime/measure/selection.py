@@ -44,8 +44,8 @@ def selected(
     predicted = replace(predicted, decisions=tuple(item for item in predicted.decisions if item.node in among))
     if method == "auto":
         return predicted
+    from onnx_fuse.runtime.measure.timers import timer_for
     from onnx_fuse.runtime.plugins import cache_folder
-    from onnx_fuse.runtime.timers import timer_for
 
     timer = timer_for(device, predicted.sizes, folder)
     gains: dict[str, float] = {}
