@@ -16,7 +16,7 @@ from onnx_fuse.passes.evidence import Original, as_arrays, drawn_evidence
 from onnx_fuse.passes.files.memory import available_bytes, needed_bytes
 from onnx_fuse.passes.precision import Converted, rounded
 from onnx_fuse.passes.verification import Rejected
-from onnx_fuse.runtime import ort
+from onnx_fuse.runtime.onnxruntime import session as ort
 
 
 @dataclass(frozen=True)

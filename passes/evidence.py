@@ -24,7 +24,7 @@ from onnx_fuse.passes.draw import (
     has_mask,
 )
 from onnx_fuse.passes.verification import Case, Rejected
-from onnx_fuse.runtime import ort
+from onnx_fuse.runtime.onnxruntime import session as ort
 
 _ENOUGH_CASES = 2
 _MOST_HINTS = 24

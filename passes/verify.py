@@ -24,7 +24,7 @@ from onnx_fuse.passes.files.memory import available_bytes, needed_bytes
 from onnx_fuse.passes.given import given_inputs
 from onnx_fuse.passes.verification import Case, Rejected, Verification
 from onnx_fuse.passes.widen import holds_bfloat16, widen
-from onnx_fuse.runtime import ort
+from onnx_fuse.runtime.onnxruntime import session as ort
 
 __all__ = ["Evidence", "Suspects", "Verification", "bisect", "verify"]
 

@@ -23,7 +23,7 @@ from onnx_fuse.passes.evidence import Evidence, Original, as_arrays, drawn_evide
 from onnx_fuse.passes.given import given_inputs
 from onnx_fuse.passes.graph import bodies as emit
 from onnx_fuse.passes.widen import holds_bfloat16, widen
-from onnx_fuse.runtime import ort
+from onnx_fuse.runtime.onnxruntime import session as ort
 
 Model = ModelProto | str | Path
 _MOST_VALUES = 512

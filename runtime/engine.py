@@ -256,7 +256,7 @@ class OrtSession(Engine):
     def __init__(
         self, model: Any, *, optimise: bool = True, threads: int | None = None, streams: int = 1, nvtx: bool = False
     ) -> None:
-        from onnx_fuse.runtime.ort_executor import OrtExecutor
+        from onnx_fuse.runtime.onnxruntime.executor import OrtExecutor
 
         super().__init__(OrtExecutor(model, optimise=optimise, threads=threads), streams=streams, nvtx=nvtx)
 

@@ -34,7 +34,8 @@ from onnx_fuse.passes.files.staging import write_file
 from onnx_fuse.passes.graph.bodies import Functions
 from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report
-from onnx_fuse.runtime import ort, plugins
+from onnx_fuse.runtime import plugins
+from onnx_fuse.runtime.onnxruntime import session as ort
 
 BUILD_FORMAT = 1
 SUMMARY_FORMAT = 1

@@ -27,7 +27,7 @@ from onnx_fuse.own_kernels import build as own_kernels
 from onnx_fuse.passes.compare import TOLERANCES, Array, compare
 from onnx_fuse.passes.draw import Draw, draw_inputs, input_specs
 from onnx_fuse.patterns.learned import Tensor
-from onnx_fuse.runtime import ort
+from onnx_fuse.runtime.onnxruntime import session as ort
 from onnx_fuse.runtime.own_operator import Config, OwnOperator
 
 ALLOWED = {**TOLERANCES, "bfloat16": 2 * TOLERANCES["float16"]}

@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError
-from onnx_fuse.runtime import ort
+from onnx_fuse.runtime.onnxruntime import session as ort
 from tests import helpers
 from tests.helpers import Array
 

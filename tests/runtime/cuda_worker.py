@@ -16,7 +16,7 @@ from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime import Engine
 from onnx_fuse.runtime.device import cuda
 from onnx_fuse.runtime.device.arrays import CUDA, Tensor
-from onnx_fuse.runtime.ort_executor import OrtExecutor
+from onnx_fuse.runtime.onnxruntime.executor import OrtExecutor
 from tests.helpers import model
 from tests.runtime.plugin_executor import PluginExecutor
 

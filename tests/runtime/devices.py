@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_fuse.runtime.device.arrays import CUDA, Tensor
 from onnx_fuse.runtime.device.executor import Context, HostDevice
-from onnx_fuse.runtime.ort_executor import OrtContext, OrtExecutor
+from onnx_fuse.runtime.onnxruntime.executor import OrtContext, OrtExecutor
 
 
 class PosingDevice(HostDevice):

@@ -23,7 +23,7 @@ from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.runtime import Engine, OrtSession
 from onnx_fuse.runtime.device.arrays import CUDA, Tensor
 from onnx_fuse.runtime.device.engine_file import ShapeRange
-from onnx_fuse.runtime.ort_executor import OrtExecutor
+from onnx_fuse.runtime.onnxruntime.executor import OrtExecutor
 from tests.helpers import model
 from tests.runtime.devices import PosingDevice, PosingExecutor
 

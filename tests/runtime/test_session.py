@@ -14,7 +14,7 @@ from onnx_fuse import runtime
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.runtime import Engine, OrtSession
 from onnx_fuse.runtime.device import cuda
-from onnx_fuse.runtime.ort_executor import OrtExecutor, marked
+from onnx_fuse.runtime.onnxruntime.executor import OrtExecutor, marked
 from tests.helpers import model
 from tests.runtime.engines import write_engine
 

@@ -14,7 +14,7 @@ import pytest
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.runtime import Engine, plugins, tensorrt
 from onnx_fuse.runtime.device.arrays import Tensor
-from onnx_fuse.runtime.ort_executor import OrtContext, OrtExecutor
+from onnx_fuse.runtime.onnxruntime.executor import OrtContext, OrtExecutor
 from onnx_fuse.runtime.tensorrt_engine import TensorRTExecutor, allocator, found_plugins, nodes_of
 from tests.helpers import model
 from tests.runtime.devices import PosingDevice

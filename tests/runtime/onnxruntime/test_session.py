@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, numpy_helper, parser
 
 from onnx_fuse.errors import ModelError
-from onnx_fuse.runtime import ort
+from onnx_fuse.runtime.onnxruntime import session as ort
 
 WEIGHT = np.arange(64, dtype=np.float32).reshape(8, 8)
 X = np.ones((2, 8), np.float32)

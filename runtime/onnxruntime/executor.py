@@ -16,10 +16,10 @@ import onnxruntime as ort
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.errors import ModelError
-from onnx_fuse.runtime import ort as sessions
 from onnx_fuse.runtime.device.arrays import Tensor, numpy_dtype
 from onnx_fuse.runtime.device.engine_file import EngineTensor
 from onnx_fuse.runtime.device.executor import PRODUCTS, Device, HostDevice, LayerTime, Profile
+from onnx_fuse.runtime.onnxruntime import session as sessions
 from onnx_fuse.runtime.parse import inline_bodies
 
 _NODE = re.compile(r"@(\d+)@")  # the mark of the graph's n-th node, in names of its parts
