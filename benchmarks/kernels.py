@@ -481,7 +481,7 @@ def stream(torch: Any) -> int:
 
 def measured(torch: Any, case: Case, dtype: str, library: Path, rates: Mapping[str, Any]) -> dict[str, Any]:
     """One row of the results."""
-    from onnx_fuse.runtime.tensors import Node, bind
+    from onnx_fuse.runtime.plugins.torch_harness import Node, bind
 
     sets = min(max(2, math.ceil(3 * cache_bytes(torch) / case.bytes(dtype))), 64)
     inputs = [drawn(torch, case, dtype, DEVICE, seed) for seed in range(sets)]
@@ -657,7 +657,8 @@ def main() -> int:
 
 
 def _built(torch: Any) -> Path:
-    from onnx_fuse.runtime import aot, plugins
+    from onnx_fuse.runtime.plugins import aot
+    from onnx_fuse.runtime.plugins import library as plugins
 
     architecture = int("".join(map(str, torch.cuda.get_device_capability())))
     chosen = [architecture] if architecture in aot.ARCHITECTURES else [aot.PTX_ARCHITECTURE]

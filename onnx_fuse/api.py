@@ -32,8 +32,8 @@ from onnx_fuse.passes.verify import Suspects
 from onnx_fuse.passes.verify import verify as compare
 from onnx_fuse.patterns import fusions as builtin_fusions
 from onnx_fuse.patterns.operator import Fusion
-from onnx_fuse.runtime import plugins
 from onnx_fuse.runtime.measure.selection import selected
+from onnx_fuse.runtime.plugins import library as plugins
 from onnx_fuse.versions import installed_versions
 
 Model = "ModelProto | str | os.PathLike[str] | Any"

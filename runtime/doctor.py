@@ -18,10 +18,12 @@ import onnx_fuse
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.operator import DOMAIN
-from onnx_fuse.runtime import aot, plugins, tensorrt
+from onnx_fuse.runtime import tensorrt
 from onnx_fuse.runtime.device import gpus
 from onnx_fuse.runtime.device.gpus import Gpu
 from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.plugins import aot
+from onnx_fuse.runtime.plugins import library as plugins
 from onnx_fuse.versions import installed_versions
 
 _PACKAGES = (

@@ -17,8 +17,9 @@ from onnx.helper import get_attribute_value
 from onnx.inliner import inline_local_functions
 
 from onnx_fuse.errors import ModelError, reason
-from onnx_fuse.runtime import harness, tensorrt
-from onnx_fuse.runtime import plugins as libraries
+from onnx_fuse.runtime import tensorrt
+from onnx_fuse.runtime.plugins import harness
+from onnx_fuse.runtime.plugins import library as libraries
 
 _INLINED = re.compile(r"__\d+$")  # what onnx's inliner adds to the names of a body's nodes
 _NO_WORKSPACE = "needs workspace, which TensorRT does not have inside If, Loop and Scan"
@@ -112,7 +113,7 @@ def parse(
     Args:
         model: the model, or its path (the only way for one over 2 GB, whose weights are then external and stay on disk).
         base_dir: folder of the external data of a ModelProto; for a path it is the folder of the model.
-        plugins: plugin libraries to load first; those that `onnx_fuse.runtime.plugins.find` finds if None. They stay loaded in
+        plugins: plugin libraries to load first; those that `onnx_fuse.runtime.plugins.library.find` finds if None. They stay loaded in
             this process.
 
     Raises:

@@ -23,7 +23,8 @@ from onnx import ModelProto
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.files import io
-from onnx_fuse.runtime import parse, plugins, tensorrt
+from onnx_fuse.runtime import parse, tensorrt
+from onnx_fuse.runtime.plugins import library as plugins
 
 
 def _point_polygraphy() -> None:
@@ -68,7 +69,7 @@ class BytesFromFused:
 
 @dataclass(frozen=True)
 class LoadPlugins:
-    """Registers plugin libraries (those that `onnx_fuse.runtime.plugins.find` finds if None), then gives what `then` gives."""
+    """Registers plugin libraries (those that `onnx_fuse.runtime.plugins.library.find` finds if None), then gives what `then` gives."""
 
     then: Callable[..., Any]
     libraries: Sequence[str | Path] | None = None

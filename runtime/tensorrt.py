@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import plugins
+from onnx_fuse.runtime.plugins import library as plugins
 
 _RTX_LIBRARIES = {
     "libtensorrt_rtx.so.1": "libtensorrt_rtx.so",

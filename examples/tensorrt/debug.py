@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 import swish
 
-from onnx_fuse.runtime import harness
 from onnx_fuse.runtime.device import cuda
-from onnx_fuse.runtime.harness import Tensor
 from onnx_fuse.runtime.parse import parse_network
+from onnx_fuse.runtime.plugins import harness
+from onnx_fuse.runtime.plugins.harness import Tensor
 
 FOLDER = Path(__file__).parent
 MODEL = """<ir_version: 9, opset_import: ["" : 17, "gr.ml.debug" : 1]>

@@ -252,7 +252,7 @@ def parse(
     require_readable(model)
     from onnx_fuse.cli import render
     from onnx_fuse.runtime import parse as parsing
-    from onnx_fuse.runtime import plugins as libraries
+    from onnx_fuse.runtime.plugins import library as libraries
 
     with show_progress(False, f"parsing {model.name}"):
         result = parsing.parse(model, plugins=[] if no_plugins else plugins or None)
@@ -292,7 +292,8 @@ def build_plugins(
     ),
 ) -> None:
     """Compile the kernels and the plugin library; no GPU is needed."""
-    from onnx_fuse.runtime import aot, plugins
+    from onnx_fuse.runtime.plugins import aot
+    from onnx_fuse.runtime.plugins import library as plugins
 
     options: dict[str, Any] = {"architectures": architectures or aot.ARCHITECTURES, "jobs": jobs}
     with show_progress(False, "compiling the kernels") as say:
@@ -311,7 +312,7 @@ def build_plugins(
 @plugins_app.command("show")
 def show_plugins() -> None:
     """Show the plugin libraries that would be loaded."""
-    from onnx_fuse.runtime import plugins
+    from onnx_fuse.runtime.plugins import library as plugins
 
     found = plugins.find()
     if not found:

@@ -117,7 +117,7 @@ def _build(model: Path, out: Path, settings: EngineConfig, quiet: bool, verbose:
 def _show(console: Console, built: Built, advise: bool) -> None:
     """What was built, for which shapes, how exact, which fused nodes are plugins and how the others can become some."""
     from onnx_fuse.cli.render import counted, indented, row, say, selection, size_text, table
-    from onnx_fuse.runtime.plugins import how_to_get
+    from onnx_fuse.runtime.plugins.library import how_to_get
 
     record = built.record
     say(console, f"{record.module} {record.version}, for {', '.join(record.targets) or 'the GPU of this machine'}")

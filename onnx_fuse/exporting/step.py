@@ -34,8 +34,8 @@ from onnx_fuse.passes.files.staging import write_file
 from onnx_fuse.passes.graph.bodies import Functions
 from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report
-from onnx_fuse.runtime import plugins
 from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.plugins import library as plugins
 
 BUILD_FORMAT = 1
 SUMMARY_FORMAT = 1
@@ -109,7 +109,7 @@ def export(
         fusions, enable, disable, require, attention, functions: as for `fuse`.
         select, device: as for `fuse`; the sizes that it is chosen for are the opt sizes.
         plugin_libraries: for the build and the trtexec line of the fused model; those that
-            `onnx_fuse.runtime.plugins.find` finds if None.
+            `onnx_fuse.runtime.plugins.library.find` finds if None.
         progress: called with a word on what is being done.
 
     Raises:

@@ -25,9 +25,10 @@ from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.learned import Tensor
 from onnx_fuse.patterns.operator import FusedOp
-from onnx_fuse.runtime import aot, plugins
-from onnx_fuse.runtime.expressions import Expression, parse
-from onnx_fuse.runtime.own_operator import ELEMENTS, Argument, Config, Input, OwnOperator
+from onnx_fuse.runtime.plugins import aot
+from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins.expressions import Expression, parse
+from onnx_fuse.runtime.plugins.own_operator import ELEMENTS, Argument, Config, Input, OwnOperator
 
 _INPUTS: dict[int, str] = {
     TensorProto.FLOAT: "float",
@@ -69,7 +70,7 @@ def build(
     Args:
         folder: with Python files that hold `OwnKernel`s; the library is called after it.
         output: where to put the library; with the others of the user's cache, where it is found, if None.
-        architectures, jobs, progress: as for `onnx_fuse.runtime.plugins.build`.
+        architectures, jobs, progress: as for `onnx_fuse.runtime.plugins.library.build`.
 
     Raises:
         UsageError: what the files say is wrong (with file and line), or something does not compile.

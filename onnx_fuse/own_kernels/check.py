@@ -28,7 +28,7 @@ from onnx_fuse.passes.compare import TOLERANCES, Array, compare
 from onnx_fuse.passes.draw import Draw, draw_inputs, input_specs
 from onnx_fuse.patterns.learned import Tensor
 from onnx_fuse.runtime.onnxruntime import session as ort
-from onnx_fuse.runtime.own_operator import Config, OwnOperator
+from onnx_fuse.runtime.plugins.own_operator import Config, OwnOperator
 
 ALLOWED = {**TOLERANCES, "bfloat16": 2 * TOLERANCES["float16"]}
 """Element type -> difference allowed, relative to the largest magnitude of the output."""

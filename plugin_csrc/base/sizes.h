@@ -1,4 +1,4 @@
-// Sizes that have names, for the operators that onnx_fuse.runtime.own_cpp writes: one expression serves when the engine is
+// Sizes that have names, for the operators that onnx_fuse.runtime.plugins.own_cpp writes: one expression serves when the engine is
 // built, on `Size`, and when it runs, on int64_t.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Drives plugins without TensorRT: loads a library, makes a plugin of fields, walks it through the life that TensorRT gives it,
-// and runs it on whatever GPU (or recording driver) there is. For ctypes: see onnx_fuse.runtime.harness.
+// and runs it on whatever GPU (or recording driver) there is. For ctypes: see onnx_fuse.runtime.plugins.harness.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 import onnx_fuse  # noqa: E402
 from benchmarks import kernels  # noqa: E402
-from onnx_fuse.runtime import harness  # noqa: E402
+from onnx_fuse.runtime.plugins import harness  # noqa: E402
 from tests.plugin_csrc.built import ROOT, driver_settings, library, tools  # noqa: E402
 
 CASES = {case.name: case for case in kernels.CASES}

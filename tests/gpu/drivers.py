@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from onnx_fuse.plugin_csrc.kernels import catalogue
-from onnx_fuse.runtime import aot, plugins
-from onnx_fuse.runtime.tensors import Bound, Node, bind
+from onnx_fuse.runtime.plugins import aot
+from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins.torch_harness import Bound, Node, bind
 from tests.plugin_csrc import built
 from tests.plugin_csrc.reference import interpret, typed
 

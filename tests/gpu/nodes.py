@@ -20,7 +20,7 @@ from onnx_fuse.plugin_csrc.kernels import (
     interaction_triton_fast,
     sequence_recommendation_interaction,
 )
-from onnx_fuse.runtime.tensors import Node
+from onnx_fuse.runtime.plugins.torch_harness import Node
 
 MODULES: dict[str, ModuleType] = {
     "FMInteraction": fm_interaction,

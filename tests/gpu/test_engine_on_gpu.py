@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from onnx_fuse.runtime import Engine, aot, plugins
+from onnx_fuse.runtime import Engine
 from onnx_fuse.runtime.device import cuda
+from onnx_fuse.runtime.plugins import aot
+from onnx_fuse.runtime.plugins import library as plugins
 from tests.runtime.plugin_executor import PluginExecutor
 
 pytestmark = pytest.mark.gpu

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.runtime.tensors import Bound, Node  # noqa: E402
+from onnx_fuse.runtime.plugins.torch_harness import Bound, Node  # noqa: E402
 from tests.gpu import drivers  # noqa: E402
 from tests.plugin_csrc.built import ROOT  # noqa: E402
 from tests.plugin_csrc.reference import drawn  # noqa: E402

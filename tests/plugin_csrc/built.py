@@ -21,7 +21,8 @@ import pytest
 
 from onnx_fuse.plugin_csrc.kernels import catalogue
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
-from onnx_fuse.runtime import aot, harness, plugins
+from onnx_fuse.runtime.plugins import aot, harness
+from onnx_fuse.runtime.plugins import library as plugins
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.own_kernels import build as own_kernels
-from onnx_fuse.runtime import aot, harness, plugins
+from onnx_fuse.runtime.plugins import aot, harness
+from onnx_fuse.runtime.plugins import library as plugins
 from tests.plugin_csrc.built import ARCHITECTURE, CACHE, ROOT
 
 MIXED = """

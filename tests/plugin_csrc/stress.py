@@ -21,8 +21,8 @@ from threading import Barrier
 from typing import Any
 
 from onnx_fuse.errors import OnnxFuseError
-from onnx_fuse.runtime import harness
-from onnx_fuse.runtime.harness import Plugin, Tensor
+from onnx_fuse.runtime.plugins import harness
+from onnx_fuse.runtime.plugins.harness import Plugin, Tensor
 
 INT64 = 10  # nvinfer1::PluginFieldType
 STEP = 1 << 20  # between the addresses that two threads use

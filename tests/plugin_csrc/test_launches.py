@@ -28,7 +28,7 @@ from onnx_fuse.plugin_csrc.kernels import (  # noqa: E402
     interaction_triton_fast,
     sequence_recommendation_interaction,
 )
-from onnx_fuse.runtime import aot  # noqa: E402
+from onnx_fuse.runtime.plugins import aot  # noqa: E402
 from tests.plugin_csrc.built import enqueued, launched  # noqa: E402
 
 HALF, FLOAT = torch.float16, torch.float32

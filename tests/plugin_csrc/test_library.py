@@ -19,7 +19,11 @@ torch = pytest.importorskip("torch")
 import onnx_fuse  # noqa: E402
 from onnx_fuse.errors import UsageError  # noqa: E402
 from onnx_fuse.patterns.operator import FusedOp  # noqa: E402
-from onnx_fuse.runtime import aot, harness, plugins  # noqa: E402
+from onnx_fuse.runtime.plugins import (
+    aot,
+    harness,
+)
+from onnx_fuse.runtime.plugins import library as plugins  # noqa: E402
 from tests.plugin_csrc.built import CACHE, ROOT, enqueued, library  # noqa: E402
 from tests.plugin_csrc.test_launches import CASES, Case, described, hstu, tensor  # noqa: E402
 

@@ -23,8 +23,12 @@ from onnx_fuse.own_kernels import build as own_kernels  # noqa: E402
 from onnx_fuse.own_kernels import check as kernel_check  # noqa: E402
 from onnx_fuse.own_kernels.check import Checked  # noqa: E402
 from onnx_fuse.patterns.learned import Tensor  # noqa: E402
-from onnx_fuse.runtime import aot, harness, plugins  # noqa: E402
-from onnx_fuse.runtime.own_operator import Launch  # noqa: E402
+from onnx_fuse.runtime.plugins import (
+    aot,
+    harness,
+)
+from onnx_fuse.runtime.plugins import library as plugins  # noqa: E402
+from onnx_fuse.runtime.plugins.own_operator import Launch  # noqa: E402
 from tests.plugin_csrc.built import ROOT  # noqa: E402
 from tests.plugin_csrc.built import library as builtin_library  # noqa: E402
 from tests.plugin_csrc.own import MIXED, NARROW, enqueued, library, written  # noqa: E402

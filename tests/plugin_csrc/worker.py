@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import OnnxFuseError
-from onnx_fuse.runtime import harness
-from onnx_fuse.runtime.harness import Tensor
+from onnx_fuse.runtime.plugins import harness
+from onnx_fuse.runtime.plugins.harness import Tensor
 
 
 def run(library: Path, log: Path, job: dict[str, Any]) -> dict[str, Any]:

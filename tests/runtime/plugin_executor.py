@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_fuse.runtime import harness
 from onnx_fuse.runtime.device.arrays import Tensor
 from onnx_fuse.runtime.device.engine_file import EngineTensor
 from onnx_fuse.runtime.device.executor import Device, LayerTime, Profile
+from onnx_fuse.runtime.plugins import harness
 
 
 class PluginExecutor:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import plugins
 from onnx_fuse.runtime.device import cuda
+from onnx_fuse.runtime.plugins import library as plugins
 from tests.plugin_csrc import built
 
 FOLDER = built.ROOT / "examples" / "tensorrt"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 pytest.importorskip("triton")
 
 from onnx_fuse.cli.app import app
-from onnx_fuse.runtime import plugins
+from onnx_fuse.runtime.plugins import library as plugins
 from tests.plugin_csrc.built import CACHE, ROOT
 from tests.plugin_csrc.own import NARROW, written
 

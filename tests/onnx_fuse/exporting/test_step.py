@@ -15,7 +15,7 @@ from onnx_fuse.errors import LearnError, ModelError, RequirementError, UsageErro
 from onnx_fuse.exporting import custom_ops as custom_op_table
 from onnx_fuse.learning.learn import from_onnx
 from onnx_fuse.passes.files.checker import check
-from onnx_fuse.runtime import plugins
+from onnx_fuse.runtime.plugins import library as plugins
 from tests.helpers import model
 
 torch = pytest.importorskip("torch")

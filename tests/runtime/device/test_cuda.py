@@ -13,8 +13,8 @@ import pytest
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.plugin_csrc.kernels import catalogue
-from onnx_fuse.runtime import aot
 from onnx_fuse.runtime.device import cuda
+from onnx_fuse.runtime.plugins import aot
 from tests.plugin_csrc import built
 
 pytest.importorskip("cuda.bindings")

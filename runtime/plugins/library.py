@@ -20,8 +20,8 @@ from pathlib import Path
 import onnx_fuse
 from onnx_fuse.errors import UsageError, reason
 from onnx_fuse.patterns.operator import DOMAIN
-from onnx_fuse.runtime import aot, own_cpp
-from onnx_fuse.runtime.own_operator import OwnOperator
+from onnx_fuse.runtime.plugins import aot, own_cpp
+from onnx_fuse.runtime.plugins.own_operator import OwnOperator
 
 LIBRARY = "libgr_ml_infra_tensorrt_plugins.so"
 VARIABLE = "ONNX_FUSE_PLUGINS"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_fuse.runtime.expressions import parse
+from onnx_fuse.runtime.plugins.expressions import parse
 
 SIZES = {"B": 3, "S": 7, "H": 64}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
-from onnx_fuse.runtime.expressions import Expression
-from onnx_fuse.runtime.own_operator import ALIGNMENT, Config, OwnOperator
+from onnx_fuse.runtime.plugins.expressions import Expression
+from onnx_fuse.runtime.plugins.own_operator import ALIGNMENT, Config, OwnOperator
 
 _ROLES = {"float": "kData", "int32": "kInt32", "int64": "kInt64", "bool": "kBool"}
 _TYPES = {"float32": "kFLOAT", "float16": "kHALF", "bfloat16": "kBF16"}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import harness
-from onnx_fuse.runtime.harness import Plugin, Tensor
+from onnx_fuse.runtime.plugins import harness
+from onnx_fuse.runtime.plugins.harness import Plugin, Tensor
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import plugins
+from onnx_fuse.runtime.plugins import library as plugins
 
 VARIABLE = "ONNX_FUSE_HARNESS"
 """Environment variable that names the folder of a harness that is built already."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
-from onnx_fuse.runtime.expressions import Expression
+from onnx_fuse.runtime.plugins.expressions import Expression
 
 ELEMENTS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """Element type -> Triton's word for it."""
