@@ -28,7 +28,7 @@ def deploy(
 ) -> None:
     """Write what NVIDIA Triton Inference Server needs to serve it."""
     from onnx_fuse.cli.render import indented, say
-    from onnx_fuse.runtime import deploy as deployment
+    from onnx_fuse.runtime.serve import deploy as deployment
 
     with show_progress(False, f"deploying {model.name}"):
         done = deployment.deploy(

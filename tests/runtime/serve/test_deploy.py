@@ -12,11 +12,11 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError, OnnxFuseError, OutputError, UsageError
-from onnx_fuse.runtime import manifests
-from onnx_fuse.runtime.deploy import Deployment, deploy
 from onnx_fuse.runtime.device import engine_file
 from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor, ShapeRange
 from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.serve import manifests
+from onnx_fuse.runtime.serve.deploy import Deployment, deploy
 from tests.helpers import model
 
 config_messages = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="onnx-fuse[deploy]")
