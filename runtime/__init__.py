@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "Built": "onnx_fuse.runtime.builder",
     "Engine": "onnx_fuse.runtime.engine",
-    "EngineConfig": "onnx_fuse.runtime.config",
+    "EngineConfig": "onnx_fuse.runtime.tensorrt.config",
     "OrtSession": "onnx_fuse.runtime.engine",
     "build": "onnx_fuse.runtime.builder",
     "open": "onnx_fuse.runtime.engine",
-    "read_shapes": "onnx_fuse.runtime.config",
+    "read_shapes": "onnx_fuse.runtime.tensorrt.config",
 }
 
 __all__ = ["Built", "Engine", "EngineConfig", "OrtSession", "build", "open", "read_shapes"]
 
 if TYPE_CHECKING:
     from onnx_fuse.runtime.builder import Built, build
-    from onnx_fuse.runtime.config import EngineConfig, read_shapes
     from onnx_fuse.runtime.engine import Engine, OrtSession, open
+    from onnx_fuse.runtime.tensorrt.config import EngineConfig, read_shapes
 
 
 def __getattr__(name: str) -> Any:

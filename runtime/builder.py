@@ -27,12 +27,13 @@ from onnx_fuse.passes.precision import NARROW, convert, precision_of, quantized_
 from onnx_fuse.passes.select import cost_model as cost
 from onnx_fuse.passes.select import predicted as select
 from onnx_fuse.passes.select.predicted import Selection
-from onnx_fuse.runtime import tensorrt
-from onnx_fuse.runtime.config import EngineConfig, Profile
 from onnx_fuse.runtime.device import engine_file, gpus
 from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor
 from onnx_fuse.runtime.measure.selection import selected
-from onnx_fuse.runtime.parse import (
+from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt.config import EngineConfig, Profile
+from onnx_fuse.runtime.tensorrt.parse import (
     ParsedNetwork,
     ParseResult,
     TensorInfo,
@@ -45,8 +46,7 @@ from onnx_fuse.runtime.parse import (
     serialized,
     text_of,
 )
-from onnx_fuse.runtime.plugins import library as plugins
-from onnx_fuse.runtime.profiles import profiles_for
+from onnx_fuse.runtime.tensorrt.profiles import profiles_for
 
 _BLOCK = 1 << 22
 _MOST_ERRORS = 5

@@ -18,12 +18,12 @@ import onnx_fuse
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.operator import DOMAIN
-from onnx_fuse.runtime import tensorrt
 from onnx_fuse.runtime.device import gpus
 from onnx_fuse.runtime.device.gpus import Gpu
 from onnx_fuse.runtime.onnxruntime import session as ort
 from onnx_fuse.runtime.plugins import aot
 from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
 from onnx_fuse.versions import installed_versions
 
 _PACKAGES = (
@@ -275,7 +275,7 @@ def _imported_too_early(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "broken",
             "tensorrt_rtx was imported before onnx-fuse could prepare it: at a plugin node it would end the process.",
-            "Call onnx_fuse.runtime.tensorrt.module() before anything imports tensorrt_rtx.",
+            "Call onnx_fuse.runtime.tensorrt.binding.module() before anything imports tensorrt_rtx.",
         )
 
 

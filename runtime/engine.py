@@ -71,7 +71,7 @@ class Engine:
         self, source: Executor | str | Path, *, streams: int = 1, cuda_graphs: int = 0, nvtx: bool = False
     ) -> None:
         if isinstance(source, str | Path):
-            from onnx_fuse.runtime.tensorrt_engine import TensorRTExecutor
+            from onnx_fuse.runtime.tensorrt.executor import TensorRTExecutor
 
             source = TensorRTExecutor(Path(source))
         self.executor: Executor = source

@@ -108,7 +108,7 @@ def show_contents(fused: Path) -> None:
 
 
 def parse(fused: Path) -> None:
-    from onnx_fuse.runtime.parse import parse as parse_with_tensorrt
+    from onnx_fuse.runtime.tensorrt.parse import parse as parse_with_tensorrt
 
     heading("4. Does NVIDIA's parser take it?", f"onnx-fuse parse {fused}")
     try:

@@ -16,9 +16,9 @@ import onnx
 import swish
 
 from onnx_fuse.runtime.device import cuda
-from onnx_fuse.runtime.parse import parse_network
 from onnx_fuse.runtime.plugins import harness
 from onnx_fuse.runtime.plugins.harness import Tensor
+from onnx_fuse.runtime.tensorrt.parse import parse_network
 
 FOLDER = Path(__file__).parent
 MODEL = """<ir_version: 9, opset_import: ["" : 17, "gr.ml.debug" : 1]>

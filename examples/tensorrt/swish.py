@@ -18,11 +18,11 @@ import numpy as np
 import onnx
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import tensorrt
 from onnx_fuse.runtime.device import cuda, engine_file
 from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor, ShapeRange
-from onnx_fuse.runtime.parse import parse_network
 from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt.parse import parse_network
 
 WAYS = ("plugin_api", "plugin_onnx", "native", "relu")
 SHAPES = ShapeRange((1, 16), (8, 16), (32, 16))

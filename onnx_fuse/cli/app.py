@@ -251,8 +251,8 @@ def parse(
     """Ask NVIDIA's parser (on the CPU) if it takes the model."""
     require_readable(model)
     from onnx_fuse.cli import render
-    from onnx_fuse.runtime import parse as parsing
     from onnx_fuse.runtime.plugins import library as libraries
+    from onnx_fuse.runtime.tensorrt import parse as parsing
 
     with show_progress(False, f"parsing {model.name}"):
         result = parsing.parse(model, plugins=[] if no_plugins else plugins or None)

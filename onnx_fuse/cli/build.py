@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onnx_fuse.runtime.builder import Built
-    from onnx_fuse.runtime.config import EngineConfig
+    from onnx_fuse.runtime.tensorrt.config import EngineConfig
 
 
 class Precision(str, Enum):
@@ -67,7 +67,7 @@ def build(
     """Build a TensorRT engine, unless the one that is there is up to date."""
     require_model(model)
     from onnx_fuse.passes.files.staging import check_output, write_file
-    from onnx_fuse.runtime.config import EngineConfig, read_shapes
+    from onnx_fuse.runtime.tensorrt.config import EngineConfig, read_shapes
 
     if plugins and no_plugins:
         raise UsageError("--plugins and --no-plugins exclude each other.", "Leave one of them out.")

@@ -35,7 +35,8 @@ def debug(
 
     if dump_network is not None:
         files.check_output(dump_network)
-        from onnx_fuse.runtime import network, parse
+        from onnx_fuse.runtime.tensorrt import network_text as network
+        from onnx_fuse.runtime.tensorrt import parse
 
         with show_progress(False, f"parsing {fused.name}"):
             text = network.network_text(parse.parse_network(fused), fused)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnx_fuse.patterns.operator import Fusion
     from onnx_fuse.runtime.debug import Diagnosis, Value
     from onnx_fuse.runtime.doctor import Facts, Finding
-    from onnx_fuse.runtime.parse import ParseResult
+    from onnx_fuse.runtime.tensorrt.parse import ParseResult
 
 NEAREST = 3
 """Groups of near misses that `fuse` shows; `explain` shows them all."""

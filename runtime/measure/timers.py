@@ -71,7 +71,7 @@ class EngineTimer:
     """TensorRT engines on a GPU, the time between two events of its stream. It was never run: it needs a GPU."""
 
     def __init__(self, gpu: gpus.Gpu, sizes: Mapping[str, int], base_dir: Path | None = None) -> None:
-        from onnx_fuse.runtime import tensorrt
+        from onnx_fuse.runtime.tensorrt import binding as tensorrt
 
         trt = tensorrt.module()
         found = [plugins.described(path) for path in plugins.find()]

@@ -20,7 +20,7 @@ from onnx_fuse.runtime.device.arrays import Tensor, numpy_dtype
 from onnx_fuse.runtime.device.engine_file import EngineTensor
 from onnx_fuse.runtime.device.executor import PRODUCTS, Device, HostDevice, LayerTime, Profile
 from onnx_fuse.runtime.onnxruntime import session as sessions
-from onnx_fuse.runtime.parse import inline_bodies
+from onnx_fuse.runtime.tensorrt.parse import inline_bodies
 
 _NODE = re.compile(r"@(\d+)@")  # the mark of the graph's n-th node, in names of its parts
 _INSIDE = "@inside@"  # the mark of nodes within If, Loop and Scan, whose time is part of theirs

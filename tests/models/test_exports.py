@@ -19,7 +19,7 @@ from onnx import NodeProto, helper
 import onnx_fuse
 from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.report import MatchRecord
-from onnx_fuse.runtime.parse import parse
+from onnx_fuse.runtime.tensorrt.parse import parse
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onnx_fuse.runtime import tensorrt
-from onnx_fuse.runtime.parse import parse_network
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt.parse import parse_network
 
 
 def answer(model: Path, capabilities: list[str]) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def test_a_host_that_only_opens_the_library_has_its_plugins_if_it_asks_for_them(
     pytest.importorskip("tensorrt_rtx")
     script = f"""
 import ctypes, os
-from onnx_fuse.runtime import tensorrt
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
 registry = tensorrt.module().get_plugin_registry()
 ctypes.CDLL({str(library())!r}, os.RTLD_NOW | os.RTLD_LOCAL)
 print(registry.get_creator("FusedSwish", "1", "gr.ml.infra") is not None)

@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture
 def plugin() -> Iterator[Callable[..., None]]:
     """Registers a plugin of gr.ml.infra, written in Python: version "1", output like its input, with the given fields."""
-    from onnx_fuse.runtime import tensorrt
+    from onnx_fuse.runtime.tensorrt import binding as tensorrt
 
     trt = tensorrt.module()
 

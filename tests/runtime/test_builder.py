@@ -17,10 +17,11 @@ from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError, OutputError, UsageError, VerificationError
-from onnx_fuse.runtime import EngineConfig, build, builder, read_shapes, tensorrt
+from onnx_fuse.runtime import EngineConfig, build, builder, read_shapes
 from onnx_fuse.runtime.device import engine_file, gpus
 from onnx_fuse.runtime.device.engine_file import EngineTensor, ShapeRange
-from onnx_fuse.runtime.parse import parse_network
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt.parse import parse_network
 from tests.helpers import model
 
 try:

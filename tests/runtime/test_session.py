@@ -32,7 +32,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(number: int = 0) -> None:
         raise UsageError("There is no CUDA driver here.", "Install NVIDIA's driver, or run on the CPU.")
 
-    monkeypatch.setattr("onnx_fuse.runtime.tensorrt_engine.CudaDevice", refuse)
+    monkeypatch.setattr("onnx_fuse.runtime.tensorrt.executor.CudaDevice", refuse)
 
 
 def swish() -> ModelProto:

@@ -664,7 +664,7 @@ class TestInspect:
 
 class TestParse:
     def test_accepted(self, small: Path) -> None:
-        parsing = pytest.importorskip("onnx_fuse.runtime.parse")
+        parsing = pytest.importorskip("onnx_fuse.runtime.tensorrt.parse")
         done = run("parse", small)
         if "TensorRT" in done.stderr and done.exit_code == 2:
             pytest.skip("no TensorRT is installed")
@@ -695,7 +695,7 @@ class TestParse:
         assert advice in hint and "--plugins LIB" in hint
 
     def test_not_accepted(self, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        parsing = pytest.importorskip("onnx_fuse.runtime.parse")
+        parsing = pytest.importorskip("onnx_fuse.runtime.tensorrt.parse")
         issue = parsing.ParseIssue("multiply", "MatMul", "INVALID_NODE", "no [such] thing\nat all", ("if (If)",))
         refused = parsing.ParseResult(
             accepted=False, layers=1, plugins=("p",), inlined={"d::F": 2}, errors=(issue,), inputs=(), outputs=(),

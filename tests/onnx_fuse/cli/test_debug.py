@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 import onnx_fuse
 from onnx_fuse.cli.app import app
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import tensorrt
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
 from tests.trust import mutations
 
 

@@ -389,7 +389,7 @@ def test_names_of_our_own_and_domains_of_onnx_are_refused() -> None:
 
 def test_names_as_tensorrt_takes_them() -> None:
     pytest.importorskip("tensorrt_rtx_libs")
-    from onnx_fuse.runtime import tensorrt
+    from onnx_fuse.runtime.tensorrt import binding as tensorrt
 
     trt = tensorrt.module()
     builder = trt.Builder(tensorrt.logger())

@@ -149,14 +149,14 @@ def test_an_unknown_choice() -> None:
 
 def test_tensorrt_makes_its_attention_layer_of_it() -> None:
     """Query and key are scaled before their product: the layer gets both from an elementwise one."""
-    from onnx_fuse.runtime import tensorrt
+    from onnx_fuse.runtime.tensorrt import binding as tensorrt
 
     try:
         tensorrt.module()
     except UsageError as missing:
         pytest.skip(str(missing))
-    from onnx_fuse.runtime.network import network_text
-    from onnx_fuse.runtime.parse import parse_network
+    from onnx_fuse.runtime.tensorrt.network_text import network_text
+    from onnx_fuse.runtime.tensorrt.parse import parse_network
 
     model = onnx_fuse.fuse(FORMS["additive mask"], attention="native", verify=False).model
     parsed = parse_network(model, plugins=[])
@@ -171,7 +171,7 @@ def test_tensorrt_makes_its_attention_layer_of_it() -> None:
 @pytest.mark.parametrize("kind", ["float16", "float"])
 def test_tensorrt_builds_it(kind: str) -> None:
     """It has no kernel for float32; parsing lets it decompose such a layer, which fails to build otherwise."""
-    from onnx_fuse.runtime import tensorrt
+    from onnx_fuse.runtime.tensorrt import binding as tensorrt
 
     try:
         trt = tensorrt.module()
@@ -179,7 +179,7 @@ def test_tensorrt_builds_it(kind: str) -> None:
         pytest.skip(str(missing))
     if trt.__name__ != "tensorrt_rtx":
         pytest.skip("only TensorRT-RTX builds without a GPU")
-    from onnx_fuse.runtime.parse import parse_network
+    from onnx_fuse.runtime.tensorrt.parse import parse_network
 
     parsed = parse_network(onnx_fuse.fuse(attention(kind=kind), attention="native", verify=False).model, plugins=[])
     config, profile = parsed.builder.create_builder_config(), parsed.builder.create_optimization_profile()

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import ModelError, OnnxFuseError, UsageError
-from onnx_fuse.runtime import tensorrt
 from onnx_fuse.runtime.device import engine_file
 from onnx_fuse.runtime.device.arrays import Tensor
 from onnx_fuse.runtime.device.cuda import CudaDevice
 from onnx_fuse.runtime.device.executor import PRODUCTS, Device, LayerTime, Memory, Profile
 from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
 
 _ALLOWED = "The engine's record says which shapes it allows."
 _ALIGNMENT = 256  # of the memory that CUDA gives, at least

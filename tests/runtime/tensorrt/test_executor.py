@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from onnx_fuse.errors import ModelError, UsageError
-from onnx_fuse.runtime import Engine, tensorrt
+from onnx_fuse.runtime import Engine
 from onnx_fuse.runtime.device.arrays import Tensor
 from onnx_fuse.runtime.onnxruntime.executor import OrtContext, OrtExecutor
 from onnx_fuse.runtime.plugins import library as plugins
-from onnx_fuse.runtime.tensorrt_engine import TensorRTExecutor, allocator, found_plugins, nodes_of
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt.executor import TensorRTExecutor, allocator, found_plugins, nodes_of
 from tests.helpers import model
 from tests.runtime.devices import PosingDevice
 from tests.runtime.engines import write_engine

@@ -12,8 +12,8 @@ from onnx import ModelProto
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import tensorrt
-from onnx_fuse.runtime.parse import ParsedNetwork, parse, parse_network
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt.parse import ParsedNetwork, parse, parse_network
 from tests import helpers
 from tests.helpers import Array
 

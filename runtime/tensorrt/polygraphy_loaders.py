@@ -1,6 +1,6 @@
 """Loaders for Polygraphy, NVIDIA's tool for comparing and debugging models: fused models and the plugin library.
 
-    from onnx_fuse.runtime.polygraphy_loaders import BytesFromFused, LoadPlugins  # before polygraphy.backend.trt
+    from onnx_fuse.runtime.tensorrt.polygraphy_loaders import BytesFromFused, LoadPlugins  # before polygraphy.backend.trt
     from polygraphy.backend.trt import NetworkFromOnnxBytes, TrtRunner
 
     network = NetworkFromOnnxBytes(LoadPlugins(BytesFromFused("fused.onnx")), strongly_typed=True)
@@ -23,8 +23,9 @@ from onnx import ModelProto
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.files import io
-from onnx_fuse.runtime import parse, tensorrt
 from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt import parse
 
 
 def _point_polygraphy() -> None:
@@ -37,8 +38,8 @@ def _point_polygraphy() -> None:
     config: Any = importlib.import_module("polygraphy.config")
     if is_rtx != config.USE_TENSORRT_RTX and "polygraphy.backend.trt" in sys.modules:
         raise UsageError(
-            "polygraphy.backend.trt was imported before onnx_fuse.runtime.polygraphy_loaders and looks for another TensorRT.",
-            "Import onnx_fuse.runtime.polygraphy_loaders first.",
+            "polygraphy.backend.trt was imported before onnx_fuse.runtime.tensorrt.polygraphy_loaders and looks for another TensorRT.",
+            "Import onnx_fuse.runtime.tensorrt.polygraphy_loaders first.",
         )
     config.USE_TENSORRT_RTX = is_rtx
 

@@ -1,4 +1,4 @@
-"""onnx_fuse.runtime.parse and .tensorrt: on the CPU, against the real parser, with plugins written in Python."""
+"""onnx_fuse.runtime.tensorrt.parse and .tensorrt: on the CPU, against the real parser, with plugins written in Python."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from onnx import ModelProto, numpy_helper, parser
 
 from onnx_fuse.errors import ModelError, UsageError
-from onnx_fuse.runtime import tensorrt
-from onnx_fuse.runtime.parse import parse, parse_network
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt.parse import parse, parse_network
 
 try:
     trt = tensorrt.module()
@@ -315,7 +315,7 @@ def test_an_early_import_is_an_error_and_no_abort() -> None:
     script = """
 import tensorrt_rtx
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import tensorrt
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
 tensorrt.module()
 try:
     tensorrt.require_plugin_nodes()

@@ -17,9 +17,9 @@ from onnx.helper import get_attribute_value
 from onnx.inliner import inline_local_functions
 
 from onnx_fuse.errors import ModelError, reason
-from onnx_fuse.runtime import tensorrt
 from onnx_fuse.runtime.plugins import harness
 from onnx_fuse.runtime.plugins import library as libraries
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
 
 _INLINED = re.compile(r"__\d+$")  # what onnx's inliner adds to the names of a body's nodes
 _NO_WORKSPACE = "needs workspace, which TensorRT does not have inside If, Loop and Scan"

@@ -93,7 +93,7 @@ def require_plugin_nodes() -> None:
     if module().__name__ == "tensorrt_rtx" and not _plugin_nodes_are_safe():
         raise UsageError(
             "tensorrt_rtx was imported before onnx-fuse could prepare it, and would abort this process at the first plugin node.",
-            "Call onnx_fuse.runtime.tensorrt.module() before anything imports tensorrt_rtx.",
+            "Call onnx_fuse.runtime.tensorrt.binding.module() before anything imports tensorrt_rtx.",
         )
 
 

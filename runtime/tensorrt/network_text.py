@@ -9,8 +9,8 @@ from typing import Any
 from onnx import ModelProto, helper
 
 from onnx_fuse.passes.files.io import load
-from onnx_fuse.runtime import tensorrt
-from onnx_fuse.runtime.parse import ParsedNetwork
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt.parse import ParsedNetwork
 
 
 def network_text(parsed: ParsedNetwork, model: ModelProto | str | Path) -> str:

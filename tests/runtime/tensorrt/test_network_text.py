@@ -7,16 +7,16 @@ from collections.abc import Callable
 import pytest
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import tensorrt
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
 
 try:
     trt = tensorrt.module()
 except UsageError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-from onnx_fuse.runtime.network import network_text
-from onnx_fuse.runtime.parse import parse_network
-from tests.runtime.test_parse import NODE, model
+from onnx_fuse.runtime.tensorrt.network_text import network_text
+from onnx_fuse.runtime.tensorrt.parse import parse_network
+from tests.runtime.tensorrt.test_parse import NODE, model
 
 
 def test_layers_types_shapes_settings_and_plugin_fields(plugin: Callable[..., None]) -> None:

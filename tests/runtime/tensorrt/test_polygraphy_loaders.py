@@ -12,7 +12,7 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime import tensorrt
+from onnx_fuse.runtime.tensorrt import binding as tensorrt
 from tests.trust import mutations
 
 pytest.importorskip("polygraphy")
@@ -22,7 +22,7 @@ try:
 except UsageError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-from onnx_fuse.runtime.polygraphy_loaders import BytesFromFused, LoadPlugins, OnnxFromFused
+from onnx_fuse.runtime.tensorrt.polygraphy_loaders import BytesFromFused, LoadPlugins, OnnxFromFused
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,6 @@ def test_imported_too_late() -> None:
     """Polygraphy has looked for `tensorrt` by then, and would fail later with another message."""
     if tensorrt.module().__name__ != "tensorrt_rtx":
         pytest.skip("Polygraphy takes `tensorrt` by itself")
-    code = "import polygraphy.backend.trt, onnx_fuse.runtime.polygraphy_loaders"
+    code = "import polygraphy.backend.trt, onnx_fuse.runtime.tensorrt.polygraphy_loaders"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode and "Import onnx_fuse.runtime.polygraphy_loaders first" in done.stderr
+    assert done.returncode and "Import onnx_fuse.runtime.tensorrt.polygraphy_loaders first" in done.stderr
