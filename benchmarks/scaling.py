@@ -274,7 +274,7 @@ def _run_job(job: dict[str, Any]) -> dict[str, Any]:
 def _verify(original: Path, fused: Path) -> dict[str, Any]:
     import onnxruntime  # noqa: F401  (its memory belongs to the baseline)
 
-    from onnx_fuse.passes.verify import verify
+    from onnx_fuse.runtime.verify.verification import verify
 
     cost, result = common.measured(lambda: verify(original, fused))
     outcome = f"skipped: {result.skipped}" if result.skipped else "passed" if result.passed else "failed"

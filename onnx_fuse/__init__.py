@@ -24,8 +24,8 @@ _EXPORTS = {
     "custom_op": "onnx_fuse.exporting.custom_ops",
     "LearnedFusion": "onnx_fuse.learning.learn",
     "OwnKernel": "onnx_fuse.own_kernels.declaration",
-    "verify": "onnx_fuse.passes.verify",
-    "Verification": "onnx_fuse.passes.verify",
+    "verify": "onnx_fuse.runtime.verify.verification",
+    "Verification": "onnx_fuse.runtime.verify.verification",
     "Pipeline": "onnx_fuse.passes.pipeline",
     "Report": "onnx_fuse.passes.report",
     "Graph": "onnx_fuse.passes.graph.index",
@@ -78,9 +78,9 @@ if TYPE_CHECKING:
     from onnx_fuse.passes.graph.index import Graph
     from onnx_fuse.passes.pipeline import Pipeline
     from onnx_fuse.passes.report import Report
-    from onnx_fuse.passes.verify import Verification, verify
     from onnx_fuse.patterns.dsl import Attribute, Constant, Optional, Scalar, pattern
     from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+    from onnx_fuse.runtime.verify.verification import Verification, verify
 
 
 def __getattr__(name: str) -> Any:

@@ -28,12 +28,12 @@ from onnx_fuse.passes.opset_conversion import OLDEST, Convert
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
 from onnx_fuse.passes.select.predicted import METHODS, Selection
-from onnx_fuse.passes.verify import Suspects
-from onnx_fuse.passes.verify import verify as compare
 from onnx_fuse.patterns import fusions as builtin_fusions
 from onnx_fuse.patterns.operator import Fusion
 from onnx_fuse.runtime.measure.selection import selected
 from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.verify.verification import Suspects
+from onnx_fuse.runtime.verify.verification import verify as compare
 from onnx_fuse.versions import installed_versions
 
 Model = "ModelProto | str | os.PathLike[str] | Any"

@@ -17,9 +17,6 @@ from onnx import AttributeProto, ModelProto, ValueInfoProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
-from onnx_fuse.passes.accuracy import Accuracy, measure
-from onnx_fuse.passes.compare import TOLERANCES
-from onnx_fuse.passes.draw import input_specs
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.external_data import external_files
 from onnx_fuse.passes.files.staging import Staging, write_file
@@ -47,6 +44,9 @@ from onnx_fuse.runtime.tensorrt.parse import (
     text_of,
 )
 from onnx_fuse.runtime.tensorrt.profiles import profiles_for
+from onnx_fuse.runtime.verify.accuracy import Accuracy, measure
+from onnx_fuse.runtime.verify.compare import TOLERANCES
+from onnx_fuse.runtime.verify.random_inputs import input_specs
 
 _BLOCK = 1 << 22
 _MOST_ERRORS = 5

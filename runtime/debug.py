@@ -16,14 +16,14 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
-from onnx_fuse.passes import verify
-from onnx_fuse.passes.compare import Comparison, compare, tolerance
-from onnx_fuse.passes.draw import Array, input_specs
-from onnx_fuse.passes.evidence import Evidence, Original, as_arrays, drawn_evidence, given_evidence
-from onnx_fuse.passes.given import given_inputs
 from onnx_fuse.passes.graph import bodies as emit
-from onnx_fuse.passes.widen import holds_bfloat16, widen
 from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.verify import verification as verify
+from onnx_fuse.runtime.verify.compare import Comparison, compare, tolerance
+from onnx_fuse.runtime.verify.float32_twin import holds_bfloat16, widen
+from onnx_fuse.runtime.verify.random_inputs import Array, input_specs
+from onnx_fuse.runtime.verify.reference import Evidence, Original, as_arrays, drawn_evidence, given_evidence
+from onnx_fuse.runtime.verify.user_inputs import given_inputs
 
 Model = ModelProto | str | Path
 _MOST_VALUES = 512

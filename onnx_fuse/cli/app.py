@@ -207,7 +207,7 @@ def verify(
     for model in (original, fused):
         require_readable(model)
     from onnx_fuse.cli import render
-    from onnx_fuse.passes import verify as verification
+    from onnx_fuse.runtime.verify import verification
 
     with show_progress(False, f"running {original.name} and {fused.name}"):
         result = verification.verify(original, fused)

@@ -27,8 +27,6 @@ from onnx_fuse import torch_export
 from onnx_fuse.api import Chosen, FuseResult, Progress, fuse
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.exporting.custom_ops import CustomOps
-from onnx_fuse.passes.compare import TOLERANCES, Comparison, compare, tolerance
-from onnx_fuse.passes.draw import DRAWS, draw_inputs, input_specs
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.staging import write_file
 from onnx_fuse.passes.graph.bodies import Functions
@@ -36,6 +34,8 @@ from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report
 from onnx_fuse.runtime.onnxruntime import session as ort
 from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare, tolerance
+from onnx_fuse.runtime.verify.random_inputs import DRAWS, draw_inputs, input_specs
 
 BUILD_FORMAT = 1
 SUMMARY_FORMAT = 1

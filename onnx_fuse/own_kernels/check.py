@@ -24,11 +24,11 @@ from onnx_fuse import torch_export
 from onnx_fuse.errors import ModelError, OnnxFuseError, UsageError
 from onnx_fuse.learning import file as learned_file
 from onnx_fuse.own_kernels import build as own_kernels
-from onnx_fuse.passes.compare import TOLERANCES, Array, compare
-from onnx_fuse.passes.draw import Draw, draw_inputs, input_specs
 from onnx_fuse.patterns.learned import Tensor
 from onnx_fuse.runtime.onnxruntime import session as ort
 from onnx_fuse.runtime.plugins.own_operator import Config, OwnOperator
+from onnx_fuse.runtime.verify.compare import TOLERANCES, Array, compare
+from onnx_fuse.runtime.verify.random_inputs import Draw, draw_inputs, input_specs
 
 ALLOWED = {**TOLERANCES, "bfloat16": 2 * TOLERANCES["float16"]}
 """Element type -> difference allowed, relative to the largest magnitude of the output."""

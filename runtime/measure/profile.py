@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes import draw
-from onnx_fuse.passes.draw import Draw, InputSpec
 from onnx_fuse.passes.files import io
-from onnx_fuse.passes.given import given_inputs
 from onnx_fuse.runtime.device import engine_file
 from onnx_fuse.runtime.device.executor import LayerTime
 from onnx_fuse.runtime.engine import Engine, Timing
+from onnx_fuse.runtime.verify import random_inputs as draw
+from onnx_fuse.runtime.verify.random_inputs import Draw, InputSpec
+from onnx_fuse.runtime.verify.user_inputs import given_inputs
 
 _CONFIDENCE = 1.96  # standard deviations that hold 95% of a normal distribution
 _FEWEST_PAIRS = 10  # fewer give no interval of 95%

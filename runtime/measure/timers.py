@@ -15,12 +15,12 @@ import onnxruntime
 from onnx import ModelProto
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes.draw import DRAWS, Array, draw_inputs, input_specs
 from onnx_fuse.passes.select.measured import Run, Timer
 from onnx_fuse.runtime.device import gpus
 from onnx_fuse.runtime.device.engine_file import ShapeRange
 from onnx_fuse.runtime.onnxruntime import session as ort
 from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.verify.random_inputs import DRAWS, Array, draw_inputs, input_specs
 
 
 def timer_for(device: str | None, sizes: Mapping[str, int], base_dir: Path | None) -> Timer:

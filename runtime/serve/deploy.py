@@ -18,16 +18,17 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, OutputError, UsageError
-from onnx_fuse.passes import compare, draw
-from onnx_fuse.passes.evidence import Evidence, Original, drawn_evidence
 from onnx_fuse.passes.files import io, memory
 from onnx_fuse.passes.files import staging as files
-from onnx_fuse.passes.verification import Rejected
 from onnx_fuse.runtime.device import engine_file
 from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor
 from onnx_fuse.runtime.onnxruntime import session as ort
 from onnx_fuse.runtime.plugins import library as libraries
 from onnx_fuse.runtime.serve import manifests
+from onnx_fuse.runtime.verify import compare
+from onnx_fuse.runtime.verify import random_inputs as draw
+from onnx_fuse.runtime.verify.record import Rejected
+from onnx_fuse.runtime.verify.reference import Evidence, Original, drawn_evidence
 
 SERVER = "26.07"
 """The server's release that is used where none is given: what is said of its ONNX Runtime here was checked for this one."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes.draw import InputSpec, symbols, with_sums
 from onnx_fuse.runtime.device.engine_file import ShapeRange
 from onnx_fuse.runtime.tensorrt.config import EngineConfig, Profile
+from onnx_fuse.runtime.verify.random_inputs import InputSpec, symbols, with_sums
 
 ASSUMED = {True: (1, 8, 32), False: (1, 128, 512)}
 """Min, opt and max of a dimension that nobody gave: of a batch, and of any other."""

@@ -13,8 +13,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes.accuracy import measure
 from onnx_fuse.passes.precision import Converted, convert, precision_of, quantized_types, rounded
+from onnx_fuse.runtime.verify.accuracy import measure
 from tests.helpers import copied, model
 
 RANDOM = np.random.default_rng(0)

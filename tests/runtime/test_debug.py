@@ -14,8 +14,8 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError, VerificationError
-from onnx_fuse.passes.verify import verify
 from onnx_fuse.runtime.debug import debug, statistics
+from onnx_fuse.runtime.verify.verification import verify
 from tests import helpers
 from tests.helpers import copied
 from tests.trust import mutations

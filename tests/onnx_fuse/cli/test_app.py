@@ -569,7 +569,7 @@ class TestVerify:
         assert error.startswith("error: It is not proven that ") and hint.startswith("hint: ")
 
     def test_nothing_compared(self, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("onnx_fuse.passes.verify.available_bytes", lambda: 0)
+        monkeypatch.setattr("onnx_fuse.runtime.verify.verification.available_bytes", lambda: 0)
         done = run("verify", small, small)
         assert done.exit_code == 4 and done.stdout.startswith("not verified: running the models takes about ")
         assert done.stderr == "error: Nothing was compared.\nhint: Run it on a larger machine.\n"

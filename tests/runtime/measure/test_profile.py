@@ -12,12 +12,12 @@ import onnx
 import pytest
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes.draw import input_specs
 from onnx_fuse.runtime import OrtSession
 from onnx_fuse.runtime.device.executor import LayerTime
 from onnx_fuse.runtime.engine import Engine, Timing
 from onnx_fuse.runtime.measure import profile
 from onnx_fuse.runtime.measure.profile import Ratio, Summary
+from onnx_fuse.runtime.verify.random_inputs import input_specs
 from tests.helpers import model
 from tests.runtime.devices import PosingDevice, PosingExecutor
 from tests.runtime.engines import write_engine

@@ -10,11 +10,11 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes.draw import input_specs
 from onnx_fuse.runtime import EngineConfig, read_shapes
 from onnx_fuse.runtime.device.engine_file import ShapeRange
 from onnx_fuse.runtime.tensorrt.config import read_size
 from onnx_fuse.runtime.tensorrt.profiles import profiles_for
+from onnx_fuse.runtime.verify.random_inputs import input_specs
 from tests.helpers import model
 
 TWO_INPUTS = "(int64[batch, sequence] ids, float[batch, sequence] mask) => (float[batch, sequence] y) { c = Cast<to=1>(ids) y = Mul(c, mask) }"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnx_fuse.errors import VerificationError
-from onnx_fuse.passes.compare import Comparison
+from onnx_fuse.runtime.verify.compare import Comparison
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError
-from onnx_fuse.passes.compare import Comparison, compare
-from onnx_fuse.passes.draw import DRAWS, draw_shapes, input_specs
-from onnx_fuse.passes.evidence import Original, as_arrays, drawn_evidence
 from onnx_fuse.passes.files.memory import available_bytes, needed_bytes
 from onnx_fuse.passes.precision import Converted, rounded
-from onnx_fuse.passes.verification import Rejected
 from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.verify.compare import Comparison, compare
+from onnx_fuse.runtime.verify.random_inputs import DRAWS, draw_shapes, input_specs
+from onnx_fuse.runtime.verify.record import Rejected
+from onnx_fuse.runtime.verify.reference import Original, as_arrays, drawn_evidence
 
 
 @dataclass(frozen=True)

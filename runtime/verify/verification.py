@@ -15,16 +15,16 @@ from typing import Any
 from onnx import ModelProto, TensorProto
 
 from onnx_fuse.errors import ModelError
-from onnx_fuse.passes.compare import TOLERANCES, Comparison, compare, tolerance
-from onnx_fuse.passes.draw import DRAWS, Array, Draw, InputSpec, draw_shapes, has_mask, input_specs
-from onnx_fuse.passes.evidence import Evidence, Original, as_arrays, drawn_evidence, given_evidence
 from onnx_fuse.passes.files.encoding import blames_text
 from onnx_fuse.passes.files.io import load
 from onnx_fuse.passes.files.memory import available_bytes, needed_bytes
-from onnx_fuse.passes.given import given_inputs
-from onnx_fuse.passes.verification import Case, Rejected, Verification
-from onnx_fuse.passes.widen import holds_bfloat16, widen
 from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare, tolerance
+from onnx_fuse.runtime.verify.float32_twin import holds_bfloat16, widen
+from onnx_fuse.runtime.verify.random_inputs import DRAWS, Array, Draw, InputSpec, draw_shapes, has_mask, input_specs
+from onnx_fuse.runtime.verify.record import Case, Rejected, Verification
+from onnx_fuse.runtime.verify.reference import Evidence, Original, as_arrays, drawn_evidence, given_evidence
+from onnx_fuse.runtime.verify.user_inputs import given_inputs
 
 __all__ = ["Evidence", "Suspects", "Verification", "bisect", "verify"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, parser
 
-from onnx_fuse.passes.compare import TOLERANCES, Comparison, compare, tolerance
+from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare, tolerance
 
 NAN, INF = math.nan, math.inf
 

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from onnx_fuse.errors import ModelError
-from onnx_fuse.passes.draw import DRAWS, Draw, InputSpec, draw_inputs, draw_shapes, has_floats, has_mask, input_specs
+from onnx_fuse.runtime.verify.random_inputs import (
+    DRAWS,
+    Draw,
+    InputSpec,
+    draw_inputs,
+    draw_shapes,
+    has_floats,
+    has_mask,
+    input_specs,
+)
 
 TABLE = numpy_helper.from_array(np.zeros((11, 4), np.float32), "table")
 

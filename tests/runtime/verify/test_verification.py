@@ -15,10 +15,10 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper, parser
 
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
-from onnx_fuse.passes.draw import DRAWS
-from onnx_fuse.passes.evidence import Evidence
-from onnx_fuse.passes.verification import Case
-from onnx_fuse.passes.verify import Suspects, Verification, bisect, verify
+from onnx_fuse.runtime.verify.random_inputs import DRAWS
+from onnx_fuse.runtime.verify.record import Case
+from onnx_fuse.runtime.verify.reference import Evidence
+from onnx_fuse.runtime.verify.verification import Suspects, Verification, bisect, verify
 
 HIDDEN, IDS = 16, 13
 

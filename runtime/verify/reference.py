@@ -12,7 +12,8 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, UsageError
-from onnx_fuse.passes.draw import (
+from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.verify.random_inputs import (
     DRAWS,
     FALLBACK_LENGTHS,
     Array,
@@ -23,8 +24,7 @@ from onnx_fuse.passes.draw import (
     has_floats,
     has_mask,
 )
-from onnx_fuse.passes.verification import Case, Rejected
-from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.verify.record import Case, Rejected
 
 _ENOUGH_CASES = 2
 _MOST_HINTS = 24

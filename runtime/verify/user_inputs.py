@@ -11,7 +11,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.errors import UsageError, reason
-from onnx_fuse.passes.draw import Array, InputSpec, numpy_type
+from onnx_fuse.runtime.verify.random_inputs import Array, InputSpec, numpy_type
 
 _HOW_TO_WRITE = "Write it with numpy.savez(FILE, input_name=array)."
 
