@@ -29,14 +29,14 @@ _EXPORTS = {
     "Pipeline": "onnx_fuse.passes.pipeline",
     "Report": "onnx_fuse.passes.report",
     "Graph": "onnx_fuse.passes.graph.index",
-    "pattern": "onnx_fuse.patterns.dsl",
-    "Attribute": "onnx_fuse.patterns.dsl",
-    "Constant": "onnx_fuse.patterns.dsl",
-    "Optional": "onnx_fuse.patterns.dsl",
-    "Scalar": "onnx_fuse.patterns.dsl",
-    "Fused": "onnx_fuse.patterns.operator",
-    "FusedOp": "onnx_fuse.patterns.operator",
-    "Fusion": "onnx_fuse.patterns.operator",
+    "pattern": "onnx_fuse.patterns.language.dsl",
+    "Attribute": "onnx_fuse.patterns.language.dsl",
+    "Constant": "onnx_fuse.patterns.language.dsl",
+    "Optional": "onnx_fuse.patterns.language.dsl",
+    "Scalar": "onnx_fuse.patterns.language.dsl",
+    "Fused": "onnx_fuse.patterns.language.operator",
+    "FusedOp": "onnx_fuse.patterns.language.operator",
+    "Fusion": "onnx_fuse.patterns.language.operator",
     "OnnxFuseError": "onnx_fuse.errors",
 }
 
@@ -78,8 +78,8 @@ if TYPE_CHECKING:
     from onnx_fuse.passes.graph.index import Graph
     from onnx_fuse.passes.pipeline import Pipeline
     from onnx_fuse.passes.report import Report
-    from onnx_fuse.patterns.dsl import Attribute, Constant, Optional, Scalar, pattern
-    from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+    from onnx_fuse.patterns.language.dsl import Attribute, Constant, Optional, Scalar, pattern
+    from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
     from onnx_fuse.runtime.verify.verification import Verification, verify
 
 

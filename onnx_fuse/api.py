@@ -29,7 +29,7 @@ from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
 from onnx_fuse.passes.select.predicted import METHODS, Selection
 from onnx_fuse.patterns import fusions as builtin_fusions
-from onnx_fuse.patterns.operator import Fusion
+from onnx_fuse.patterns.language.operator import Fusion
 from onnx_fuse.runtime.measure.selection import selected
 from onnx_fuse.runtime.plugins import library as plugins
 from onnx_fuse.runtime.verify.verification import Suspects

@@ -13,7 +13,7 @@ from onnx_fuse.errors import OnnxFuseError, PatternError
 from onnx_fuse.passes.graph import bodies as emit
 from onnx_fuse.passes.graph.index import Graph, count_nodes, graphs
 from onnx_fuse.passes.report import Log, PassRecord, Report
-from onnx_fuse.patterns.operator import DOMAIN
+from onnx_fuse.patterns.language.operator import DOMAIN
 
 
 @runtime_checkable

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.dsl import Attribute, Constant, Optional, Pattern, Scalar, Value, pattern
-from onnx_fuse.patterns.operator import Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.dsl import Attribute, Constant, Optional, Pattern, Scalar, Value, pattern
+from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
 
 __all__ = [
     "Attribute",

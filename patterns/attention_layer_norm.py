@@ -11,12 +11,12 @@ from typing import Any
 
 from onnx import TensorProto
 
-from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.dsl import VIEW_DOMAIN, Attribute, Optional, Scalar, pattern
-from onnx_fuse.patterns.heads import before_split, four_axes, misfit, narrow, producer, unexpanded, wide
-from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.norm import affine_problem, norm_of
-from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN, Attribute, Optional, Scalar, pattern
+from onnx_fuse.patterns.language.interface import Match, View
+from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.parts.heads import before_split, four_axes, misfit, narrow, producer, unexpanded, wide
+from onnx_fuse.patterns.parts.norm import affine_problem, norm_of
 
 
 @pattern

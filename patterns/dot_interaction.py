@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.dsl import VIEW_DOMAIN, Constant, pattern
-from onnx_fuse.patterns.features import Block, blocks_of, is_first_row
-from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN, Constant, pattern
+from onnx_fuse.patterns.language.interface import Match, View
+from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.parts.features import Block, blocks_of, is_first_row
 
 
 @pattern

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.dsl import Attribute, Scalar, pattern
-from onnx_fuse.patterns.heads import misfit, unexpanded
-from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.dsl import Attribute, Scalar, pattern
+from onnx_fuse.patterns.language.interface import Match, View
+from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.parts.heads import misfit, unexpanded
 
 MASKED_SCORE = -1e4
 """At and below this number a masked score gives no weight beside any other."""

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.dsl import Attribute, Optional, Scalar, pattern
-from onnx_fuse.patterns.heads import four_axes, misfit, narrow, producer, rows, unexpanded, wide
-from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.level_attention import build_levels, level_attention, levels_body
-from onnx_fuse.patterns.masks import conjunction, is_lower_triangle, lengths_behind, negated, split_off
-from onnx_fuse.patterns.norm import affine_problem
-from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.dsl import Attribute, Optional, Scalar, pattern
+from onnx_fuse.patterns.language.interface import Match, View
+from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.parts.heads import four_axes, misfit, narrow, producer, rows, unexpanded, wide
+from onnx_fuse.patterns.parts.level_attention import build_levels, level_attention, levels_body
+from onnx_fuse.patterns.parts.masks import conjunction, is_lower_triangle, lengths_behind, negated, split_off
+from onnx_fuse.patterns.parts.norm import affine_problem
 
 SILU_IS_ZERO = -128.0
 """At and below this number SiLU is zero in float32."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.dsl import Attribute, Optional, pattern
-from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.norm import affine_problem, norm_of
-from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.dsl import Attribute, Optional, pattern
+from onnx_fuse.patterns.language.interface import Match, View
+from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.parts.norm import affine_problem, norm_of
 
 
 @pattern

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.dsl import Attribute, Constant, Pattern, Scalar
-from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.masks import counts_up
-from onnx_fuse.patterns.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.dsl import Attribute, Constant, Pattern, Scalar
+from onnx_fuse.patterns.language.interface import Match, View
+from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.parts.masks import counts_up
 
 OUTPUTS = ("scores", "short_term", "long_term", "cooccurrence")
 

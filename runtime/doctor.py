@@ -17,7 +17,7 @@ import onnx
 import onnx_fuse
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.patterns import fusions
-from onnx_fuse.patterns.operator import DOMAIN
+from onnx_fuse.patterns.language.operator import DOMAIN
 from onnx_fuse.runtime.device import gpus
 from onnx_fuse.runtime.device.gpus import Gpu
 from onnx_fuse.runtime.onnxruntime import session as ort

@@ -131,7 +131,7 @@ def test_the_docs_count_patterns_and_rules_as_they_are() -> None:
     from onnx_fuse.passes.normalize import tensorflow_norms as normalize_tf
     from onnx_fuse.passes.normalize.sweep import READING, rule_names
     from onnx_fuse.patterns import fusions
-    from onnx_fuse.patterns.dsl import Pattern
+    from onnx_fuse.patterns.language.dsl import Pattern
     from tests.models import zoo
 
     patterns = {fusion.name: len(fusion.patterns) for fusion in fusions()}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnx_fuse.inspect import Inspection
     from onnx_fuse.learning.learn import LearnedFusion
     from onnx_fuse.own_kernels.check import Checked
-    from onnx_fuse.patterns.operator import Fusion
+    from onnx_fuse.patterns.language.operator import Fusion
     from onnx_fuse.runtime.debug import Diagnosis, Value
     from onnx_fuse.runtime.doctor import Facts, Finding
     from onnx_fuse.runtime.tensorrt.parse import ParseResult

@@ -20,7 +20,7 @@ from onnx_fuse.learning.learn import LearnedFusion, from_torch
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.graph.bodies import add_bodies, import_domain
 from onnx_fuse.passes.graph.index import graphs
-from onnx_fuse.patterns.operator import DOMAIN, OPSET
+from onnx_fuse.patterns.language.operator import DOMAIN, OPSET
 
 _ANY_TYPE = "T"
 

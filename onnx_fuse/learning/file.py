@@ -17,8 +17,8 @@ import onnx
 from onnx import ModelProto, helper
 
 from onnx_fuse.errors import ModelError
-from onnx_fuse.patterns.learned import Definition, Form, Reference, Step, Tensor
-from onnx_fuse.patterns.operator import FusedOp
+from onnx_fuse.patterns.language.learned import Definition, Form, Reference, Step, Tensor
+from onnx_fuse.patterns.language.operator import FusedOp
 
 KEY = "onnx_fuse.learned"
 _FORMAT = 1

@@ -26,8 +26,8 @@ from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.checker import check
 from onnx_fuse.passes.fuse.read_form import Example, Leaf, identifier, read
 from onnx_fuse.patterns import fusions
-from onnx_fuse.patterns.learned import Definition, Form, name_problem
-from onnx_fuse.patterns.operator import DOMAIN, Fusion
+from onnx_fuse.patterns.language.learned import Definition, Form, name_problem
+from onnx_fuse.patterns.language.operator import DOMAIN, Fusion
 from onnx_fuse.runtime.verify.verification import verify
 from onnx_fuse.torch_export import Export
 

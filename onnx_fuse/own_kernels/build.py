@@ -23,8 +23,8 @@ from onnx_fuse.own_kernels.declaration import OwnKernel
 from onnx_fuse.passes.fuse.fuse_pass import inferred_types
 from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.learned import Tensor
-from onnx_fuse.patterns.operator import FusedOp
+from onnx_fuse.patterns.language.learned import Tensor
+from onnx_fuse.patterns.language.operator import FusedOp
 from onnx_fuse.runtime.plugins import aot
 from onnx_fuse.runtime.plugins import library as plugins
 from onnx_fuse.runtime.plugins.expressions import Expression, parse

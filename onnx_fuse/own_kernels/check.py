@@ -24,7 +24,7 @@ from onnx_fuse import torch_export
 from onnx_fuse.errors import ModelError, OnnxFuseError, UsageError
 from onnx_fuse.learning import file as learned_file
 from onnx_fuse.own_kernels import build as own_kernels
-from onnx_fuse.patterns.learned import Tensor
+from onnx_fuse.patterns.language.learned import Tensor
 from onnx_fuse.runtime.onnxruntime import session as ort
 from onnx_fuse.runtime.plugins.own_operator import Config, OwnOperator
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Array, compare

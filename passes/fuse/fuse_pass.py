@@ -24,8 +24,8 @@ from onnx_fuse.passes.opset_conversion import OLDEST, opset_of
 from onnx_fuse.passes.report import Log, MatchRecord, NearMissRecord
 from onnx_fuse.passes.view.matcher import Match, NearMiss, match_at
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.dsl import Pattern
-from onnx_fuse.patterns.operator import Fusion
+from onnx_fuse.patterns.language.dsl import Pattern
+from onnx_fuse.patterns.language.operator import Fusion
 
 _SMALL = 1024
 _BEHIND = 24

@@ -20,8 +20,8 @@ from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.opset_conversion import opset_of
 from onnx_fuse.passes.report import Report
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.operator import DOMAIN, FusedOp
+from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.operator import DOMAIN, FusedOp
 
 SINCE = 23
 """The opset that brought Attention."""

@@ -10,8 +10,8 @@ from onnx import FunctionProto, ModelProto, TensorProto, TypeProto, ValueInfoPro
 from onnx_fuse.passes.graph.bodies import import_domain
 from onnx_fuse.passes.graph.shapes import Info
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.body import CAST_LIKE_SINCE
-from onnx_fuse.patterns.operator import Fused, FusedOp
+from onnx_fuse.patterns.language.body import CAST_LIKE_SINCE
+from onnx_fuse.patterns.language.operator import Fused, FusedOp
 
 _FUNCTION_IR = 8
 

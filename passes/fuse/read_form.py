@@ -24,7 +24,7 @@ from onnx_fuse.passes.graph.index import Graph, Node
 from onnx_fuse.passes.graph.index import Reference as Unknown
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.view.view import ATTRIBUTE_INPUTS, View
-from onnx_fuse.patterns.learned import SHAPED, Form, Reference, Step, Tensor, filling, part_bounds
+from onnx_fuse.patterns.language.learned import SHAPED, Form, Reference, Step, Tensor, filling, part_bounds
 
 _LARGEST = 1 << 26
 _NORMS = ("LayerNormalization", "RMSNormalization")

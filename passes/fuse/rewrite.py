@@ -20,7 +20,7 @@ from onnx_fuse.passes.graph.index import Graph, Node, values_read
 from onnx_fuse.passes.view.layout_transform import MOVES
 from onnx_fuse.passes.view.matcher import Match
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.operator import Fused, Fusion
+from onnx_fuse.patterns.language.operator import Fused, Fusion
 
 CHEAP = frozenset(
     {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Slice", "Concat", "Split", "Gather"}

@@ -10,8 +10,8 @@ import onnx
 from onnx import FunctionProto, ModelProto, NodeProto
 
 from onnx_fuse.errors import ModelError, PatternError
-from onnx_fuse.patterns.body import CAST_LIKE_SINCE, attribute_kind
-from onnx_fuse.patterns.operator import OPSET, FusedOp
+from onnx_fuse.patterns.language.body import CAST_LIKE_SINCE, attribute_kind
+from onnx_fuse.patterns.language.operator import OPSET, FusedOp
 
 Functions = Literal["keep", "inline", "none"]
 

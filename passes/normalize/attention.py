@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.graph.shapes import Info
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.dsl import VIEW_DOMAIN
+from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 
 
 def decompose_attention(view: View, node: Node) -> bool:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.graph.shapes import Info
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.dsl import VIEW_DOMAIN
+from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 
 _MASK_FILTER = -10000.0
 # Next to a mask value beyond this, any score is lost: what else is added to it, and when, makes no difference.

@@ -19,8 +19,8 @@ from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.graph.shapes import Info
 from onnx_fuse.passes.view.layout_transform import MOVES, Move, find_move, identity, write_move
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.dsl import VIEW_DOMAIN
-from onnx_fuse.patterns.features import is_first_row
+from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
+from onnx_fuse.patterns.parts.features import is_first_row
 
 _SELECT = (VIEW_DOMAIN, "Select")
 _TO_THE_END = 1 << 31

@@ -7,7 +7,7 @@ from onnx_fuse.passes.normalize.casts import WIDE
 from onnx_fuse.passes.view.matcher import Match, NearMiss, match_at
 from onnx_fuse.passes.view.rule import begins, reads
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.dsl import Pattern, Scalar, pattern
+from onnx_fuse.patterns.language.dsl import Pattern, Scalar, pattern
 
 LAST_AXIS = [-1]
 NORMS = (("", "LayerNormalization"), ("", "RMSNormalization"))

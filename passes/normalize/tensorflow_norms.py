@@ -7,7 +7,7 @@ from onnx_fuse.passes.normalize.norms import LAST_AXIS, spans_last_axis
 from onnx_fuse.passes.view.matcher import Match, match_at
 from onnx_fuse.passes.view.rule import begins
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.dsl import Pattern, Scalar, pattern
+from onnx_fuse.patterns.language.dsl import Pattern, Scalar, pattern
 
 
 @pattern

@@ -13,7 +13,7 @@ from typing import Any
 from onnx import NodeProto, helper
 
 from onnx_fuse.passes.select.cost_model import Device
-from onnx_fuse.patterns.operator import DOMAIN
+from onnx_fuse.patterns.language.operator import DOMAIN
 
 _LARGEST_HEAD, _MOST_FEATURES, _MOST_TABLES, _MOST_LEVELS, _MOST_WINDOWS = 256, 64, 8, 128, 4
 _NARROW, _WIDE = 128, 512  # columns of a row that kernels with a norm hold

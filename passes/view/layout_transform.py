@@ -17,7 +17,7 @@ from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim, Shape
 from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.dsl import VIEW_DOMAIN
+from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 

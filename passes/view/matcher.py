@@ -15,7 +15,19 @@ from typing import Any
 
 from onnx_fuse.passes.graph.index import Node, Reference
 from onnx_fuse.passes.view.view import ATTRIBUTE_INPUTS, View
-from onnx_fuse.patterns.dsl import AnyOf, Named, Number, Op, Output, Pattern, Shaped, Term, Tree, Variable, root_keys
+from onnx_fuse.patterns.language.dsl import (
+    AnyOf,
+    Named,
+    Number,
+    Op,
+    Output,
+    Pattern,
+    Shaped,
+    Term,
+    Tree,
+    Variable,
+    root_keys,
+)
 
 STEP_BUDGET = 20_000
 """Most terms tried at one node; a pattern that needs more is refused there, and says so."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.dsl import Pattern
+from onnx_fuse.patterns.language.dsl import Pattern
 
 
 class Rule(Protocol):

@@ -21,7 +21,7 @@ from onnx_fuse.passes.files.external_data import read_small
 from onnx_fuse.passes.graph.dims import Dim, Shape, broadcast
 from onnx_fuse.passes.graph.index import CONSTANT_LIMIT, Graph, MadeNode, Node, Reference, attribute_default, decode
 from onnx_fuse.passes.graph.shapes import UNKNOWN, Inference, Info, array_info, type_info
-from onnx_fuse.patterns.dsl import VIEW_DOMAIN
+from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 
 # What later opsets take as an input and earlier ones as an attribute; rules and patterns always see an attribute.
 ATTRIBUTE_INPUTS: dict[str, dict[str, int]] = {

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError, reason
-from onnx_fuse.patterns.operator import DOMAIN
+from onnx_fuse.patterns.language.operator import DOMAIN
 from onnx_fuse.runtime.plugins import aot, own_cpp
 from onnx_fuse.runtime.plugins.own_operator import OwnOperator
 

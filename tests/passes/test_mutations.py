@@ -15,8 +15,8 @@ import onnx_fuse
 from onnx_fuse.errors import VerificationError
 from onnx_fuse.patterns.attention_layer_norm import FUSION as ATTENTION
 from onnx_fuse.patterns.embed_layer_norm import FUSION as EMBEDDING
-from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.operator import Fused, Fusion
+from onnx_fuse.patterns.language.interface import Match, View
+from onnx_fuse.patterns.language.operator import Fused, Fusion
 from onnx_fuse.runtime.verify.verification import verify
 from tests.helpers import copied
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
-from onnx_fuse.patterns.operator import DOMAIN, FusedOp
+from onnx_fuse.patterns.language.operator import DOMAIN, FusedOp
 
 OPERATORS: dict[str, FusedOp] = {fusion.operator.name: fusion.operator for fusion in onnx_fuse.fusions()}
 SIZES = ({"B": 0, "S": 4}, {"B": 0, "S": 1}, {"B": 1, "S": 1}, {"B": 3, "S": 1}, {"B": 2, "S": 4})

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 import onnx_fuse  # noqa: E402
 from onnx_fuse.errors import UsageError  # noqa: E402
-from onnx_fuse.patterns.operator import FusedOp  # noqa: E402
+from onnx_fuse.patterns.language.operator import FusedOp  # noqa: E402
 from onnx_fuse.runtime.plugins import (
     aot,
     harness,

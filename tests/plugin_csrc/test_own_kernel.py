@@ -22,7 +22,7 @@ from onnx_fuse.learning import file as learned_file  # noqa: E402
 from onnx_fuse.own_kernels import build as own_kernels  # noqa: E402
 from onnx_fuse.own_kernels import check as kernel_check  # noqa: E402
 from onnx_fuse.own_kernels.check import Checked  # noqa: E402
-from onnx_fuse.patterns.learned import Tensor  # noqa: E402
+from onnx_fuse.patterns.language.learned import Tensor  # noqa: E402
 from onnx_fuse.runtime.plugins import (
     aot,
     harness,

@@ -17,7 +17,7 @@ from onnx_fuse.errors import LearnError, ModelError, UsageError
 from onnx_fuse.learning import file as learned_file
 from onnx_fuse.learning import learn as learning
 from onnx_fuse.learning.learn import LearnedFusion, from_onnx, load
-from onnx_fuse.patterns.learned import name_problem
+from onnx_fuse.patterns.language.learned import name_problem
 from onnx_fuse.torch_export import Export, quiet
 from tests.helpers import assert_same_results, copied, model
 

@@ -16,10 +16,21 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import PatternError
-from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.dsl import AnyOf, Named, Number, Op, Output, Pattern, Requirement, Shaped, Term, Variable
-from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.operator import DOMAIN, FLOATS, Fused, FusedOp
+from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.dsl import (
+    AnyOf,
+    Named,
+    Number,
+    Op,
+    Output,
+    Pattern,
+    Requirement,
+    Shaped,
+    Term,
+    Variable,
+)
+from onnx_fuse.patterns.language.interface import Match, View
+from onnx_fuse.patterns.language.operator import DOMAIN, FLOATS, Fused, FusedOp
 
 Dim = int | str
 Dims = tuple[Dim, ...]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from onnx_fuse.patterns.heads import four_axes
-from onnx_fuse.patterns.interface import View
+from onnx_fuse.patterns.language.interface import View
+from onnx_fuse.patterns.parts.heads import four_axes
 
 _FLIPS = {"Not": 0, "Sub": 1, "Equal": 0}
 _COMPARISONS = {"LessOrEqual": (1, 0), "GreaterOrEqual": (0, 1), "Less": (0, 1), "Greater": (1, 0)}

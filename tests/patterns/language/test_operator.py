@@ -12,7 +12,7 @@ from onnx import FunctionProto, ModelProto, TensorProto, helper
 import onnx_fuse
 from onnx_fuse import Attribute, Constant, Fused, FusedOp, Fusion, Optional, Scalar, pattern
 from onnx_fuse.errors import PatternError, RequirementError, UsageError
-from onnx_fuse.patterns.body import Body
+from onnx_fuse.patterns.language.body import Body
 from tests.helpers import assert_same_results, fused, model, operators, run
 
 OPSETS = {"": 17}

@@ -11,11 +11,11 @@ import math
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.patterns.body import Body
-from onnx_fuse.patterns.dsl import Scalar, pattern
-from onnx_fuse.patterns.heads import producer, rows
-from onnx_fuse.patterns.interface import Match, View
-from onnx_fuse.patterns.operator import Fused
+from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.dsl import Scalar, pattern
+from onnx_fuse.patterns.language.interface import Match, View
+from onnx_fuse.patterns.language.operator import Fused
+from onnx_fuse.patterns.parts.heads import producer, rows
 
 MOST_LEVELS = 16
 _LOWEST = float(np.finfo(np.float32).min)

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 import onnx_fuse
 from examples.models.hstu import LevelAttention
-from onnx_fuse.patterns.level_attention import level_attention
+from onnx_fuse.patterns.parts.level_attention import level_attention
 from tests import helpers
 from tests.helpers import Array
 from tests.models.torch_export import EXPORTERS, Source, sampled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from onnx_fuse.patterns.interface import View
+from onnx_fuse.patterns.language.interface import View
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.errors import PatternError
-from onnx_fuse.patterns.body import Body, rename_outputs
-from onnx_fuse.patterns.dsl import Pattern
-from onnx_fuse.patterns.interface import Match, View
+from onnx_fuse.patterns.language.body import Body, rename_outputs
+from onnx_fuse.patterns.language.dsl import Pattern
+from onnx_fuse.patterns.language.interface import Match, View
 
 DOMAIN = "gr.ml.infra"
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})

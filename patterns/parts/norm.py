@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_fuse.patterns.interface import Match, View
+from onnx_fuse.patterns.language.interface import Match, View
 
 
 def affine_problem(match: Match, view: View, value: str) -> str | None:

@@ -24,7 +24,7 @@ from onnx_fuse.errors import PatternError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from onnx_fuse.patterns.interface import Match, View
+    from onnx_fuse.patterns.language.interface import Match, View
 
 Kind = Literal["value", "constant", "scalar", "optional", "attribute"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.patterns.interface import View
+from onnx_fuse.patterns.language.interface import View
 
 
 def wide(to: int) -> bool | str:
