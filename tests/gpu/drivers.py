@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from onnx_fuse.plugin_csrc.kernels import catalogue
+from onnx_fuse.plugin_csrc.operators import catalogue
 from onnx_fuse.runtime.plugins import aot
 from onnx_fuse.runtime.plugins import library as plugins
 from onnx_fuse.runtime.plugins.torch_harness import Bound, Node, bind

@@ -8,17 +8,17 @@ from types import ModuleType
 from typing import Any
 
 import onnx_fuse
-from onnx_fuse.plugin_csrc.kernels import (
-    fm_interaction,
-    fused_attention_layer_norm,
-    fused_embed_layer_norm,
-    fused_linear_layer_norm,
-    fused_skip_layer_norm,
-    fused_swish,
-    hierarchical_sequence_fusion,
-    hstu_hierarchical_attention,
-    interaction_triton_fast,
-    sequence_recommendation_interaction,
+from onnx_fuse.plugin_csrc.operators.fm_interaction import kernel as fm_interaction
+from onnx_fuse.plugin_csrc.operators.fused_attention_layer_norm import kernel as fused_attention_layer_norm
+from onnx_fuse.plugin_csrc.operators.fused_embed_layer_norm import kernel as fused_embed_layer_norm
+from onnx_fuse.plugin_csrc.operators.fused_linear_layer_norm import kernel as fused_linear_layer_norm
+from onnx_fuse.plugin_csrc.operators.fused_skip_layer_norm import kernel as fused_skip_layer_norm
+from onnx_fuse.plugin_csrc.operators.fused_swish import kernel as fused_swish
+from onnx_fuse.plugin_csrc.operators.hierarchical_sequence_fusion import kernel as hierarchical_sequence_fusion
+from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention import kernel as hstu_hierarchical_attention
+from onnx_fuse.plugin_csrc.operators.interaction_triton_fast import kernel as interaction_triton_fast
+from onnx_fuse.plugin_csrc.operators.sequence_recommendation_interaction import (
+    kernel as sequence_recommendation_interaction,
 )
 from onnx_fuse.runtime.plugins.torch_harness import Node
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from onnx_fuse.plugin_csrc.kernels import catalogue
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
+from onnx_fuse.plugin_csrc.operators import catalogue
 from onnx_fuse.runtime.plugins import aot, harness
 from onnx_fuse.runtime.plugins import library as plugins
 

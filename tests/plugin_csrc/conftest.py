@@ -18,7 +18,7 @@ def poisoned_memory() -> Iterator[None]:
 def compiled_types(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels see a pointer as the type they are compiled with, which for masks, biases and tables may not be the tensor's."""
     pytest.importorskip("triton")
-    from onnx_fuse.plugin_csrc.kernels import catalogue
+    from onnx_fuse.plugin_csrc.operators import catalogue
     from tests.plugin_csrc import reference
 
     for module in catalogue.MODULES:

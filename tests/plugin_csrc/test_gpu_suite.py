@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("triton")
 pytest.importorskip("torch")
 
-from onnx_fuse.plugin_csrc.kernels import catalogue
 from onnx_fuse.plugin_csrc.kernels.manifest import TYPES
+from onnx_fuse.plugin_csrc.operators import catalogue
 from tests.gpu import nodes
 from tests.plugin_csrc.built import ROOT, tools
 

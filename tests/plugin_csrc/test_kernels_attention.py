@@ -9,7 +9,9 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.plugin_csrc.kernels import fused_attention_layer_norm, fused_linear_layer_norm, linear  # noqa: E402
+from onnx_fuse.plugin_csrc.kernels import linear  # noqa: E402
+from onnx_fuse.plugin_csrc.operators.fused_attention_layer_norm import kernel as fused_attention_layer_norm  # noqa: E402
+from onnx_fuse.plugin_csrc.operators.fused_linear_layer_norm import kernel as fused_linear_layer_norm  # noqa: E402
 from tests.plugin_csrc.reference import TYPES, check, drawn, normalised  # noqa: E402
 
 types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)

@@ -9,7 +9,10 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.plugin_csrc.kernels import fm_interaction, sequence_recommendation_interaction  # noqa: E402
+from onnx_fuse.plugin_csrc.operators.fm_interaction import kernel as fm_interaction  # noqa: E402
+from onnx_fuse.plugin_csrc.operators.sequence_recommendation_interaction import (
+    kernel as sequence_recommendation_interaction,
+)
 from tests.plugin_csrc.reference import TYPES, check, drawn  # noqa: E402
 
 types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)

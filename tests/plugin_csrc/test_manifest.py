@@ -12,20 +12,19 @@ import pytest
 
 pytest.importorskip("triton")
 
-from onnx_fuse.plugin_csrc.kernels import (
-    catalogue,
-    fm_interaction,
-    fused_attention_layer_norm,
-    fused_embed_layer_norm,
-    fused_swish,
-    hierarchical_sequence_fusion,
-    hstu_hierarchical_attention,
-    interaction_triton_fast,
-    linear,
-    norm_rows,
-    sequence_recommendation_interaction,
-)
+from onnx_fuse.plugin_csrc.kernels import linear, norm_rows
 from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
+from onnx_fuse.plugin_csrc.operators import catalogue
+from onnx_fuse.plugin_csrc.operators.fm_interaction import kernel as fm_interaction
+from onnx_fuse.plugin_csrc.operators.fused_attention_layer_norm import kernel as fused_attention_layer_norm
+from onnx_fuse.plugin_csrc.operators.fused_embed_layer_norm import kernel as fused_embed_layer_norm
+from onnx_fuse.plugin_csrc.operators.fused_swish import kernel as fused_swish
+from onnx_fuse.plugin_csrc.operators.hierarchical_sequence_fusion import kernel as hierarchical_sequence_fusion
+from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention import kernel as hstu_hierarchical_attention
+from onnx_fuse.plugin_csrc.operators.interaction_triton_fast import kernel as interaction_triton_fast
+from onnx_fuse.plugin_csrc.operators.sequence_recommendation_interaction import (
+    kernel as sequence_recommendation_interaction,
+)
 
 VARIANTS = list(catalogue.variants())
 NAMES = {variant.name: variant for variant in VARIANTS}
@@ -110,7 +109,7 @@ COMPILE = """
 import sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from onnx_fuse.plugin_csrc.kernels import catalogue
+from onnx_fuse.plugin_csrc.operators import catalogue
 
 for variant in catalogue.variants():
     if variant.name not in sys.argv[1:]:

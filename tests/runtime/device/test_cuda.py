@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.plugin_csrc.kernels import catalogue
+from onnx_fuse.plugin_csrc.operators import catalogue
 from onnx_fuse.runtime.device import cuda
 from onnx_fuse.runtime.plugins import aot
 from tests.plugin_csrc import built

@@ -1,5 +1,5 @@
 // HSTUHierarchicalAttention(q, k, v, bias?, mask?, scale?, lengths?, u?, gamma?, beta?) -> y: see
-// plugin_csrc/kernels/hstu_hierarchical_attention.py for the maths and the arguments of its kernels
+// plugin_csrc/operators/hstu_hierarchical_attention/kernel.py for the maths and the arguments of its kernels
 #include <algorithm>
 
 #include "../base/heads.h"

@@ -34,9 +34,9 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     table,
     variant,
 )
-from onnx_fuse.plugin_csrc.kernels.hstu_hierarchical_attention import held_size, strides_of, tile_of
 from onnx_fuse.plugin_csrc.kernels.linear import epilogue
 from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
+from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention.kernel import held_size, strides_of, tile_of
 
 NEGLIGIBLE = tl.constexpr(104.0)
 """exp of less than minus this is 0 in float32."""

@@ -1,5 +1,5 @@
 // FusedAttentionLayerNorm(query, key, value, attention_bias?, mask?, out_weight?, out_bias?, residual?, gamma?, beta?)
-//   -> (output, residual_sum?): see plugin_csrc/kernels/fused_attention_layer_norm.py for the arguments of its kernel
+//   -> (output, residual_sum?): see plugin_csrc/operators/fused_attention_layer_norm/kernel.py for the arguments of its kernel
 #include <algorithm>
 
 #include "../base/heads.h"
