@@ -657,13 +657,12 @@ def main() -> int:
 
 
 def _built(torch: Any) -> Path:
-    from onnx_fuse.runtime.plugins import aot
-    from onnx_fuse.runtime.plugins import library as plugins
+    from onnx_fuse.runtime.plugins import aot, plugin_library
 
     architecture = int("".join(map(str, torch.cuda.get_device_capability())))
     chosen = [architecture] if architecture in aot.ARCHITECTURES else [aot.PTX_ARCHITECTURE]
-    target = plugins.cache_folder() / f"sm_{chosen[0]}" / plugins.LIBRARY
-    return plugins.build(target, architectures=chosen, progress=print).path
+    target = plugin_library.cache_folder() / f"sm_{chosen[0]}" / plugin_library.LIBRARY
+    return plugin_library.build(target, architectures=chosen, progress=print).path
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from onnx_fuse.versions import __version__
 
 _EXPORTS = {
     "fuse": "onnx_fuse.api",
@@ -22,7 +22,7 @@ _EXPORTS = {
     "finish_export": "onnx_fuse.exporting.step",
     "Exported": "onnx_fuse.exporting.step",
     "custom_op": "onnx_fuse.exporting.custom_ops",
-    "LearnedFusion": "onnx_fuse.learning.learn",
+    "LearnedFusion": "onnx_fuse.learning",
     "OwnKernel": "onnx_fuse.own_kernels.declaration",
     "verify": "onnx_fuse.runtime.verify.verification",
     "Verification": "onnx_fuse.runtime.verify.verification",
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from onnx_fuse.errors import OnnxFuseError
     from onnx_fuse.exporting.custom_ops import custom_op
     from onnx_fuse.exporting.step import Exported, export, finish_export
-    from onnx_fuse.learning.learn import LearnedFusion
+    from onnx_fuse.learning import LearnedFusion
     from onnx_fuse.own_kernels.declaration import OwnKernel
     from onnx_fuse.passes.graph.index import Graph
     from onnx_fuse.passes.pipeline import Pipeline

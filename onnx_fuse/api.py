@@ -12,8 +12,7 @@ from typing import Any, Literal
 from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, RequirementError, UsageError, VerificationError
-from onnx_fuse.learning.learn import LearnedFusion
-from onnx_fuse.learning.learn import load as load_learned
+from onnx_fuse.learning import LearnedFusion, load
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.checker import check
 from onnx_fuse.passes.files.encoding import blames_text
@@ -22,7 +21,8 @@ from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.fuse.native_attention import SINCE, to_native
 from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.graph import blocks
-from onnx_fuse.passes.graph.bodies import Functions, drop_bodies, inline_bodies
+from onnx_fuse.passes.graph.function_bodies import Functions
+from onnx_fuse.passes.graph.inlining import drop_bodies, inline_bodies
 from onnx_fuse.passes.normalize.sweep import rule_names
 from onnx_fuse.passes.opset_conversion import OLDEST, Convert
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
@@ -31,7 +31,7 @@ from onnx_fuse.passes.select.predicted import METHODS, Selection
 from onnx_fuse.patterns import fusions as builtin_fusions
 from onnx_fuse.patterns.language.operator import Fusion
 from onnx_fuse.runtime.measure.selection import selected
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.verify.verification import Suspects
 from onnx_fuse.runtime.verify.verification import verify as compare
 from onnx_fuse.versions import installed_versions
@@ -110,8 +110,8 @@ def fuse(
         select: which matches to commit: "all" of them, those that the cost model predicts to pay ("auto"), or those with which the
             model is faster when it is timed ("measured").
         sizes: for "auto" and "measured": dimension -> size, or input -> shape; what is missing is assumed.
-        device: for "auto" the GPU to predict for (`onnx_fuse.passes.select.cost_model.DEVICES`); for "measured" the GPU of this machine if None,
-            "cpu" to time ONNX Runtime.
+        device: for "auto" the GPU to predict for (`DEVICES` of onnx_fuse.passes.select.cost_model); for "measured" the GPU of
+            this machine if None, "cpu" to time ONNX Runtime.
         attention: "native" makes softmax attention of a hidden size above 512 ONNX's `Attention` (opset 23, to which the model is
             converted), for TensorRT's own fused layer.
         functions: "keep" the bodies of the fused operators in the model, "inline" them, or write "none".
@@ -359,7 +359,7 @@ def _listed(items: Any) -> list[Any]:
 
 def _loaded(items: Any) -> list[str | Fusion]:
     """Names and objects as they are, the fusion itself for the path of a learned one."""
-    return [load_learned(item) if _is_path(item) else item for item in _listed(items)]
+    return [load(item) if _is_path(item) else item for item in _listed(items)]
 
 
 def _is_path(item: Any) -> bool:
@@ -375,7 +375,7 @@ def _by_name(name: str, known: Mapping[str, Fusion]) -> Fusion:
 
 
 def _without_kernel(chosen: Sequence[Fusion], report: Report) -> list[str]:
-    built = plugins.recorded()
+    built = plugin_library.recorded()
     learned = {
         fusion.operator.name
         for fusion in chosen

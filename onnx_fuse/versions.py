@@ -1,13 +1,16 @@
-"""Versions of what is installed."""
+"""The version of onnx-fuse, and the versions of what is installed beside it."""
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable
+
+__version__ = "0.1.0"
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
     """Name -> version of those of the distributions that are installed."""
+    import importlib.metadata
+
     found = {}
     for name in names:
         try:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from onnx import ModelProto
 
 from onnx_fuse.errors import OnnxFuseError, PatternError
-from onnx_fuse.passes.graph import bodies as emit
+from onnx_fuse.passes.graph import function_bodies
 from onnx_fuse.passes.graph.index import Graph, count_nodes, graphs
 from onnx_fuse.passes.report import Log, PassRecord, Report
 from onnx_fuse.patterns.language.operator import DOMAIN
@@ -42,7 +42,7 @@ class BodiesPass:
         self.operators = tuple(operators)
 
     def run(self, model: ModelProto, log: Log) -> ModelProto:
-        log.warnings.extend(emit.several_bodies(model, {domain for domain, _ in self.operators}))
+        log.warnings.extend(function_bodies.several_bodies(model, {domain for domain, _ in self.operators}))
         return model
 
 

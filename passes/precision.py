@@ -34,7 +34,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, TypeProto, V
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.passes.files.checker import one_sentence
 from onnx_fuse.passes.files.external_data import read_small, tensors
-from onnx_fuse.passes.graph.bodies import import_domain
+from onnx_fuse.passes.graph.function_bodies import import_domain
 from onnx_fuse.passes.graph.index import ONNX_DOMAINS, captures, subgraphs
 from onnx_fuse.patterns import fusions
 

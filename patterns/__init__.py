@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from onnx_fuse.patterns.language.body import Body
 from onnx_fuse.patterns.language.dsl import Attribute, Constant, Optional, Pattern, Scalar, Value, pattern
 from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
@@ -51,12 +49,3 @@ def fusions() -> tuple[Fusion, ...]:
         skip_layer_norm.FUSION,
         swish.FUSION,
     )
-
-
-def __getattr__(name: str) -> Any:
-    """`from_torch` and `from_onnx`, which need passes: found where they are only when they are asked for."""
-    if name not in ("from_torch", "from_onnx"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module("onnx_fuse.learning.learn"), name)

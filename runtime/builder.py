@@ -15,20 +15,20 @@ from typing import Any
 
 from onnx import AttributeProto, ModelProto, ValueInfoProto, helper
 
-import onnx_fuse
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.external_data import external_files
 from onnx_fuse.passes.files.staging import Staging, write_file
+from onnx_fuse.passes.graph.inlining import inline_calls
 from onnx_fuse.passes.precision import NARROW, convert, precision_of, quantized_types
-from onnx_fuse.passes.select import cost_model as cost
+from onnx_fuse.passes.select import cost_model
 from onnx_fuse.passes.select import predicted as select
 from onnx_fuse.passes.select.predicted import Selection
 from onnx_fuse.runtime.device import engine_file, gpus
 from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor
 from onnx_fuse.runtime.measure.selection import selected
-from onnx_fuse.runtime.plugins import library as plugins
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.plugins import plugin_library
+from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.config import EngineConfig, Profile
 from onnx_fuse.runtime.tensorrt.parse import (
     ParsedNetwork,
@@ -36,7 +36,6 @@ from onnx_fuse.runtime.tensorrt.parse import (
     TensorInfo,
     creator,
     fused_nodes,
-    inline_bodies,
     is_plugin,
     operators_without_plugin,
     parse_network,
@@ -47,6 +46,7 @@ from onnx_fuse.runtime.tensorrt.profiles import profiles_for
 from onnx_fuse.runtime.verify.accuracy import Accuracy, measure
 from onnx_fuse.runtime.verify.compare import TOLERANCES
 from onnx_fuse.runtime.verify.random_inputs import input_specs
+from onnx_fuse.versions import __version__
 
 _BLOCK = 1 << 22
 _MOST_ERRORS = 5
@@ -161,8 +161,10 @@ def build(
         raise UsageError(f"The engine would overwrite the model {model}.", "Choose another name for the engine.")
     say("reading the model")
     source = _load(model, base_dir)
-    libraries = [path.resolve() for path in (plugins.find() if config.plugins is None else map(Path, config.plugins))]
-    tensorrt.load_plugins(libraries)
+    libraries = [
+        path.resolve() for path in (plugin_library.find() if config.plugins is None else map(Path, config.plugins))
+    ]
+    binding.load_plugins(libraries)
     profiles, assumed = profiles_for(input_specs(source.proto), config)
     targets, notes = _targets(config)
     without = _without_plugin(source.proto, libraries)
@@ -176,8 +178,8 @@ def build(
     record = EngineRecord(
         model=source.name,
         key="",
-        module=tensorrt.module().__name__,
-        version=tensorrt.module().__version__,
+        module=binding.module().__name__,
+        version=binding.module().__version__,
         targets=targets,
         inputs=(),
         outputs=(),
@@ -207,7 +209,7 @@ def build(
     if missing := [name for name in wanted if name not in result.plugins]:
         without = {**without, "TensorRT made no plugin layer of it": tuple(missing)}
     say("building the engine")
-    with tensorrt.listening(listener):
+    with binding.listening(listener):
         plan = _plan(parsed, config, record, assumed)
     record = replace(
         record,
@@ -271,7 +273,7 @@ def _targets(config: EngineConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     Raises:
         UsageError: they cannot be built for, or there is neither a target nor a GPU.
     """
-    module, can = tensorrt.module().__name__, tensorrt.features()
+    module, can = binding.module().__name__, binding.features()
     notes: tuple[str, ...] = ()
     if config.timing_cache is not None and not can.timing_cache:
         notes = (f"{module} measures nothing while it builds and has no timing cache: that setting is not used.",)
@@ -309,7 +311,7 @@ def _selected(
     if config.select == "all" or not plugins_of:
         return None
     say("selecting")
-    device = cost.device_for([f"sm_{target.removeprefix('SM')}" for target in targets] or [str(gpus.first())])
+    device = cost_model.device_for([f"sm_{target.removeprefix('SM')}" for target in targets] or [str(gpus.first())])
 
     def of_operators(predicted: Selection, kept: Collection[str]) -> ModelProto:
         others = [item.node for item in predicted.decisions if item.operator not in kept]
@@ -337,7 +339,7 @@ def _options(config: EngineConfig, selection: Selection | None) -> dict[str, Any
 def _key(source: _Source, record: EngineRecord) -> str:
     """SHA-256 over everything that the engine depends on."""
     parts = {
-        "onnx_fuse": onnx_fuse.__version__,
+        "onnx_fuse": __version__,
         "model": source.sha256,
         "record": asdict(record),
         "device": None if record.targets else str(gpus.first()),
@@ -422,7 +424,7 @@ def _prepare(source: _Source, config: EngineConfig, say: Callable[[str], None]) 
     proto.CopyFrom(source.proto)
     bodies = list(source.proto.functions)
     overloads = {node.output[0]: node.overload for node in proto.graph.node if is_plugin(node)}
-    proto, inlined = inline_bodies(proto, is_plugin)
+    proto, inlined = inline_calls(proto, is_plugin)
     _check_fields(proto)
     kept = set()
     for node in proto.graph.node:
@@ -483,7 +485,7 @@ def _check_accepted(result: ParseResult, name: str) -> None:
     if not result.accepted and result.lacking:
         raise VerificationError(
             f"{result.module} does not accept {name}: it has no plugin for {', '.join(result.lacking)}, and the model no body.",
-            plugins.how_to_get(result.lacking),
+            plugin_library.how_to_get(result.lacking),
         )
     if not result.accepted:
         shown = [
@@ -496,7 +498,7 @@ def _check_accepted(result: ParseResult, name: str) -> None:
 
 def _plan(parsed: ParsedNetwork, config: EngineConfig, record: EngineRecord, assumed: Sequence[str]) -> bytes:
     settings = configure(parsed, config, record.profiles, record.targets)
-    with tensorrt.logged() as log:
+    with binding.logged() as log:
         plan = parsed.builder.build_serialized_network(parsed.network, settings)
     if plan is None:
         reason = next((line for line in log if "ERROR" in line), "it gives no reason")
@@ -506,7 +508,7 @@ def _plan(parsed: ParsedNetwork, config: EngineConfig, record: EngineRecord, ass
             known = (text for word, text in _REMEDIES.items() if word in reason.lower())
             remedy = next(known, "Run it with -v for TensorRT's log.")
         raise VerificationError(f"{record.module} builds no engine of {record.model}: {reason}", remedy)
-    if config.timing_cache is not None and tensorrt.features().timing_cache:
+    if config.timing_cache is not None and binding.features().timing_cache:
         write_file(config.timing_cache, bytes(settings.get_timing_cache().serialize()))
     return bytes(plan)
 
@@ -517,7 +519,7 @@ def configure(parsed: ParsedNetwork, config: EngineConfig, profiles: Iterable[Pr
     Raises:
         UsageError: a range of shapes is refused, or an input's values would have to be given.
     """
-    trt, can = tensorrt.module(), tensorrt.features()
+    trt, can = binding.module(), binding.features()
     settings = parsed.builder.create_builder_config()
     settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that layers keep the names of their nodes
     if config.opt_level is not None:
@@ -544,7 +546,7 @@ def configure(parsed: ParsedNetwork, config: EngineConfig, profiles: Iterable[Pr
                 profile.set_shape(
                     tensor.name, shapes[tensor.name].min, shapes[tensor.name].opt, shapes[tensor.name].max
                 )
-        with tensorrt.logged() as log:
+        with binding.logged() as log:
             added = settings.add_optimization_profile(profile)
         if added < 0:
             raise UsageError(f"TensorRT refuses the shapes: {' '.join(log) or 'it gives no reason'}", "Check --shapes.")

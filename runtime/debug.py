@@ -16,9 +16,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
-from onnx_fuse.passes.graph import bodies as emit
-from onnx_fuse.runtime.onnxruntime import session as ort
-from onnx_fuse.runtime.verify import verification as verify
+from onnx_fuse.passes.graph import inlining
+from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.verify import verification
 from onnx_fuse.runtime.verify.compare import Comparison, compare, tolerance
 from onnx_fuse.runtime.verify.float32_twin import holds_bfloat16, widen
 from onnx_fuse.runtime.verify.random_inputs import Array, input_specs
@@ -180,9 +180,9 @@ def debug(
         UsageError: the inputs do not fit, or the models do not take and give the same.
         VerificationError: the fused model cannot be loaded or run where the original can.
     """
-    first, base_dir = verify.loaded(original, None)
-    second, fused_dir = verify.loaded(fused, None)
-    if problem := verify.other_interface(first, second):
+    first, base_dir = verification.loaded(original, None)
+    second, fused_dir = verification.loaded(fused, None)
+    if problem := verification.other_interface(first, second):
         raise UsageError(problem, "Compare a model with what was made from it.")
     specs = input_specs(first)
     given = None if inputs is None else given_inputs(inputs, specs)
@@ -230,14 +230,14 @@ def _shared(original: ModelProto, fused: ModelProto) -> list[str]:
 
 def _opened(model: ModelProto, base_dir: str | Path | None, extra: Sequence[str]) -> Any:
     try:
-        return ort.session(model, base_dir=base_dir, extra_outputs=extra)
+        return sessions.session(model, base_dir=base_dir, extra_outputs=extra)
     except ModelError as error:
         raise VerificationError(f"The fused model cannot be loaded: {error.cause}", error.remedy) from error
 
 
 def _run(session: Any, evidence: Evidence) -> dict[str, Array]:
     try:
-        return as_arrays(ort.run(session, evidence.inputs))
+        return as_arrays(sessions.run(session, evidence.inputs))
     except ModelError as error:
         raise VerificationError(f"The fused model does not run where the original does: {error.cause}") from error
 
@@ -288,7 +288,7 @@ def _called(node: NodeProto) -> tuple[str, str]:
 
 
 def _is_fused(node: NodeProto) -> bool:
-    return node.domain not in verify.STANDARD_DOMAINS
+    return node.domain not in verification.STANDARD_DOMAINS
 
 
 def _place(original: ModelProto, fused: ModelProto, value: str, agreeing: set[str]) -> Place:
@@ -370,7 +370,7 @@ def _inside(
     if not place.fused_nodes:
         return ()
     wanted = place.fused_nodes[0][0]
-    open_model = emit.inline_nodes(fused, lambda node: _called(node)[0] == wanted)
+    open_model = inlining.inline_nodes(fused, lambda node: _called(node)[0] == wanted)
     body = [node for node in open_model.graph.node if node.name.startswith(f"{wanted}/") and node.op_type != "Constant"]
     region = {*place.original_nodes, *place.replaced}
     replaced = [node for node in original.graph.node if _called(node)[0] in region and node.op_type != "Constant"]
@@ -395,8 +395,8 @@ def _opened_values(
     """What these nodes make."""
     outputs = {value.name for value in model.graph.output}
     names = [name for node in nodes for name in node.output if name]
-    session = ort.session(model, base_dir=folder, extra_outputs=[name for name in names if name not in outputs])
-    made = as_arrays(ort.run(session, evidence.inputs))
+    session = sessions.session(model, base_dir=folder, extra_outputs=[name for name in names if name not in outputs])
+    made = as_arrays(sessions.run(session, evidence.inputs))
     return {name: made[name] for name in names if name in made}
 
 

@@ -14,17 +14,15 @@ from typing import Any, Literal
 
 import onnx
 
-import onnx_fuse
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.language.operator import DOMAIN
 from onnx_fuse.runtime.device import gpus
 from onnx_fuse.runtime.device.gpus import Gpu
-from onnx_fuse.runtime.onnxruntime import session as ort
-from onnx_fuse.runtime.plugins import aot
-from onnx_fuse.runtime.plugins import library as plugins
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
-from onnx_fuse.versions import installed_versions
+from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.plugins import aot, plugin_library
+from onnx_fuse.runtime.tensorrt import binding
+from onnx_fuse.versions import __version__, installed_versions
 
 _PACKAGES = (
     "onnx-fuse", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "numpy", "protobuf", "tensorrt", "tensorrt-rtx",
@@ -123,9 +121,9 @@ class Finding:
 def gather() -> Facts:
     """Looks around. Loads the plugin libraries, which stay loaded in this process."""
     module, problem = _tensorrt()
-    libraries = tuple(_library(path, bool(module)) for path in plugins.find())
+    libraries = tuple(_library(path, bool(module)) for path in plugin_library.find())
     found, driver, driver_problem = gpus.devices()
-    folder = plugins.cache_folder()
+    folder = plugin_library.cache_folder()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return Facts(
         python=platform.python_version(),
@@ -151,7 +149,7 @@ def gather() -> Facts:
 
 def _tensorrt() -> tuple[Any, str]:
     try:
-        return tensorrt.module(), ""
+        return binding.module(), ""
     except UsageError as error:
         installed = any(importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx"))
         return None, error.cause if installed else ""
@@ -159,7 +157,7 @@ def _tensorrt() -> tuple[Any, str]:
 
 def _plugin_nodes() -> bool:
     try:
-        tensorrt.require_plugin_nodes()
+        binding.require_plugin_nodes()
     except UsageError:
         return False
     return True
@@ -167,9 +165,9 @@ def _plugin_nodes() -> bool:
 
 def _library(path: Path, load: bool) -> PluginLibrary:
     try:
-        record = plugins.described(path)
+        record = plugin_library.described(path)
         if load:
-            tensorrt.load_plugins([path])
+            binding.load_plugins([path])
     except UsageError as error:
         return PluginLibrary(str(path), problem=error.cause)
     if record is None:
@@ -191,7 +189,7 @@ def _onnxruntime_opset() -> int:
     graph = onnx.helper.make_graph([node], "probe", values[:1], values[1:])
     for opset in range(onnx.defs.onnx_opset_version(), 12, -1):
         try:
-            ort.session(
+            sessions.session(
                 onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
             )
         except ModelError:
@@ -312,10 +310,10 @@ def _plugin_libraries(facts: Facts) -> Iterator[Finding]:
         if not library.sha256:
             yield Finding("note", f"{library.path} has no record: it cannot be checked for damage.", build)
             continue
-        if library.version != onnx_fuse.__version__:
+        if library.version != __version__:
             yield Finding(
                 "warning",
-                f"{library.path} was built by onnx-fuse {library.version}, this is {onnx_fuse.__version__}.",
+                f"{library.path} was built by onnx-fuse {library.version}, this is {__version__}.",
                 build,
             )
         for gpu in facts.gpus:

@@ -20,7 +20,7 @@ from power_pooling import PowerPooling
 from sigmoid_attention import SigmoidAttention
 
 import onnx_fuse
-from onnx_fuse.patterns import from_torch
+from onnx_fuse.learning import from_torch
 
 
 class Ranker(nn.Module):

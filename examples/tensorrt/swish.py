@@ -20,8 +20,8 @@ import onnx
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime.device import cuda, engine_file
 from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor, ShapeRange
-from onnx_fuse.runtime.plugins import library as plugins
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.plugins import plugin_library
+from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.parse import parse_network
 
 WAYS = ("plugin_api", "plugin_onnx", "native", "relu")
@@ -73,18 +73,18 @@ def engine(way: str, folder: Path) -> tuple[Path, list[str]]:
     Raises:
         UsageError: the module has no `add_plugin_v3`, or no plugin library is found.
     """
-    trt = tensorrt.module()
+    trt = binding.module()
     model = onnx.parser.parse_model(f"{HEADER} {BODIES[way]}")
     onnx.save(model, folder / f"{way}.onnx")
-    libraries = [path.resolve() for path in plugins.find()]
+    libraries = [path.resolve() for path in plugin_library.find()]
     if "plugin" in way and not libraries:
         raise UsageError("There is no plugin library.", "Build it: onnx-fuse plugins build.")
     if way == "plugin_onnx":
         parsed = parse_network(model, plugins=libraries)
         parsed_by, builder, network = parsed.parser, parsed.builder, parsed.network  # the parser owns the weights
     else:
-        tensorrt.load_plugins(libraries)
-        parsed_by, builder = None, trt.Builder(tensorrt.logger())
+        binding.load_plugins(libraries)
+        parsed_by, builder = None, trt.Builder(binding.logger())
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         add_layers(way, network, trt)
     config = builder.create_builder_config()
@@ -95,7 +95,7 @@ def engine(way: str, folder: Path) -> tuple[Path, list[str]]:
     if ahead:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, TARGET), 0)
-    with tensorrt.logged() as messages:
+    with binding.logged() as messages:
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise UsageError(f"TensorRT builds no engine: {messages[:1]}", "See what it logs.")

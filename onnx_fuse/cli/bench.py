@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnx_fuse.cli.app import app
 from onnx_fuse.cli.common import open_console, show_progress
 from onnx_fuse.errors import UsageError
 
@@ -30,7 +29,6 @@ _TITLES = {
 }
 
 
-@app.command()
 def bench(
     model: Path = typer.Argument(metavar="ENGINE_OR_MODEL", help="An engine, or an ONNX model for ONNX Runtime."),
     compare: Path | None = typer.Option(None, metavar="OTHER", help="Compare with another model or engine."),

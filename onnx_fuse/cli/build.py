@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnx_fuse.cli.app import app
 from onnx_fuse.cli.common import Select, open_console, require_model, show_progress, split_names
 from onnx_fuse.errors import UsageError
 
@@ -32,7 +31,6 @@ class Precision(str, Enum):
     fp8 = "fp8"
 
 
-@app.command()
 def build(
     model: Path = typer.Argument(metavar="MODEL", help="The ONNX model, fused or not."),
     out: Path = typer.Option(..., "-o", "--output", metavar="ENGINE", help="The engine to write."),
@@ -117,7 +115,7 @@ def _build(model: Path, out: Path, settings: EngineConfig, quiet: bool, verbose:
 def _show(console: Console, built: Built, advise: bool) -> None:
     """What was built, for which shapes, how exact, which fused nodes are plugins and how the others can become some."""
     from onnx_fuse.cli.render import counted, indented, row, say, selection, size_text, table
-    from onnx_fuse.runtime.plugins.library import how_to_get
+    from onnx_fuse.runtime.plugins.plugin_library import how_to_get
 
     record = built.record
     say(console, f"{record.module} {record.version}, for {', '.join(record.targets) or 'the GPU of this machine'}")

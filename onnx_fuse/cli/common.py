@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnx_fuse.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -46,6 +48,17 @@ def show_progress(quiet: bool, text: str) -> Iterator[Callable[[str], None]]:
 def split_names(values: Sequence[str]) -> tuple[str, ...]:
     """The names given to an option that may be repeated and takes several, separated by commas."""
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
+
+
+def counts(option: str, values: Sequence[str], example: str) -> dict[str, int]:
+    """NAME=3 as name -> number."""
+    counts = {}
+    for value in split_names(values):
+        name, _, number = value.partition("=")
+        if not name.strip() or not (number.strip().isascii() and number.strip().isdigit()):
+            raise UsageError(f"{option} {value!r} is not of the form NAME=N.", f"For example: {option} {example}")
+        counts[name.strip()] = int(number)
+    return counts
 
 
 def require_model(model: Path) -> None:

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import typer
 
-from onnx_fuse.cli.app import app
 from onnx_fuse.cli.common import open_console, show_progress
 
 
-@app.command()
 def deploy(
     model: Path = typer.Argument(metavar="ENGINE_OR_MODEL", help="An engine of `build`, or an ONNX model."),
     out: Path = typer.Option(..., "-o", "--output", metavar="REPO", help="The folder to write: a new one."),

@@ -16,9 +16,9 @@ from onnx import ModelProto, TensorProto
 
 from onnx_fuse import torch_export
 from onnx_fuse.errors import UsageError
-from onnx_fuse.learning.learn import LearnedFusion, from_torch
+from onnx_fuse.learning import LearnedFusion, from_torch
 from onnx_fuse.passes.files import io
-from onnx_fuse.passes.graph.bodies import add_bodies, import_domain
+from onnx_fuse.passes.graph.function_bodies import add_bodies, import_domain
 from onnx_fuse.passes.graph.index import graphs
 from onnx_fuse.patterns.language.operator import DOMAIN, OPSET
 
@@ -82,7 +82,7 @@ def custom_op(
         op: name of the ONNX operator; None for that of the torch operator.
         attributes: argument of the operator that is a number -> the constant of the body that it is, by value or name; its
             value is then taken from each call.
-        dynamic_shapes, domain, plugin_version, plugin_namespace: as for `onnx_fuse.patterns.from_torch`.
+        dynamic_shapes, domain, plugin_version, plugin_namespace: as for `onnx_fuse.learning.from_torch`.
 
     Raises:
         LearnError: no body can be made of the reference.

@@ -29,11 +29,11 @@ from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.exporting.custom_ops import CustomOps
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.staging import write_file
-from onnx_fuse.passes.graph.bodies import Functions
+from onnx_fuse.passes.graph.function_bodies import Functions
 from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report
-from onnx_fuse.runtime.onnxruntime import session as ort
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare, tolerance
 from onnx_fuse.runtime.verify.random_inputs import DRAWS, draw_inputs, input_specs
 
@@ -109,7 +109,7 @@ def export(
         fusions, enable, disable, require, attention, functions: as for `fuse`.
         select, device: as for `fuse`; the sizes that it is chosen for are the opt sizes.
         plugin_libraries: for the build and the trtexec line of the fused model; those that
-            `onnx_fuse.runtime.plugins.library.find` finds if None.
+            `onnx_fuse.runtime.plugins.plugin_library.find` finds if None.
         progress: called with a word on what is being done.
 
     Raises:
@@ -179,7 +179,7 @@ def finish_export(
     """
     torch = torch_export.require_torch()
     path, say = Path(path), progress or (lambda _: None)
-    libraries = [str(item) for item in (plugins.find() if plugin_libraries is None else plugin_libraries)]
+    libraries = [str(item) for item in (plugin_library.find() if plugin_libraries is None else plugin_libraries)]
     module, args, kwargs = _prepared(torch, module, args, kwargs or {}, None)
     standard = io.load(path)
     _check_sizes(sizes or {}, {dim for value in standard.graph.input for dim in _dims(value) if isinstance(dim, str)})
@@ -286,12 +286,12 @@ class _Reference:
             VerificationError: an output differs from the module's.
         """
         try:
-            session = ort.session(model, base_dir=None if isinstance(model, Path) else folder)
+            session = sessions.session(model, base_dir=None if isinstance(model, Path) else folder)
         except ModelError as error:
             return {"passed": False, "skipped": error.cause}
         worst: dict[str, float] = dict.fromkeys(self.outputs, 0.0)
         for case, inputs, expected in self.cases:
-            found = ort.run(session, inputs)
+            found = sessions.run(session, inputs)
             for name, want in zip(self.outputs, expected, strict=True):
                 comparison: Comparison = compare(name, want, np.asarray(found[name]), self.rtol)
                 worst[name] = max(worst[name], comparison.relative)

@@ -1,6 +1,6 @@
 """Fusing by example: a PyTorch module, or an ONNX file that holds just a subgraph, becomes a fusion.
 
-    fusion = onnx_fuse.patterns.from_torch(GatedCross(64), (x0, x), dynamic_shapes={"x0": {0: "B"}, "x": {0: "B"}})
+    fusion = onnx_fuse.learning.from_torch(GatedCross(64), (x0, x), dynamic_shapes={"x0": {0: "B"}, "x": {0: "B"}})
     onnx_fuse.fuse("model.onnx", enable=[fusion])
     fusion.save("gated_cross.onnx")
 
@@ -21,10 +21,14 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnx_fuse import torch_export
 from onnx_fuse.errors import LearnError, ModelError, OnnxFuseError, UsageError
-from onnx_fuse.learning import file as learned_file
+from onnx_fuse.learning import learned_file
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.checker import check
+from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.fuse.read_form import Example, Leaf, identifier, read
+from onnx_fuse.passes.opset_conversion import Convert
+from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline
+from onnx_fuse.passes.report import Report
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.language.learned import Definition, Form, name_problem
 from onnx_fuse.patterns.language.operator import DOMAIN, Fusion
@@ -392,21 +396,26 @@ def _unified(first: Example, other: Example) -> Form:
 
 def _require_found(fusion: LearnedFusion, export: Export) -> None:
     """The example itself must fuse, and compute the same."""
-    from onnx_fuse.api import fuse
-
+    operator = (fusion.operator.domain, fusion.operator.name)
+    model = ModelProto()
+    model.CopyFrom(export.model)
+    steps: list[Pass] = [Convert(), FusePass((fusion,)), BodiesPass((operator,))]
     try:
-        report = fuse(export.model, fusions=[fusion], inputs=export.inputs).report
+        fused, report = Pipeline(steps, bodies={fusion.operator.domain}).run(model, Report())
+        proven = verify(export.model, fused, inputs=export.inputs) if report.fused else None
+        if proven is not None and proven.skipped is None:
+            proven.raise_if_failed()
     except OnnxFuseError as error:
         raise LearnError(f"{fusion.name} could not be proven on its example: {error.cause}", error.remedy) from error
-    if not report.fused:
+    if proven is None:
         miss = max(report.near_misses, key=lambda item: item.matched, default=None)
         told = f"{miss.node}: {miss.reason}" if miss else "; ".join(report.warnings) or "nothing in it looks like it"
         raise LearnError(
             f"{fusion.name} does not find its own example ({export.label}): {told}.",
             "Take a smaller part of the model.",
         )
-    if not (report.verification or {}).get("passed"):
-        raise LearnError(f"{fusion.name} could not be held against its example: {report.warnings}", "")
+    if not proven.passed:
+        raise LearnError(f"{fusion.name} could not be held against its example: {proven.skipped}.", "")
 
 
 def require_name(name: str, domain: str) -> None:

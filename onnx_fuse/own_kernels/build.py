@@ -15,18 +15,16 @@ from typing import Any
 from onnx import TensorProto
 from onnx.inliner import inline_local_functions
 
-from onnx_fuse import torch_export
+from onnx_fuse import learning, torch_export
 from onnx_fuse.errors import OnnxFuseError, UsageError
-from onnx_fuse.learning import file as learned_file
-from onnx_fuse.learning import learn as learning
+from onnx_fuse.learning import learned_file
 from onnx_fuse.own_kernels.declaration import OwnKernel
 from onnx_fuse.passes.fuse.fuse_pass import inferred_types
 from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.learned import Tensor
 from onnx_fuse.patterns.language.operator import FusedOp
-from onnx_fuse.runtime.plugins import aot
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins import aot, plugin_library
 from onnx_fuse.runtime.plugins.expressions import Expression, parse
 from onnx_fuse.runtime.plugins.own_operator import ELEMENTS, Argument, Config, Input, OwnOperator
 
@@ -64,13 +62,13 @@ def build(
     architectures: Sequence[int] = aot.ARCHITECTURES,
     jobs: int | None = None,
     progress: Callable[[str], None] | None = None,
-) -> plugins.Library:
+) -> plugin_library.Library:
     """Compiles the kernels of a folder (see `OwnKernel`) and a plugin library of them.
 
     Args:
         folder: with Python files that hold `OwnKernel`s; the library is called after it.
         output: where to put the library; with the others of the user's cache, where it is found, if None.
-        architectures, jobs, progress: as for `onnx_fuse.runtime.plugins.library.build`.
+        architectures, jobs, progress: as for `onnx_fuse.runtime.plugins.plugin_library.build`.
 
     Raises:
         UsageError: what the files say is wrong (with file and line), or something does not compile.
@@ -79,7 +77,7 @@ def build(
     operators: dict[str, list[OwnOperator]] = {}
     for own in read(folder):
         operators.setdefault(str(own.file), []).append(own.operator)
-    return plugins.build_own(name, operators, output, architectures=architectures, jobs=jobs, progress=progress)
+    return plugin_library.build_own(name, operators, output, architectures=architectures, jobs=jobs, progress=progress)
 
 
 def read(folder: str | os.PathLike[str]) -> list[Own]:
@@ -107,7 +105,8 @@ def read(folder: str | os.PathLike[str]) -> list[Own]:
             found[own.operator.name] = own
     if not found:
         raise UsageError(
-            f"No Python file in {folder} holds an OwnKernel.", "See the section on your own kernel in docs/plugins.md."
+            f"No Python file in {folder} holds an OwnKernel.",
+            "See the section on your own kernel in docs/plugins.md.",
         )
     return list(found.values())
 

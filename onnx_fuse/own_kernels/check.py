@@ -22,10 +22,10 @@ import numpy as np
 
 from onnx_fuse import torch_export
 from onnx_fuse.errors import ModelError, OnnxFuseError, UsageError
-from onnx_fuse.learning import file as learned_file
+from onnx_fuse.learning import learned_file
 from onnx_fuse.own_kernels import build as own_kernels
 from onnx_fuse.patterns.language.learned import Tensor
-from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.plugins.own_operator import Config, OwnOperator
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Array, compare
 from onnx_fuse.runtime.verify.random_inputs import Draw, draw_inputs, input_specs
@@ -222,7 +222,7 @@ def run(own: own_kernels.Own, sizes: Mapping[str, int], dtype: str, number: int 
         name: array if array.dtype != np.float32 else rounded[name].float().numpy() for name, array in inputs.items()
     }
     try:
-        expected = ort.run(ort.session(model), given)
+        expected = sessions.run(sessions.session(model), given)
     except ModelError as error:
         return Checked(operator.name, told, dtype, problem=f"the body does not run: {error.cause}")
     launch = operator.launch(dtype, sizes, attributes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx import ModelProto, helper
 
-from onnx_fuse.passes.graph.bodies import inline_bodies
+from onnx_fuse.passes.graph.inlining import inline_bodies
 
 _FUNCTION_IR = 8
 

@@ -15,8 +15,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx_fuse.passes.fuse.onnx_inference import disagreement
 from onnx_fuse.passes.fuse.repeats import carried_over, excerpt
 from onnx_fuse.passes.fuse.rewrite import Candidate, Planned, Refusal, Replacement, Rewriter
-from onnx_fuse.passes.graph import blocks
-from onnx_fuse.passes.graph import bodies as emit
+from onnx_fuse.passes.graph import blocks, function_bodies
 from onnx_fuse.passes.graph.function_inputs import CallTypes
 from onnx_fuse.passes.graph.index import Graph, Node, graphs
 from onnx_fuse.passes.normalize.sweep import normalize
@@ -67,17 +66,17 @@ class FusePass:
 
     def _fuse(self, model: ModelProto, log: Log) -> None:
         own = {(fusion.operator.domain, fusion.operator.name) for fusion in self.fusions}
-        bodies = emit.Bodies(model)
+        bodies = function_bodies.Bodies(model)
         calls = CallTypes(model, lambda: (inferred_types(Graph(model.graph, model)) or dict)())
         for graph in graphs(model):
             if isinstance(graph.proto, FunctionProto) and (graph.proto.domain, graph.proto.name) in own:
                 continue
             self._fuse_graph(graph, bodies, calls, log)
         if not self.dry_run:
-            emit.add_bodies(model, bodies.new.values())
+            function_bodies.add_bodies(model, bodies.new.values())
         log.rewrites += len(log.matches)
 
-    def _fuse_graph(self, graph: Graph, bodies: emit.Bodies, calls: CallTypes, log: Log) -> None:
+    def _fuse_graph(self, graph: Graph, bodies: function_bodies.Bodies, calls: CallTypes, log: Log) -> None:
         decision = self._decide_once(graph, bodies, calls) or self._decide(graph, graph, bodies, calls)
         log.errors.extend(decision.log.errors)
         log.near_misses.extend(decision.log.near_misses)
@@ -108,7 +107,7 @@ class FusePass:
             told = decision.left_out[kind], advice[kind]
             log.matches.append(_match_record(name, graph.path, place, makes[kind], *told))
 
-    def _decide_once(self, graph: Graph, bodies: emit.Bodies, calls: CallTypes) -> _Decision | None:
+    def _decide_once(self, graph: Graph, bodies: function_bodies.Bodies, calls: CallTypes) -> _Decision | None:
         """What to commit where the graph repeats blocks, found by looking at a few of them; None where all must be looked at."""
         part = excerpt(graph) if self.only is None else None
         if part is None:
@@ -127,7 +126,7 @@ class FusePass:
             return None
         return decision._replace(replacements=carried, kinds=carried.origins, dead=carried.dead)
 
-    def _decide(self, graph: Graph, whole: Graph, bodies: emit.Bodies, calls: CallTypes) -> _Decision:
+    def _decide(self, graph: Graph, whole: Graph, bodies: function_bodies.Bodies, calls: CallTypes) -> _Decision:
         """What to commit; `whole` is the graph of which `graph` is an excerpt, or itself."""
         log = Log()
         view = View(graph, inferred_types(whole) or calls.of(whole), self.folder)

@@ -15,7 +15,7 @@ from typing import Any
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.passes.fuse.fuse_pass import inferred_types
-from onnx_fuse.passes.graph import bodies as emit
+from onnx_fuse.passes.graph import inlining
 from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.opset_conversion import opset_of
 from onnx_fuse.passes.report import Report
@@ -55,9 +55,9 @@ def to_native(model: ModelProto, report: Report) -> ModelProto:
     for number, node in enumerate(chosen.values()):
         _give_body(model, node, view, number)
     kept = {(item.domain, item.name) for item in model.functions}
-    model = emit.inline_nodes(model, lambda node: node.name in chosen)
+    model = inlining.inline_nodes(model, lambda node: node.name in chosen)
     still_called = {(node.domain, node.op_type) for node in model.graph.node}
-    emit.drop_bodies(model, [key for key in kept if key[1].startswith(_OPERATOR) and key not in still_called])
+    inlining.drop_bodies(model, [key for key in kept if key[1].startswith(_OPERATOR) and key not in still_called])
     made = {
         node.name.partition("/Attention_")[0]: node.name
         for node in model.graph.node

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 import onnx
 from onnx import FunctionProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper
 
-from onnx_fuse.passes.graph.bodies import import_domain
+from onnx_fuse.passes.graph.function_bodies import import_domain
 from onnx_fuse.passes.graph.shapes import Info
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.body import CAST_LIKE_SINCE

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import ModelError, RewriteError
-from onnx_fuse.passes.graph import bodies as emit
+from onnx_fuse.passes.graph import function_bodies
 from onnx_fuse.passes.graph.index import Graph, Node, values_read
 from onnx_fuse.passes.view.layout_transform import MOVES
 from onnx_fuse.passes.view.matcher import Match
@@ -115,7 +115,7 @@ class Rewriter:
         bodies: collects the function bodies of the fused operators.
     """
 
-    def __init__(self, view: View, bodies: emit.Bodies) -> None:
+    def __init__(self, view: View, bodies: function_bodies.Bodies) -> None:
         self.view = view
         self.graph: Graph = view.graph
         self.bodies = bodies
@@ -476,9 +476,9 @@ class Rewriter:
 
         graph.edit(add=self._additions(watched(), graph, names, initializers), remove=dead, initializers=initializers)
         for domain in sorted(domains):
-            emit.import_domain(graph.model.opset_import, domain)
+            function_bodies.import_domain(graph.model.opset_import, domain)
             if isinstance(graph.outermost.proto, FunctionProto):
-                emit.import_domain(graph.outermost.proto.opset_import, domain)
+                function_bodies.import_domain(graph.outermost.proto.opset_import, domain)
         problem = graph.unsound()
         if problem is not None:
             raise RewriteError(f"After fusing, {problem}.", "This is a fault of a fusion: please report it.")
@@ -503,7 +503,7 @@ class Rewriter:
                 taken[operator] = {name for proto in graph.proto.node if operator in (name := proto.name)}
             node = self._fused_node(item, taken[operator])
             replaced = [graph.nodes[position].proto for position in item.dead]
-            emit.merge_metadata(node, replaced, record=graph.model.ir_version >= 10)
+            function_bodies.merge_metadata(node, replaced, record=graph.model.ir_version >= 10)
             additions.append((item.position, node))
             written.update(item.outputs.values())
             for carrier in item.carriers:

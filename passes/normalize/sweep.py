@@ -1,7 +1,7 @@
 """The sweep that makes a view canonical: every rule on every node, once, in graph order.
 
 A rule looks at one node whose inputs are canonical already and either declares something (an alias, a replacement) and returns
-True, or returns False. Rules are grouped by subject in the `normalize_*` modules; their order stands here and nowhere else.
+True, or returns False. Rules are grouped by subject in the other modules of this folder; their order stands here and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,101 +9,103 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.normalize import attention as normalize_attention
-from onnx_fuse.passes.normalize import casts as normalize_cast
-from onnx_fuse.passes.normalize import contrib as normalize_contrib
-from onnx_fuse.passes.normalize import einsum as normalize_einsum
-from onnx_fuse.passes.normalize import gather_pairs as normalize_select
-from onnx_fuse.passes.normalize import group_norm as normalize_group
-from onnx_fuse.passes.normalize import linear as normalize_linear
-from onnx_fuse.passes.normalize import norms as normalize_norm
-from onnx_fuse.passes.normalize import reshape_transpose as normalize_move
-from onnx_fuse.passes.normalize import scales as normalize_scale
-from onnx_fuse.passes.normalize import scores as normalize_scores
-from onnx_fuse.passes.normalize import silu_weights as normalize_weights
-from onnx_fuse.passes.normalize import split_heads as normalize_split
-from onnx_fuse.passes.normalize import tensorflow_norms as normalize_tf
+from onnx_fuse.passes.normalize import (
+    attention,
+    casts,
+    contrib,
+    einsum,
+    gather_pairs,
+    group_norm,
+    linear,
+    norms,
+    reshape_transpose,
+    scales,
+    scores,
+    silu_weights,
+    split_heads,
+    tensorflow_norms,
+)
 from onnx_fuse.passes.view.rule import Key, Rule, Rules, may_fire
 from onnx_fuse.passes.view.view import View
 
 _MOVE_RULES: tuple[Rule, ...] = (
-    normalize_cast.cast_after_move,
-    normalize_scale.scale_after_move,
-    normalize_move.merge_moves,
+    casts.cast_after_move,
+    scales.scale_after_move,
+    reshape_transpose.merge_moves,
 )
 
 RULES: Rules = {
-    "Identity": (normalize_move.drop_identity,),
-    "Dropout": (normalize_move.drop_dropout,),
+    "Identity": (reshape_transpose.drop_identity,),
+    "Dropout": (reshape_transpose.drop_dropout,),
     "Cast": (
-        normalize_move.drop_cast,
-        normalize_cast.share_cast,
-        normalize_cast.norm_in_float32,
-        normalize_scale.scale_after_move,
+        reshape_transpose.drop_cast,
+        casts.share_cast,
+        casts.norm_in_float32,
+        scales.scale_after_move,
     ),
-    "Expand": (normalize_move.drop_expand,),
-    "Concat": (normalize_move.drop_single_concat, normalize_split.concat_of_split),
+    "Expand": (reshape_transpose.drop_expand,),
+    "Concat": (reshape_transpose.drop_single_concat, split_heads.concat_of_split),
     "Reshape": _MOVE_RULES,
     "Transpose": _MOVE_RULES,
     "Squeeze": _MOVE_RULES,
     "Unsqueeze": _MOVE_RULES,
     "Flatten": _MOVE_RULES,
-    "Attention": (normalize_attention.decompose_attention,),
-    "Gemm": (normalize_linear.split_gemm,),
+    "Attention": (attention.decompose_attention,),
+    "Gemm": (linear.split_gemm,),
     "MatMul": (
-        normalize_scale.scale_after_matmul,
-        normalize_scores.batched_matmul_before_move,
-        normalize_split.batch_axes_in_order,
-        normalize_linear.matmul_before_move,
+        scales.scale_after_matmul,
+        scores.batched_matmul_before_move,
+        split_heads.batch_axes_in_order,
+        linear.matmul_before_move,
     ),
     "Add": (
-        normalize_einsum.drop_zero,
-        normalize_norm.layer_norm_shift,
-        normalize_tf.batch_form_norm,
-        normalize_einsum.flat_bias,
-        normalize_scores.mask_before_merge,
-        normalize_scores.merge_biases,
-        normalize_linear.bias_before_move,
-        normalize_einsum.head_bias_before_move,
-        normalize_einsum.sum_before_move,
+        einsum.drop_zero,
+        norms.layer_norm_shift,
+        tensorflow_norms.batch_form_norm,
+        einsum.flat_bias,
+        scores.mask_before_merge,
+        scores.merge_biases,
+        linear.bias_before_move,
+        einsum.head_bias_before_move,
+        einsum.sum_before_move,
     ),
     "Where": (
-        normalize_scores.mask_before_merge,
-        normalize_split.guard_before_permutation,
-        normalize_weights.weights_before_merge,
+        scores.mask_before_merge,
+        split_heads.guard_before_permutation,
+        silu_weights.weights_before_merge,
     ),
-    "Swish": (normalize_weights.swish_before_merge,),
-    "Softmax": (normalize_scores.softmax_before_move,),
-    "LayerNormalization": (normalize_linear.norm_before_move,),
-    "RMSNormalization": (normalize_linear.norm_before_move,),
+    "Swish": (silu_weights.swish_before_merge,),
+    "Softmax": (scores.softmax_before_move,),
+    "LayerNormalization": (linear.norm_before_move,),
+    "RMSNormalization": (linear.norm_before_move,),
     "Div": (
-        normalize_norm.bare_norm,
-        normalize_scale.multiply_by_reciprocal,
-        normalize_weights.weights_before_merge,
+        norms.bare_norm,
+        scales.multiply_by_reciprocal,
+        silu_weights.weights_before_merge,
     ),
     "Mul": (
-        normalize_scale.merge_scales,
-        normalize_norm.bare_norm,
-        normalize_tf.scaled_norm,
-        normalize_norm.norm_scale,
-        normalize_linear.scale_before_move,
-        normalize_norm.swish_rule,
-        normalize_norm.gelu,
-        normalize_weights.weights_before_merge,
+        scales.merge_scales,
+        norms.bare_norm,
+        tensorflow_norms.scaled_norm,
+        norms.norm_scale,
+        linear.scale_before_move,
+        norms.swish_rule,
+        norms.gelu,
+        silu_weights.weights_before_merge,
     ),
 }
 
 READING: Rules = {
     **RULES,
-    **normalize_contrib.RULES,
-    **dict.fromkeys((*normalize_select.PICKS, "Split"), (normalize_select.selection,)),
-    "Gather": (normalize_select.selection, normalize_select.gather_before_transpose),
-    "GatherND": (normalize_select.selection, normalize_select.gather_columns),
-    "Concat": (*RULES["Concat"], normalize_select.selection),
-    "Reshape": (normalize_select.masked_selection, *_MOVE_RULES),
-    "Einsum": (normalize_einsum.einsum_as_matmul,),
-    "InstanceNormalization": (normalize_group.group_norm_of_rows,),
-    "GroupNormalization": (normalize_group.group_norm_of_rows,),
+    **contrib.RULES,
+    **dict.fromkeys((*gather_pairs.PICKS, "Split"), (gather_pairs.selection,)),
+    "Gather": (gather_pairs.selection, gather_pairs.gather_before_transpose),
+    "GatherND": (gather_pairs.selection, gather_pairs.gather_columns),
+    "Concat": (*RULES["Concat"], gather_pairs.selection),
+    "Reshape": (gather_pairs.masked_selection, *_MOVE_RULES),
+    "Einsum": (einsum.einsum_as_matmul,),
+    "InstanceNormalization": (group_norm.group_norm_of_rows,),
+    "GroupNormalization": (group_norm.group_norm_of_rows,),
 }
 """All rules: also those that take an operator apart to be matched, a form that --simplify does not write."""
 

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from onnx import ModelProto
 
-import onnx_fuse
 from onnx_fuse.passes.files.staging import write_file
 from onnx_fuse.passes.fuse.fuse_pass import without_weights
+from onnx_fuse.versions import __version__
 
 ROUNDS = 40
 """Runs of each of two models, taken in turns."""
@@ -119,7 +119,7 @@ class Verdicts:
 def key_of(model: ModelProto, operator: str, kept: Sequence[str], timer: str, sizes: Mapping[str, int]) -> str:
     """What a verdict depends on: the graph (not what its weights are), what is tried on top of what, and where."""
     light = without_weights(model).SerializeToString(deterministic=True)
-    facts = json.dumps([onnx_fuse.__version__, operator, sorted(kept), timer, sorted(sizes.items())])
+    facts = json.dumps([__version__, operator, sorted(kept), timer, sorted(sizes.items())])
     return hashlib.sha256(facts.encode() + light).hexdigest()[:32]
 
 

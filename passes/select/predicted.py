@@ -15,10 +15,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.fuse.fuse_pass import inferred_types, without_weights
-from onnx_fuse.passes.graph import bodies as emit
+from onnx_fuse.passes.graph import inlining
 from onnx_fuse.passes.graph.dims import Product
 from onnx_fuse.passes.graph.index import Graph, Node
-from onnx_fuse.passes.select import cost_model as c
+from onnx_fuse.passes.select import cost_model
 from onnx_fuse.passes.select.measured import Verdict
 from onnx_fuse.passes.select.plugin_facts import PluginFacts, plugin_facts
 from onnx_fuse.passes.view.view import View
@@ -133,7 +133,7 @@ def select_fused(
     """
     if precision is not None and precision not in _PRECISIONS:
         raise UsageError(f"The precision {precision!r} is not known.", f"Choose among {', '.join(_PRECISIONS)}.")
-    found = c.device_of(device or c.DEFAULT_DEVICE)
+    found = cost_model.device_of(device or cost_model.DEFAULT_DEVICE)
     sized = without_weights(model)
     known, assumed = _with_sizes(sized, sizes or {})
     neighbourhood = _Neighbourhood(sized, precision, alternative)
@@ -165,7 +165,7 @@ def measured(predicted: Selection, verdicts: Mapping[str, Verdict], timer: str) 
 def without(model: ModelProto, names: Iterable[str]) -> ModelProto:
     """The model with the bodies of these fused nodes in their places; the rest as it is."""
     unwanted = set(names)
-    return emit.inline_nodes(model, lambda node: (node.name or node.output[0]) in unwanted)
+    return inlining.inline_nodes(model, lambda node: (node.name or node.output[0]) in unwanted)
 
 
 def _with_sizes(model: ModelProto, given: Mapping[str, int | Sequence[int]]) -> tuple[dict[str, int], list[str]]:
@@ -223,7 +223,7 @@ class _Neighbourhood:
             for item in model.graph.node
             if (item.domain, item.op_type) in bodies and any(a.name == "plugin_namespace" for a in item.attribute)
         }
-        opened = emit.inline_nodes(model, lambda call: call.name in calls)
+        opened = inlining.inline_nodes(model, lambda call: call.name in calls)
         self.graph = Graph(opened.graph, opened)
         self.view = View(self.graph, inferred_types(self.graph))
         self.unknown: set[str] = set()
@@ -287,7 +287,7 @@ class _Neighbourhood:
 
     def is_free(self, node: Node) -> bool:
         """Whether a node needs no kernel: a reshape, or sizes and constants that are known beforehand."""
-        if node.domain == "" and node.op_type in c.FREE:
+        if node.domain == "" and node.op_type in cost_model.FREE:
             return True
         if self._is_weight(node):
             return True
@@ -320,8 +320,10 @@ class _Neighbourhood:
     def around(self, name: str) -> list[Node]:
         """Nodes next to a fused node that TensorRT might run together with it, without those of other fused nodes."""
         fused = self._calls[name]
-        before = self._walk(fused.input, self.makers, lambda node: node.inputs, c.MATRIX | c.REDUCTION)
-        after = self._walk(fused.output, self.readers, lambda node: node.outputs, c.REDUCTION)
+        before = self._walk(
+            fused.input, self.makers, lambda node: node.inputs, cost_model.MATRIX | cost_model.REDUCTION
+        )
+        after = self._walk(fused.output, self.readers, lambda node: node.outputs, cost_model.REDUCTION)
         return list({**before, **after}.values())
 
     def makers(self, value: str) -> list[Node]:
@@ -346,34 +348,38 @@ class _Neighbourhood:
         for _ in range(_STEPS):
             met = {node.position: node for value in frontier for node in follow(value)}
             met = {position: node for position, node in met.items() if position not in found | self._owner}
-            chained = [node for node in met.values() if self.is_free(node) or node.op_type in c.POINTWISE | c.GATHER]
+            chained = [
+                node
+                for node in met.values()
+                if self.is_free(node) or node.op_type in cost_model.POINTWISE | cost_model.GATHER
+            ]
             found.update((node.position, node) for node in met.values() if node in chained or node.op_type in ends)
             frontier = [value for node in chained for value in onwards(node) if value]
         return found
 
-    def steps(self, nodes: Iterable[Node]) -> Iterator[c.Step]:
+    def steps(self, nodes: Iterable[Node]) -> Iterator[cost_model.Step]:
         """The nodes that need a kernel, in graph order."""
         for node in sorted(nodes, key=lambda item: item.position):
             if not self.is_free(node):
                 yield self._step(node)
 
-    def _step(self, node: Node) -> c.Step:
+    def _step(self, node: Node) -> cost_model.Step:
         kind = next((name for name, group in _KINDS.items() if node.op_type in group and node.domain == ""), "plugin")
         chain = self._chains.get(node.position, -1)
         if chain >= 0 or (node.domain == "" and node.op_type == "Attention"):
             kind, chain = "attention", chain if chain >= 0 else node.position
         makes = {value: self.size(value) for value in node.outputs if value}
         reads = {source: self.size(source) for value in _data(node) for source in [self.source(value)]}
-        if node.op_type in c.GATHER:
+        if node.op_type in cost_model.GATHER:
             reads[self.source(node.inputs[0])] = sum(makes.values())  # the rows that are asked for
         products, half = self._products(node)
-        return c.Step(kind, reads, makes, products, half, chain)
+        return cost_model.Step(kind, reads, makes, products, half, chain)
 
     def _products(self, node: Node) -> tuple[float, bool]:
         if node.op_type == "Attention":
             shapes = [self.shape(value) for value in node.inputs[:3]]
             return 4.0 * math.prod(shapes[0]) * shapes[1][-2], self.dtype(node.outputs[0]) in _HALF
-        if node.op_type not in c.MATRIX or not node.outputs:
+        if node.op_type not in cost_model.MATRIX or not node.outputs:
             return 0.0, False
         left, right = (self.shape(value) for value in node.inputs[:2])
         if node.op_type == "Einsum":
@@ -404,8 +410,13 @@ class _Neighbourhood:
         return asked
 
 
-_FIRST_ONLY = c.FREE | {"CastLike", "Slice", "Split", "Expand", "Tile", "Pad"}
-_KINDS = {"pointwise": c.POINTWISE, "gather": c.GATHER, "reduction": c.REDUCTION, "matrix": c.MATRIX}
+_FIRST_ONLY = cost_model.FREE | {"CastLike", "Slice", "Split", "Expand", "Tile", "Pad"}
+_KINDS = {
+    "pointwise": cost_model.POINTWISE,
+    "gather": cost_model.GATHER,
+    "reduction": cost_model.REDUCTION,
+    "matrix": cost_model.MATRIX,
+}
 
 
 def _data(node: Node) -> list[str]:
@@ -448,7 +459,7 @@ def _until_product(
             return ways[node.position]
         parts = []
         for other in follow(node):
-            chained = left > 0 and (other.op_type in c.POINTWISE or found.is_free(other))
+            chained = left > 0 and (other.op_type in cost_model.POINTWISE or found.is_free(other))
             rest = search(other, left - 1) if chained else []
             parts.append([other, *rest] if rest or other.op_type == "MatMul" else [])
         complete = all(parts) if every else any(parts)
@@ -458,16 +469,16 @@ def _until_product(
     return search(start, 2 * _STEPS)
 
 
-def _decide(node: NodeProto, found: _Neighbourhood, device: c.Device) -> Decision:
+def _decide(node: NodeProto, found: _Neighbourhood, device: cost_model.Device) -> Decision:
     name, operator = node.name, node.op_type
     body, around = found.body(name), found.around(name)
-    rest = c.cost(found.steps(around), device, found.is_read_outside(around))
+    rest = cost_model.cost(found.steps(around), device, found.is_read_outside(around))
     whole = [*body, *around]
-    before = c.cost(found.steps(whole), device, found.is_read_outside(whole)).beside(rest)
+    before = cost_model.cost(found.steps(whole), device, found.is_read_outside(whole)).beside(rest)
     facts = plugin_facts(node, found.shape, found.operator_type(name) in _HALF, device)
     if facts is None:
         return Decision(name, operator, True, None, None, 0, 0, 0.0, 0.0, "kept: nothing is known of its plugin")
-    after = c.cost([_plugin(node, found, facts)], device, lambda value: True)
+    after = cost_model.cost([_plugin(node, found, facts)], device, lambda value: True)
     keep = facts.refusal is None and after.seconds <= before.seconds * (1 - MARGIN)
     return Decision(
         name,
@@ -483,18 +494,18 @@ def _decide(node: NodeProto, found: _Neighbourhood, device: c.Device) -> Decisio
     )
 
 
-def _plugin(node: NodeProto, found: _Neighbourhood, facts: PluginFacts) -> c.Step:
+def _plugin(node: NodeProto, found: _Neighbourhood, facts: PluginFacts) -> cost_model.Step:
     makes = {value: found.size(value) for value in node.output if value}
     reads = {source: found.size(source) for value in node.input if value for source in [found.source(value)]}
     for table in facts.tables:
         reads[found.source(table)] = min(found.size(found.source(table)), max(makes.values(), default=0))
     half = found.operator_type(node.name) in _HALF
-    return c.Step(
+    return cost_model.Step(
         "plugin", reads, makes, found.products(node.name), half, launches=facts.launches, scratch=facts.scratch
     )
 
 
-def _reason(facts: PluginFacts, before: c.Cost, after: c.Cost, keep: bool, has_products: bool) -> str:
+def _reason(facts: PluginFacts, before: cost_model.Cost, after: cost_model.Cost, keep: bool, has_products: bool) -> str:
     if facts.refusal is not None:
         return f"the plugin has no kernel for it: {facts.refusal}"
     figures = f"{_added(before)}; the plugin takes {_kernels(after.launches)} and {after.bytes / 1e6:.1f} MB"
@@ -511,7 +522,7 @@ def _reason(facts: PluginFacts, before: c.Cost, after: c.Cost, keep: bool, has_p
     return f"{why}: {figures}"
 
 
-def _added(before: c.Cost) -> str:
+def _added(before: cost_model.Cost) -> str:
     if before.launches >= 0:
         return f"TensorRT adds {_kernels(before.launches)} and {before.bytes / 1e6:.1f} MB"
     return f"with it TensorRT joins its neighbours and needs {_kernels(-before.launches)} less"

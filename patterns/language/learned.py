@@ -1,7 +1,7 @@
 """Fusions learned from an example: the example's canonical form as data, and the pattern and the body that follow from it.
 
-`onnx_fuse.passes.fuse.read_form` reads a `Form` off an exported example. The pattern asks for the form's nodes, the body writes the same
-nodes, so whatever the pattern matches is what the body computes: attributes, constants, targets of Reshape included.
+`passes/fuse/read_form.py` reads a `Form` off an exported example. The pattern asks for the form's nodes, the body writes the
+same nodes, so whatever the pattern matches is what the body computes: attributes, constants, targets of Reshape included.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@
 #include "log.h"
 #include "refusal.h"
 
-// What onnx_fuse.runtime.plugins.library generates.
+// What onnx_fuse.runtime.plugins.plugin_library generates.
 extern "C" unsigned char const gr_kernel_blob[];
 extern gr::KernelVariant const gr_kernel_variants[];
 extern int32_t const gr_kernel_variant_count;

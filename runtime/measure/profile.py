@@ -18,7 +18,7 @@ from onnx_fuse.passes.files import io
 from onnx_fuse.runtime.device import engine_file
 from onnx_fuse.runtime.device.executor import LayerTime
 from onnx_fuse.runtime.engine import Engine, Timing
-from onnx_fuse.runtime.verify import random_inputs as draw
+from onnx_fuse.runtime.verify import random_inputs
 from onnx_fuse.runtime.verify.random_inputs import Draw, InputSpec
 from onnx_fuse.runtime.verify.user_inputs import given_inputs
 
@@ -172,11 +172,11 @@ def share_of_products(layers: Sequence[LayerTime]) -> float | None:
 def specs_of(path: Path) -> tuple[InputSpec, ...]:
     """What a model or engine takes. An engine's specs are those of the ONNX model beside it, which tells ids from other numbers."""
     if not engine_file.record_path(path).is_file():
-        return draw.input_specs(io.load(path))
+        return random_inputs.input_specs(io.load(path))
     record = engine_file.read(path)
     model = path.parent / record.model
     if model.is_file():
-        return draw.input_specs(io.load(model))
+        return random_inputs.input_specs(io.load(model))
     return tuple(InputSpec(item.name, _elem_type(item.dtype), item.shape, "data") for item in record.inputs)
 
 
@@ -233,7 +233,7 @@ def _sized(spec: InputSpec, sizes: Mapping[str, int]) -> InputSpec:
     return replace(spec, dims=tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.dims))
 
 
-def _of_others(dims: Sequence[draw.Dim] | None, sizes: Mapping[str, int]) -> str:
+def _of_others(dims: Sequence[random_inputs.Dim] | None, sizes: Mapping[str, int]) -> str:
     known = [f"{dim} = {sizes[dim]}" for dim in dims or () if isinstance(dim, str) and dim in sizes]
     return f", with {', '.join(known)}" if known else ""
 
@@ -255,6 +255,8 @@ def inputs_for(
         ModelError: there are no random data for an input.
     """
     if given is None:
-        return draw.draw_inputs([_sized(spec, sizes or {}) for spec in specs], Draw(batch, length, equal=True), seed)
+        return random_inputs.draw_inputs(
+            [_sized(spec, sizes or {}) for spec in specs], Draw(batch, length, equal=True), seed
+        )
     arrays = given_inputs(given, specs)
-    return {spec.name: arrays[spec.name].astype(draw.numpy_type(spec), copy=False) for spec in specs}
+    return {spec.name: arrays[spec.name].astype(random_inputs.numpy_type(spec), copy=False) for spec in specs}

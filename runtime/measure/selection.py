@@ -45,7 +45,7 @@ def selected(
     if method == "auto":
         return predicted
     from onnx_fuse.runtime.measure.timers import timer_for
-    from onnx_fuse.runtime.plugins.library import cache_folder
+    from onnx_fuse.runtime.plugins.plugin_library import cache_folder
 
     timer = timer_for(device, predicted.sizes, folder)
     gains: dict[str, float] = {}

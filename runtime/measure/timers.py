@@ -18,8 +18,8 @@ from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.select.measured import Run, Timer
 from onnx_fuse.runtime.device import gpus
 from onnx_fuse.runtime.device.engine_file import ShapeRange
-from onnx_fuse.runtime.onnxruntime import session as ort
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.verify.random_inputs import DRAWS, Array, draw_inputs, input_specs
 
 
@@ -56,12 +56,12 @@ class OrtTimer:
         """Raises:
         ModelError: ONNX Runtime cannot load or run it.
         """
-        session = ort.session(model, base_dir=self._base_dir, optimise=True)
+        session = sessions.session(model, base_dir=self._base_dir, optimise=True)
         inputs = drawn(model, self._sizes)
 
         def run() -> float:
             start = time.perf_counter()
-            ort.run(session, inputs)
+            sessions.run(session, inputs)
             return time.perf_counter() - start
 
         return run
@@ -71,10 +71,10 @@ class EngineTimer:
     """TensorRT engines on a GPU, the time between two events of its stream. It was never run: it needs a GPU."""
 
     def __init__(self, gpu: gpus.Gpu, sizes: Mapping[str, int], base_dir: Path | None = None) -> None:
-        from onnx_fuse.runtime.tensorrt import binding as tensorrt
+        from onnx_fuse.runtime.tensorrt import binding
 
-        trt = tensorrt.module()
-        found = [plugins.described(path) for path in plugins.find()]
+        trt = binding.module()
+        found = [plugin_library.described(path) for path in plugin_library.find()]
         hashes = [library.sha256[:12] for library in found if library is not None]
         self.name = f"{gpu.name}, {trt.__name__} {trt.__version__}, plugins {' '.join(hashes) or 'none'}"
         self._sizes = sizes

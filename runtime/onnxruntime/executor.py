@@ -16,11 +16,11 @@ import onnxruntime as ort
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.errors import ModelError
+from onnx_fuse.passes.graph.inlining import inline_calls
 from onnx_fuse.runtime.device.arrays import Tensor, numpy_dtype
 from onnx_fuse.runtime.device.engine_file import EngineTensor
 from onnx_fuse.runtime.device.executor import PRODUCTS, Device, HostDevice, LayerTime, Profile
-from onnx_fuse.runtime.onnxruntime import session as sessions
-from onnx_fuse.runtime.tensorrt.parse import inline_bodies
+from onnx_fuse.runtime.onnxruntime import sessions
 
 _NODE = re.compile(r"@(\d+)@")  # the mark of the graph's n-th node, in names of its parts
 _INSIDE = "@inside@"  # the mark of nodes within If, Loop and Scan, whose time is part of theirs
@@ -167,7 +167,7 @@ def marked(model: ModelProto) -> ModelProto:
     for node in itertools.chain(copy.graph.node, *(body.node for body in copy.functions)):
         for inner in _held(node):
             inner.name = f"{_INSIDE}{next(counter)}"
-    return inline_bodies(copy, lambda node: False)[0]
+    return inline_calls(copy, lambda node: False)[0]
 
 
 def _held(node: NodeProto) -> Iterator[NodeProto]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins import plugin_library
 
 VARIABLE = "ONNX_FUSE_HARNESS"
 """Environment variable that names the folder of a harness that is built already."""
@@ -82,8 +82,8 @@ def tools() -> Path:
     """
     if given := os.environ.get(VARIABLE):
         return Path(given)
-    folder = plugins.cache_folder() / "harness"
-    plugins.cmake(folder, {"TOOLS": "ON"})
+    folder = plugin_library.cache_folder() / "harness"
+    plugin_library.cmake(folder, {"TOOLS": "ON"})
     return folder
 
 

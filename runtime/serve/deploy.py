@@ -18,15 +18,13 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, OutputError, UsageError
-from onnx_fuse.passes.files import io, memory
-from onnx_fuse.passes.files import staging as files
-from onnx_fuse.runtime.device import engine_file
+from onnx_fuse.passes.files import io, staging
+from onnx_fuse.runtime.device import engine_file, memory
 from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor
-from onnx_fuse.runtime.onnxruntime import session as ort
-from onnx_fuse.runtime.plugins import library as libraries
+from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.serve import manifests
-from onnx_fuse.runtime.verify import compare
-from onnx_fuse.runtime.verify import random_inputs as draw
+from onnx_fuse.runtime.verify import compare, random_inputs
 from onnx_fuse.runtime.verify.record import Rejected
 from onnx_fuse.runtime.verify.reference import Evidence, Original, drawn_evidence
 
@@ -162,7 +160,7 @@ def deploy(
 
 def _check_new(folder: Path) -> None:
     """Fails now where writing would fail after the model has been run."""
-    with files.writing(folder):
+    with staging.writing(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(f"{folder} exists and is not empty.", "Give a new folder; nothing is overwritten.")
         os.scandir(folder.parent).close()
@@ -224,7 +222,7 @@ def _unchecked(largest_batch: int) -> list[str]:
 
 def _library(record: EngineRecord, library: str, given: Sequence[str | os.PathLike[str]]) -> Path:
     """The plugin library with the bytes that an engine was built with."""
-    for path in (*map(Path, given), Path(library), *libraries.find()):
+    for path in (*map(Path, given), Path(library), *plugin_library.find()):
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == record.plugins[library]:
             return path
     raise UsageError(
@@ -284,8 +282,8 @@ def _open_first_axis(outputs: Sequence[EngineTensor]) -> bool:
 def _run(served: _Model, original: Original) -> _Model:
     """The model with what running it in ONNX Runtime tells: it runs, outputs have the ranks that are declared, and, if it has
     a batch dimension, rows that are computed together are what they are alone."""
-    specs = draw.input_specs(original.model)
-    shapes = draw.draw_shapes(specs, draw.DRAWS[1])
+    specs = random_inputs.input_specs(original.model)
+    shapes = random_inputs.draw_shapes(specs, random_inputs.DRAWS[1])
     have, need = memory.available_bytes(), memory.needed_bytes(original.model, original.model, shapes)
     if have is not None and need > have:
         raise ModelError(
@@ -323,12 +321,12 @@ def _rows(evidence: Evidence) -> int:
 
 def _mixes_rows(original: Original, cases: Sequence[Evidence]) -> str | None:
     """Why a batch is not what its rows are alone, which is what the server takes for granted; None if it is."""
-    together: dict[str, list[draw.Array]] = {name: [] for name in cases[0].expected}
-    alone: dict[str, list[draw.Array]] = {name: [] for name in cases[0].expected}
+    together: dict[str, list[random_inputs.Array]] = {name: [] for name in cases[0].expected}
+    alone: dict[str, list[random_inputs.Array]] = {name: [] for name in cases[0].expected}
     for case in cases:
         for row in range(_rows(case)):
             inputs = {name: array[row : row + 1] for name, array in case.inputs.items()}
-            for name, part in ort.run(original.session, inputs).items():
+            for name, part in sessions.run(original.session, inputs).items():
                 if len(part) != 1 or len(case.expected[name]) != _rows(case):
                     return f"the first axis of output {name!r} is not that of the inputs"
                 together[name].append(case.expected[name][row : row + 1].ravel())
@@ -412,7 +410,7 @@ def _messages() -> Any:
 @contextlib.contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its name when all is written, and goes if anything fails."""
-    with files.writing(target):
+    with staging.writing(target):
         staged = Path(tempfile.mkdtemp(prefix=".onnx-fuse-", dir=target.parent))
         try:
             staged.chmod(0o755)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins import plugin_library
 
 _RTX_LIBRARIES = {
     "libtensorrt_rtx.so.1": "libtensorrt_rtx.so",
@@ -194,7 +194,7 @@ def load_plugins(libraries: Iterable[str | Path]) -> None:
             raise UsageError(
                 f"The plugin library {path} {problem}.", "Give the path of a plugin library built for this machine."
             )
-        record = plugins.described(path)
+        record = plugin_library.described(path)
         operators = () if record is None else record.operators
         for operator in operators:
             if operator in _owners:

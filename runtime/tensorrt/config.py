@@ -38,7 +38,7 @@ class EngineConfig:
             None: that of the model.
         opt_level: 0 (fastest build) to 5 (slowest, best engine).
         workspace: bytes the engine may use for intermediate values; text such as "2G" is taken too.
-        plugins: plugin libraries; those that `onnx_fuse.runtime.plugins.library.find` finds if None, none if empty.
+        plugins: plugin libraries; those that `onnx_fuse.runtime.plugins.plugin_library.find` finds if None, none if empty.
         timing_cache: a file that TensorRT's measurements are kept in from build to build.
         targets: compute capabilities to build for ahead of time, such as "SM120".
         select: which fused nodes with a plugin stay such: "auto", those predicted to pay; "all"; or "measured", those that make

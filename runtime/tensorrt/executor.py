@@ -19,8 +19,8 @@ from onnx_fuse.runtime.device import engine_file
 from onnx_fuse.runtime.device.arrays import Tensor
 from onnx_fuse.runtime.device.cuda import CudaDevice
 from onnx_fuse.runtime.device.executor import PRODUCTS, Device, LayerTime, Memory, Profile
-from onnx_fuse.runtime.plugins import library as plugins
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.plugins import plugin_library
+from onnx_fuse.runtime.tensorrt import binding
 
 _ALLOWED = "The engine's record says which shapes it allows."
 _ALIGNMENT = 256  # of the memory that CUDA gives, at least
@@ -41,15 +41,15 @@ class TensorRTExecutor:
     def __init__(self, path: Path, device: Device | None = None) -> None:
         record = engine_file.read(path)
         self.device: Device = device or CudaDevice()
-        trt = tensorrt.module()
+        trt = binding.module()
         if trt.__name__ != record.module:
             raise ModelError(
                 f"The engine {path} was built by {record.module} {record.version}; here is {trt.__name__} {trt.__version__}.",
                 "Build it again with this one, or install the other.",
             )
-        tensorrt.load_plugins(found_plugins(record.plugins))
-        self._runtime = trt.Runtime(tensorrt.logger())  # must outlive its engine
-        with tensorrt.logged() as messages:
+        binding.load_plugins(found_plugins(record.plugins))
+        self._runtime = trt.Runtime(binding.logger())  # must outlive its engine
+        with binding.logged() as messages:
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise ModelError(
@@ -117,7 +117,7 @@ class TensorRTContext:
     def __init__(self, executor: TensorRTExecutor, engine: Any, profile: int, stream: int) -> None:
         self._executor, self._stream = executor, stream
         self._allocators: dict[str, Any] = {}
-        with tensorrt.logged() as messages:
+        with binding.logged() as messages:
             self._context = engine.create_execution_context()
             if self._context is None:
                 raise UsageError(
@@ -130,7 +130,7 @@ class TensorRTContext:
         executor.device.synchronize(stream)
 
     def prepare(self, inputs: Mapping[str, Tensor]) -> Mapping[str, tuple[int, ...] | None]:
-        with tensorrt.logged() as messages:
+        with binding.logged() as messages:
             for name, tensor in inputs.items():
                 taken = self._context.set_input_shape(name, tensor.shape)
                 if name in self._executor.shape_inputs:
@@ -150,7 +150,7 @@ class TensorRTContext:
         return {name: None if -1 in shape else shape for name, shape in shapes.items()}
 
     def enqueue(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        with tensorrt.logged() as messages:
+        with binding.logged() as messages:
             for name, tensor in (*inputs.items(), *outputs.items()):
                 self._context.set_tensor_address(name, tensor.address)
             for item in self._executor.outputs:
@@ -181,7 +181,7 @@ class TensorRTContext:
 
 def allocator(device: Device) -> Any:
     """An IOutputAllocator for one output whose size only a run can tell."""
-    trt = tensorrt.module()
+    trt = binding.module()
 
     class Allocator(trt.IOutputAllocator):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -210,7 +210,7 @@ def allocator(device: Device) -> Any:
 
 
 def _profiler() -> Any:
-    trt = tensorrt.module()
+    trt = binding.module()
 
     class Profiler(trt.IProfiler):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -233,20 +233,20 @@ def nodes_of(layer: str, nodes: Mapping[str, tuple[str, ...]]) -> tuple[str, ...
 
 
 def found_plugins(wanted: Mapping[str, str]) -> list[Path]:
-    """The plugin libraries of an engine, by hash: where they were, or among those that `plugins.find` finds.
+    """The plugin libraries of an engine, by hash: where they were, or among those that `plugin_library.find` finds.
 
     Raises:
         UsageError: one is not there.
     """
     found = []
     for name, sha256 in wanted.items():
-        places = [place for place in (Path(name), *plugins.find()) if place.is_file()]
+        places = [place for place in (Path(name), *plugin_library.find()) if place.is_file()]
         same = [place for place in places if hashlib.sha256(place.read_bytes()).hexdigest() == sha256]
         if not same:
             raise UsageError(
                 f"The engine needs the plugin library {name} (SHA-256 {sha256[:12]}...), and "
                 + (f"{places[0]} is another one." if places else "it is not there."),
-                f"Put it there, name it in {plugins.VARIABLE}, or build the engine again.",
+                f"Put it there, name it in {plugin_library.VARIABLE}, or build the engine again.",
             )
         found.append(same[0])
     return found

@@ -9,7 +9,7 @@ from typing import Any
 from onnx import ModelProto, helper
 
 from onnx_fuse.passes.files.io import load
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.parse import ParsedNetwork
 
 
@@ -43,7 +43,7 @@ def _tensor(tensor: Any) -> str:
 
 def _settings(layer: Any) -> Iterator[tuple[str, Any]]:
     """What is particular to a layer of its type: its properties that are numbers, names or sizes (weights are not shown)."""
-    trt = tensorrt.module()
+    trt = binding.module()
     wanted = layer.type.name.replace("_", "")
     for name in dir(trt):
         if name.startswith("I") and name.endswith("Layer") and name[1:-5].upper() == wanted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,14 +12,13 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
+from onnx import ModelProto, NodeProto
 from onnx.helper import get_attribute_value
-from onnx.inliner import inline_local_functions
 
 from onnx_fuse.errors import ModelError, reason
-from onnx_fuse.runtime.plugins import harness
-from onnx_fuse.runtime.plugins import library as libraries
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.passes.graph.inlining import inline_calls, nodes_of
+from onnx_fuse.runtime.plugins import harness, plugin_library
+from onnx_fuse.runtime.tensorrt import binding
 
 _INLINED = re.compile(r"__\d+$")  # what onnx's inliner adds to the names of a body's nodes
 _NO_WORKSPACE = "needs workspace, which TensorRT does not have inside If, Loop and Scan"
@@ -113,8 +112,7 @@ def parse(
     Args:
         model: the model, or its path (the only way for one over 2 GB, whose weights are then external and stay on disk).
         base_dir: folder of the external data of a ModelProto; for a path it is the folder of the model.
-        plugins: plugin libraries to load first; those that `onnx_fuse.runtime.plugins.library.find` finds if None. They stay loaded in
-            this process.
+        plugins: plugin libraries to load first; those that `plugin_library.find` finds if None. They stay loaded in this process.
 
     Raises:
         UsageError: no TensorRT module, or a plugin library that cannot be loaded.
@@ -127,21 +125,21 @@ def parse_network(
     model: ModelProto | str | Path, *, base_dir: str | Path | None = None, plugins: Sequence[str | Path] | None = None
 ) -> ParsedNetwork:
     """As `parse`, and keeps the network, for building an engine of it."""
-    trt = tensorrt.module()
-    tensorrt.load_plugins(libraries.find() if plugins is None else plugins)
-    builder = trt.Builder(tensorrt.logger())
+    trt = binding.module()
+    binding.load_plugins(plugin_library.find() if plugins is None else plugins)
+    builder = trt.Builder(binding.logger())
     # The parser only looks at the folder of this path; the file need not exist.
     path = model if isinstance(model, (str, Path)) else Path(base_dir or ".") / "model.onnx"
     refused: set[str] = set()
     bodiless: dict[str, str] = {}
 
     def parsed() -> tuple[Any, Any, bool, list[str], ModelProto, Counter[str], tuple[str, ...]]:
-        network = builder.create_network(tensorrt.network_flags())
-        parser = trt.OnnxParser(network, tensorrt.logger())
+        network = builder.create_network(binding.network_flags())
+        parser = trt.OnnxParser(network, binding.logger())
         source = _own_copy(model)
         missing = operators_without_plugin(source)
-        prepared, inlined = inline_bodies(source, lambda node: is_plugin(node) and node.name not in refused)
-        with tensorrt.logged() as log:
+        prepared, inlined = inline_calls(source, lambda node: is_plugin(node) and node.name not in refused)
+        with binding.logged() as log:
             taken = parser.parse(serialized(prepared), str(Path(path).absolute()))
         return network, parser, taken, log, prepared, inlined, missing
 
@@ -197,80 +195,7 @@ def _let_attention_decompose(layers: Iterable[Any], trt: Any) -> None:
 
 def prepare(model: ModelProto | str | Path) -> tuple[ModelProto, Counter[str]]:
     """A copy of a model as TensorRT is to be given it, and how often each body was inlined: those that no loaded plugin takes."""
-    return inline_bodies(_own_copy(model), is_plugin)
-
-
-def inline_bodies(model: ModelProto, is_plugin: Callable[[NodeProto], bool]) -> tuple[ModelProto, Counter[str]]:
-    """Replaces each call of a model-local function by the function's body, except where `is_plugin`; changes `model`.
-
-    TensorRT cannot be given the functions: of several bodies with one name it takes the first, whatever the `overload`; it
-    passes over a body whose name it knows as an operator; and attribute references in nested calls become 0. So every call
-    gets a body of its own, under an overload of its own and with nodes named after the call, for onnx to inline.
-
-    Returns:
-        The model without functions and with every node named (`node_of_OUTPUT`, TensorRT's own way, where it had no name),
-        and how often each function was inlined.
-
-    Raises:
-        ModelError: a function calls itself, or needs operator sets that the model does not have.
-    """
-    bodies = {(body.domain, body.name, body.overload): body for body in model.functions}
-    own: list[FunctionProto] = []
-    inlined: Counter[str] = Counter()
-
-    def give_bodies(nodes: Iterable[NodeProto], prefix: str, callers: tuple[tuple[str, str, str], ...]) -> None:
-        for node in nodes_of(nodes):
-            node.name = prefix + (node.name or f"node_of_{next(iter(node.output), node.op_type)}")
-            call = (node.domain, node.op_type, node.overload)
-            if is_plugin(node) or call not in bodies:
-                node.ClearField("overload")  # or it might name the body made for another call
-                continue
-            if call in callers:
-                raise ModelError(
-                    f"The function {node.domain}::{node.op_type} calls itself (node {node.name}).",
-                    "ONNX allows no recursion.",
-                )
-            body = FunctionProto()
-            body.CopyFrom(bodies[call])
-            body.overload = node.overload = str(len(own))
-            own.append(body)
-            inlined[f"{node.domain}::{node.op_type}"] += 1
-            give_bodies(body.node, f"{node.name}/", (*callers, call))
-
-    give_bodies(model.graph.node, "", ())
-    del model.functions[:]
-    if not own:
-        return model, inlined
-    model.functions.extend(own)
-    imported = {opset.domain for opset in model.opset_import}
-    for opset in (opset for body in own for opset in body.opset_import):
-        if opset.domain not in imported:
-            imported.add(opset.domain)
-            model.opset_import.add().CopyFrom(opset)
-    try:
-        model = inline_local_functions(model, convert_version=True)
-    except (RuntimeError, EncodeError) as error:
-        raise ModelError(
-            f"The functions of the model cannot be inlined: {error}", "Check the model with onnx.checker."
-        ) from error
-    if model.functions:
-        left = model.functions[0]
-        wanted = ", ".join(f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in left.opset_import)
-        raise ModelError(
-            f"The function {left.domain}::{left.name} needs operator sets ({wanted}) other than the model's.",
-            "Export it with the operator sets of the model.",
-        )
-    return model, inlined
-
-
-def nodes_of(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """The nodes, and those of their subgraphs, in order."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
-                for graph in (attribute.g, *attribute.graphs):
-                    yield from nodes_of(graph.node)
+    return inline_calls(_own_copy(model), is_plugin)
 
 
 def fused_nodes(model: ModelProto) -> list[NodeProto]:
@@ -303,7 +228,7 @@ def _workspace(layer: Any, node: NodeProto) -> int:
     ]
     values = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
     attributes = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
-    told = (harness.workspace(path, node.op_type, attributes, tensors) for path in tensorrt.loaded_plugins())
+    told = (harness.workspace(path, node.op_type, attributes, tensors) for path in binding.loaded_plugins())
     return next((needed for needed in told if needed is not None), 0)
 
 
@@ -348,7 +273,7 @@ def is_plugin(node: NodeProto) -> bool:
     """
     named = creator(node, text_of(node, "plugin_namespace"))
     if named is not None or creator(node, node.domain) is not None:
-        tensorrt.require_plugin_nodes()
+        binding.require_plugin_nodes()
     return named is not None
 
 
@@ -357,7 +282,7 @@ def creator(node: NodeProto, namespace: str) -> Any:
     if not namespace:
         return None
     version = text_of(node, "plugin_version") or "1"
-    return tensorrt.module().get_plugin_registry().get_creator(node.op_type, version, namespace)
+    return binding.module().get_plugin_registry().get_creator(node.op_type, version, namespace)
 
 
 def _issue(error: Any) -> ParseIssue:

@@ -23,22 +23,21 @@ from onnx import ModelProto
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.files import io
-from onnx_fuse.runtime.plugins import library as plugins
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
-from onnx_fuse.runtime.tensorrt import parse
+from onnx_fuse.runtime.plugins import plugin_library
+from onnx_fuse.runtime.tensorrt import binding, parse
 
 
 def _point_polygraphy() -> None:
     if importlib.util.find_spec("polygraphy") is None:
         raise UsageError("Polygraphy is not installed.", "pip install 'onnx-fuse[polygraphy]'")
     try:
-        is_rtx = tensorrt.module().__name__ == "tensorrt_rtx"
+        is_rtx = binding.module().__name__ == "tensorrt_rtx"
     except UsageError:
         return  # its loaders for ONNX Runtime need none
     config: Any = importlib.import_module("polygraphy.config")
     if is_rtx != config.USE_TENSORRT_RTX and "polygraphy.backend.trt" in sys.modules:
         raise UsageError(
-            "polygraphy.backend.trt was imported before onnx_fuse.runtime.tensorrt.polygraphy_loaders and looks for another TensorRT.",
+            "polygraphy.backend.trt was imported before these loaders and looks for another TensorRT.",
             "Import onnx_fuse.runtime.tensorrt.polygraphy_loaders first.",
         )
     config.USE_TENSORRT_RTX = is_rtx
@@ -70,11 +69,11 @@ class BytesFromFused:
 
 @dataclass(frozen=True)
 class LoadPlugins:
-    """Registers plugin libraries (those that `onnx_fuse.runtime.plugins.library.find` finds if None), then gives what `then` gives."""
+    """Registers plugin libraries (those that `plugin_library.find` finds if None), then gives what `then` gives."""
 
     then: Callable[..., Any]
     libraries: Sequence[str | Path] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tensorrt.load_plugins(plugins.find() if self.libraries is None else self.libraries)
+        binding.load_plugins(plugin_library.find() if self.libraries is None else self.libraries)
         return self.then(*args, **kwargs)

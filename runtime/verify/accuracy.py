@@ -10,9 +10,9 @@ from typing import Any
 from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError
-from onnx_fuse.passes.files.memory import available_bytes, needed_bytes
 from onnx_fuse.passes.precision import Converted, rounded
-from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes
+from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.verify.compare import Comparison, compare
 from onnx_fuse.runtime.verify.random_inputs import DRAWS, draw_shapes, input_specs
 from onnx_fuse.runtime.verify.record import Rejected
@@ -66,13 +66,13 @@ def measure(original: ModelProto, converted: Converted, precision: str, base_dir
             return Accuracy({}, skipped=sentence)
         reference = Original(original, base_dir, ())
         reference.open()
-        session = ort.session(narrow, base_dir=base_dir)
+        session = sessions.session(narrow, base_dir=base_dir)
         rejected: list[Rejected] = []
         found: list[Comparison] = []
         cases = 0
         for evidence in drawn_evidence(reference, specs, 0, rejected):
             cases += 1
-            outputs = as_arrays(ort.run(session, evidence.inputs))
+            outputs = as_arrays(sessions.run(session, evidence.inputs))
             found += [compare(name, want, outputs[name], float("inf")) for name, want in evidence.expected.items()]
     except ModelError as error:
         return Accuracy({}, skipped=error.cause)

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, UsageError
-from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.verify.random_inputs import (
     DRAWS,
     FALLBACK_LENGTHS,
@@ -65,13 +65,13 @@ class Original:
         """Raises:
         ModelError: ONNX Runtime cannot load it.
         """
-        self.session = ort.session(self.model, base_dir=self.base_dir, extra_outputs=self.inner)
+        self.session = sessions.session(self.model, base_dir=self.base_dir, extra_outputs=self.inner)
 
     def run(self, case: Case, inputs: dict[str, Array]) -> Evidence:
         """Raises:
         ModelError: it does not run on these inputs.
         """
-        outputs = ort.run(self.session, inputs)
+        outputs = sessions.run(self.session, inputs)
         inner = as_arrays({name: outputs.pop(name) for name in self.inner})
         self.kept += sum(array.nbytes for array in inner.values())
         return Evidence(case, inputs, as_arrays(outputs), inner if self.kept <= _INNER_BYTES else {})

@@ -17,8 +17,8 @@ from onnx import ModelProto, TensorProto
 from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.files.encoding import blames_text
 from onnx_fuse.passes.files.io import load
-from onnx_fuse.passes.files.memory import available_bytes, needed_bytes
-from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes
+from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare, tolerance
 from onnx_fuse.runtime.verify.float32_twin import holds_bfloat16, widen
 from onnx_fuse.runtime.verify.random_inputs import DRAWS, Array, Draw, InputSpec, draw_shapes, has_mask, input_specs
@@ -251,7 +251,7 @@ def _judge_information(result: Verification, evidence: Sequence[Evidence]) -> No
 
 def _judge(session: Any, evidence: Evidence, rtol: float) -> Case:
     try:
-        outputs = as_arrays(ort.run(session, evidence.inputs))
+        outputs = as_arrays(sessions.run(session, evidence.inputs))
     except ModelError as error:
         return replace(evidence.case, error=error.cause)
     comparisons = [
@@ -285,7 +285,7 @@ def loaded(model: Model, base_dir: str | Path | None) -> tuple[ModelProto, str |
 def _open(model: ModelProto, base_dir: str | Path | None, inner: Iterable[str]) -> Any:
     """A session that also gives those of the `inner` values that the model has."""
     produced = {name for node in model.graph.node for name in node.output}
-    return ort.session(model, base_dir=base_dir, extra_outputs=[name for name in inner if name in produced])
+    return sessions.session(model, base_dir=base_dir, extra_outputs=[name for name in inner if name in produced])
 
 
 def _inner_values(original: ModelProto, fused: ModelProto) -> list[str]:

@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-import onnx_fuse  # noqa: E402
-from benchmarks import kernels  # noqa: E402
-from onnx_fuse.runtime.plugins import harness  # noqa: E402
-from tests.plugin_csrc.built import ROOT, driver_settings, library, tools  # noqa: E402
+import onnx_fuse
+from benchmarks import kernels
+from onnx_fuse.runtime.plugins import harness
+from tests.plugin_csrc.built import ROOT, driver_settings, library, tools
 
 CASES = {case.name: case for case in kernels.CASES}
 RATES = {

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from onnx_fuse.plugin_csrc.operators import catalogue
-from onnx_fuse.runtime.plugins import aot
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins import aot, plugin_library
 from onnx_fuse.runtime.plugins.torch_harness import Bound, Node, bind
 from tests.plugin_csrc import built
 from tests.plugin_csrc.reference import interpret, typed
@@ -39,8 +38,8 @@ class Cuda:
             self.library = Path(given)
         else:
             chosen = [architecture] if architecture in aot.ARCHITECTURES else [aot.PTX_ARCHITECTURE]
-            target = built.CACHE / "gpu" / plugins.LIBRARY
-            self.library = plugins.build(target, architectures=chosen).path
+            target = built.CACHE / "gpu" / plugin_library.LIBRARY
+            self.library = plugin_library.build(target, architectures=chosen).path
 
     def bind(self, node: Node) -> Bound:
         bound = bind(self.library, node, self.device)

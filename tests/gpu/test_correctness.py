@@ -9,15 +9,15 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from tests.gpu import nodes  # noqa: E402
-from tests.plugin_csrc import (  # noqa: E402
+from tests.gpu import nodes
+from tests.plugin_csrc import (
     test_kernels_attention,
     test_kernels_hstu,
     test_kernels_interaction,
     test_kernels_rows,
     test_kernels_sequence,
 )
-from tests.plugin_csrc.reference import drawn  # noqa: E402
+from tests.plugin_csrc.reference import drawn
 
 SUITES = (
     test_kernels_attention,

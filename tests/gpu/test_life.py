@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.runtime.plugins.torch_harness import Bound, Node  # noqa: E402
-from tests.gpu import drivers  # noqa: E402
-from tests.plugin_csrc.built import ROOT  # noqa: E402
-from tests.plugin_csrc.reference import drawn  # noqa: E402
-from tests.plugin_csrc.test_launches import CASES, Case  # noqa: E402
+from onnx_fuse.runtime.plugins.torch_harness import Bound, Node
+from tests.gpu import drivers
+from tests.plugin_csrc.built import ROOT
+from tests.plugin_csrc.reference import drawn
+from tests.plugin_csrc.test_launches import CASES, Case
 
 THREADS = 4
 

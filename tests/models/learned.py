@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from onnx_fuse import torch_export
-from onnx_fuse.learning.learn import LearnedFusion, from_torch
+from onnx_fuse.learning import LearnedFusion, from_torch
 
 FOLDER = Path(__file__).parents[2] / "examples" / "learn"
 EXPORTS: tuple[tuple[str, int], ...] = (("script", 14), ("script", 17), ("dynamo", 18), ("dynamo", 23))

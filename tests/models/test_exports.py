@@ -24,7 +24,7 @@ from onnx_fuse.runtime.tensorrt.parse import parse
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.models import exports, zoo  # noqa: E402 - it needs torch
+from tests.models import exports, zoo
 
 CELLS = exports.matrix() if os.environ.get("ONNX_FUSE_ALL_MODELS") else exports.pairwise(exports.matrix())
 

@@ -18,7 +18,7 @@ from onnx_fuse.passes.report import MatchRecord
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.models import exports, zoo  # noqa: E402 - they need torch
+from tests.models import exports, zoo
 
 ALL = bool(os.environ.get("ONNX_FUSE_ALL_MODELS"))
 CELLS = exports.wide() if ALL else exports.sparse(exports.wide())

@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError
-from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.onnxruntime import sessions
 from tests import helpers
 from tests.helpers import Array
 
@@ -230,7 +230,7 @@ def test_ids_wrap_and_ids_beyond_the_table_are_errors() -> None:
         feeds["ids"] = np.array([[0, wrong, 0]])
         for made in (original, model):
             with pytest.raises(ModelError):
-                ort.run(ort.session(made), feeds)
+                sessions.run(sessions.session(made), feeds)
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {

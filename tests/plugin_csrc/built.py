@@ -21,8 +21,7 @@ import pytest
 
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
 from onnx_fuse.plugin_csrc.operators import catalogue
-from onnx_fuse.runtime.plugins import aot, harness
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins import aot, harness, plugin_library
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"
@@ -47,12 +46,12 @@ def library(sanitizers: str = "") -> Path:
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         aot.write_sources([_kernel(variant) for variant in catalogue.variants()], target / "kernels")
-        plugins.cmake(target, {"KERNELS": str(target / "kernels"), **settings, **precompiled})
+        plugin_library.cmake(target, {"KERNELS": str(target / "kernels"), **settings, **precompiled})
         if sanitizers:
-            plugins.cmake(target / "tools", {"TOOLS": "ON", **settings})
+            plugin_library.cmake(target / "tools", {"TOOLS": "ON", **settings})
         else:
             harness.tools()
-    return target / plugins.LIBRARY
+    return target / plugin_library.LIBRARY
 
 
 def _kernel(variant: Variant) -> aot.Kernel:
@@ -67,7 +66,7 @@ def _kernel(variant: Variant) -> aot.Kernel:
 def tools() -> Path:
     """The folder of the harness and the recording driver."""
     library()
-    return plugins.cache_folder() / "harness"
+    return plugin_library.cache_folder() / "harness"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.own_kernels import build as own_kernels
-from onnx_fuse.runtime.plugins import aot, harness
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins import aot, harness, plugin_library
 from tests.plugin_csrc.built import ARCHITECTURE, CACHE, ROOT
 
 MIXED = """
@@ -147,8 +146,8 @@ def library() -> tuple[Path, dict[str, own_kernels.Own]]:
                 for ptx, data in ((False, b"\x7fELF"), (True, b".version"))
             ]
             kernels.append(aot.Kernel(variant.name, aot.letters(variant), aot.numbers(variant), tuple(images)))
-        plugins.write_own_sources(operators, kernels, work)
-        plugins.cmake(work, plugins.own_settings("own", work))
+        plugin_library.write_own_sources(operators, kernels, work)
+        plugin_library.cmake(work, plugin_library.own_settings("own", work))
     return work / "libown.so", {own.operator.name: own for own in owns}
 
 

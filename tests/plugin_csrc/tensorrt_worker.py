@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.parse import parse_network
 
 
 def answer(model: Path, capabilities: list[str]) -> dict[str, Any]:
     parsed = parse_network(model, plugins=())
-    trt = tensorrt.module()
+    trt = binding.module()
     engines = {}
     for name in capabilities if parsed.result.accepted else ():
         config = parsed.builder.create_builder_config()
@@ -31,7 +31,7 @@ def answer(model: Path, capabilities: list[str]) -> dict[str, Any]:
         config.add_optimization_profile(profile)
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
-        with tensorrt.logged() as log:
+        with binding.logged() as log:
             engine = parsed.builder.build_serialized_network(parsed.network, config)
         engines[name] = engine.nbytes if engine is not None else "; ".join(log)
     result = parsed.result
@@ -47,7 +47,7 @@ def answer(model: Path, capabilities: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     given = json.load(sys.stdin)
-    tensorrt.load_plugins(given["libraries"])
+    binding.load_plugins(given["libraries"])
     json.dump([answer(Path(model), given["capabilities"]) for model in given["models"]], sys.stdout)
 
 

@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.plugin_csrc.kernels import linear  # noqa: E402
-from onnx_fuse.plugin_csrc.operators.fused_attention_layer_norm import kernel as fused_attention_layer_norm  # noqa: E402
-from onnx_fuse.plugin_csrc.operators.fused_linear_layer_norm import kernel as fused_linear_layer_norm  # noqa: E402
-from tests.plugin_csrc.reference import TYPES, check, drawn, normalised  # noqa: E402
+from onnx_fuse.plugin_csrc.kernels import linear
+from onnx_fuse.plugin_csrc.operators.fused_attention_layer_norm import kernel as fused_attention_layer_norm
+from onnx_fuse.plugin_csrc.operators.fused_linear_layer_norm import kernel as fused_linear_layer_norm
+from tests.plugin_csrc.reference import TYPES, check, drawn, normalised
 
 types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 

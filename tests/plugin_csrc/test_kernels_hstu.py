@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention import kernel as hstu_hierarchical_attention  # noqa: E402
-from tests.plugin_csrc.reference import TYPES, check, drawn, normalised  # noqa: E402
+from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention import kernel as hstu_hierarchical_attention
+from tests.plugin_csrc.reference import TYPES, check, drawn, normalised
 
 types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.plugin_csrc.operators.interaction_triton_fast import kernel as interaction_triton_fast  # noqa: E402
-from tests.plugin_csrc.reference import TYPES, check, drawn  # noqa: E402
+from onnx_fuse.plugin_csrc.operators.interaction_triton_fast import kernel as interaction_triton_fast
+from tests.plugin_csrc.reference import TYPES, check, drawn
 
 types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 

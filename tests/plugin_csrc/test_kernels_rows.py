@@ -9,11 +9,12 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.plugin_csrc.kernels import # noqa: E402     fused_embed_layer_norm, norm_rows
+from onnx_fuse.plugin_csrc.kernels import norm_rows
+from onnx_fuse.plugin_csrc.operators.fused_embed_layer_norm import kernel as fused_embed_layer_norm
 from onnx_fuse.plugin_csrc.operators.fused_skip_layer_norm import kernel as fused_skip_layer_norm
 from onnx_fuse.plugin_csrc.operators.fused_swish import kernel as fused_swish
 from onnx_fuse.plugin_csrc.operators.hierarchical_sequence_fusion import kernel as hierarchical_sequence_fusion
-from tests.plugin_csrc.reference import TYPES, check, drawn, normalised  # noqa: E402
+from tests.plugin_csrc.reference import TYPES, check, drawn, normalised
 
 types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 

@@ -9,11 +9,11 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.plugin_csrc.operators.fm_interaction import kernel as fm_interaction  # noqa: E402
+from onnx_fuse.plugin_csrc.operators.fm_interaction import kernel as fm_interaction
 from onnx_fuse.plugin_csrc.operators.sequence_recommendation_interaction import (
     kernel as sequence_recommendation_interaction,
 )
-from tests.plugin_csrc.reference import TYPES, check, drawn  # noqa: E402
+from tests.plugin_csrc.reference import TYPES, check, drawn
 
 types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 OUTPUTS = ("scores", "short_term", "long_term", "cooccurrence")

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.plugin_csrc.kernels import # noqa: E402     catalogue
+from onnx_fuse.plugin_csrc.operators import catalogue
 from onnx_fuse.plugin_csrc.operators.fm_interaction import kernel as fm_interaction
 from onnx_fuse.plugin_csrc.operators.fused_attention_layer_norm import kernel as fused_attention_layer_norm
 from onnx_fuse.plugin_csrc.operators.fused_embed_layer_norm import kernel as fused_embed_layer_norm
@@ -25,9 +25,11 @@ from onnx_fuse.plugin_csrc.operators.fused_swish import kernel as fused_swish
 from onnx_fuse.plugin_csrc.operators.hierarchical_sequence_fusion import kernel as hierarchical_sequence_fusion
 from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention import kernel as hstu_hierarchical_attention
 from onnx_fuse.plugin_csrc.operators.interaction_triton_fast import kernel as interaction_triton_fast
-from onnx_fuse.plugin_csrc.operators.sequence_recommendation_interaction import kernel as sequence_recommendation_interaction
-from onnx_fuse.runtime.plugins import aot  # noqa: E402
-from tests.plugin_csrc.built import enqueued, launched  # noqa: E402
+from onnx_fuse.plugin_csrc.operators.sequence_recommendation_interaction import (
+    kernel as sequence_recommendation_interaction,
+)
+from onnx_fuse.runtime.plugins import aot
+from tests.plugin_csrc.built import enqueued, launched
 
 HALF, FLOAT = torch.float16, torch.float32
 

@@ -16,16 +16,12 @@ from onnx import TensorProto, helper, save
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-import onnx_fuse  # noqa: E402
-from onnx_fuse.errors import UsageError  # noqa: E402
-from onnx_fuse.patterns.language.operator import FusedOp  # noqa: E402
-from onnx_fuse.runtime.plugins import (
-    aot,
-    harness,
-)
-from onnx_fuse.runtime.plugins import library as plugins  # noqa: E402
-from tests.plugin_csrc.built import CACHE, ROOT, enqueued, library  # noqa: E402
-from tests.plugin_csrc.test_launches import CASES, Case, described, hstu, tensor  # noqa: E402
+import onnx_fuse
+from onnx_fuse.errors import UsageError
+from onnx_fuse.patterns.language.operator import FusedOp
+from onnx_fuse.runtime.plugins import aot, harness, plugin_library
+from tests.plugin_csrc.built import CACHE, ROOT, enqueued, library
+from tests.plugin_csrc.test_launches import CASES, Case, described, hstu, tensor
 
 OPERATORS: dict[str, FusedOp] = {fusion.operator.name: fusion.operator for fusion in onnx_fuse.fusions()}
 USED = sorted({case.name for case in CASES})
@@ -181,18 +177,18 @@ def test_a_driver_that_refuses_machine_code_gets_ptx(tmp_path: Path) -> None:
 
 
 def test_a_library_that_is_not_what_was_built(tmp_path: Path) -> None:
-    copy = tmp_path / plugins.LIBRARY
+    copy = tmp_path / plugin_library.LIBRARY
     copy.write_bytes(library().read_bytes())
     facts = {"version": "1", "sha256": "0" * 64, "architectures": [80], "variants": 1, "size": 1, "seconds": 1.0}
     copy.with_name(f"{copy.name}.json").write_text(json.dumps(facts))
     with pytest.raises(UsageError, match="its hash differs"):
-        plugins.described(copy)
+        plugin_library.described(copy)
     copy.with_name(f"{copy.name}.json").write_text("{")
     with pytest.raises(UsageError, match="cannot be read"):
-        plugins.described(copy)
+        plugin_library.described(copy)
     copy.unlink()
     with pytest.raises(UsageError, match="There is no plugin library"):
-        plugins.described(copy)
+        plugin_library.described(copy)
 
 
 def test_the_library_registers_itself_for_callers_from_c() -> None:
@@ -208,8 +204,8 @@ def test_a_host_that_only_opens_the_library_has_its_plugins_if_it_asks_for_them(
     pytest.importorskip("tensorrt_rtx")
     script = f"""
 import ctypes, os
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
-registry = tensorrt.module().get_plugin_registry()
+from onnx_fuse.runtime.tensorrt import binding
+registry = binding.module().get_plugin_registry()
 ctypes.CDLL({str(library())!r}, os.RTLD_NOW | os.RTLD_LOCAL)
 print(registry.get_creator("FusedSwish", "1", "gr.ml.infra") is not None)
 """
@@ -222,17 +218,17 @@ print(registry.get_creator("FusedSwish", "1", "gr.ml.infra") is not None)
 
 def test_where_libraries_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv(plugins.VARIABLE, os.pathsep.join(["/a/x.so", "/b/y.so"]))
-    assert plugins.find() == [Path("/a/x.so"), Path("/b/y.so")]
-    assert plugins.find(["z.so"]) == [Path("z.so")]
-    monkeypatch.setenv(plugins.VARIABLE, "")
-    assert plugins.find() == []
-    monkeypatch.delenv(plugins.VARIABLE)
-    assert plugins.find() == []
-    cached = plugins.cache_folder() / plugins.LIBRARY
+    monkeypatch.setenv(plugin_library.VARIABLE, os.pathsep.join(["/a/x.so", "/b/y.so"]))
+    assert plugin_library.find() == [Path("/a/x.so"), Path("/b/y.so")]
+    assert plugin_library.find(["z.so"]) == [Path("z.so")]
+    monkeypatch.setenv(plugin_library.VARIABLE, "")
+    assert plugin_library.find() == []
+    monkeypatch.delenv(plugin_library.VARIABLE)
+    assert plugin_library.find() == []
+    cached = plugin_library.cache_folder() / plugin_library.LIBRARY
     cached.parent.mkdir(parents=True)
     cached.touch()
-    assert plugins.find() == [cached]
+    assert plugin_library.find() == [cached]
 
 
 def test_a_real_kernel_is_compiled_for_every_architecture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,21 +17,21 @@ from onnx import TensorProto, save
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.errors import UsageError  # noqa: E402
-from onnx_fuse.learning import file as learned_file  # noqa: E402
-from onnx_fuse.own_kernels import build as own_kernels  # noqa: E402
-from onnx_fuse.own_kernels import check as kernel_check  # noqa: E402
-from onnx_fuse.own_kernels.check import Checked  # noqa: E402
-from onnx_fuse.patterns.language.learned import Tensor  # noqa: E402
+from onnx_fuse.errors import UsageError
+from onnx_fuse.learning import learned_file
+from onnx_fuse.own_kernels import build as own_kernels
+from onnx_fuse.own_kernels import check as kernel_check
+from onnx_fuse.own_kernels.check import Checked
+from onnx_fuse.patterns.language.learned import Tensor
 from onnx_fuse.runtime.plugins import (
     aot,
     harness,
+    plugin_library,
 )
-from onnx_fuse.runtime.plugins import library as plugins  # noqa: E402
-from onnx_fuse.runtime.plugins.own_operator import Launch  # noqa: E402
-from tests.plugin_csrc.built import ROOT  # noqa: E402
-from tests.plugin_csrc.built import library as builtin_library  # noqa: E402
-from tests.plugin_csrc.own import MIXED, NARROW, enqueued, library, written  # noqa: E402
+from onnx_fuse.runtime.plugins.own_operator import Launch
+from tests.plugin_csrc.built import ROOT
+from tests.plugin_csrc.built import library as builtin_library
+from tests.plugin_csrc.own import MIXED, NARROW, enqueued, library, written
 
 
 def read(folder: Path, **files: str) -> own_kernels.Own:
@@ -352,7 +352,7 @@ def test_two_libraries_with_one_operator(tmp_path: Path) -> None:
     operators = [own.operator.plugin for own in owns.values()]
     record = {"version": "1", "architectures": [80], "variants": 1, "size": 1, "seconds": 1.0, "operators": operators}
     for item in (first, second):
-        digest = plugins.hashlib.sha256(item.read_bytes()).hexdigest()
+        digest = plugin_library.hashlib.sha256(item.read_bytes()).hexdigest()
         item.with_name(f"{item.name}.json").write_text(json.dumps({**record, "sha256": digest}))
     assert f"{second} and {first} both have a plugin for my.ops::MixedRows version 1" in loading(first, second)
 

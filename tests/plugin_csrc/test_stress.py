@@ -14,9 +14,9 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.runtime.plugins import harness  # noqa: E402
-from tests.plugin_csrc.built import ROOT, driver_settings, library, tools  # noqa: E402
-from tests.plugin_csrc.test_launches import CASES, described  # noqa: E402
+from onnx_fuse.runtime.plugins import harness
+from tests.plugin_csrc.built import ROOT, driver_settings, library, tools
+from tests.plugin_csrc.test_launches import CASES, described
 
 THREADS = 4
 

@@ -10,9 +10,9 @@ import pytest
 @pytest.fixture
 def plugin() -> Iterator[Callable[..., None]]:
     """Registers a plugin of gr.ml.infra, written in Python: version "1", output like its input, with the given fields."""
-    from onnx_fuse.runtime.tensorrt import binding as tensorrt
+    from onnx_fuse.runtime.tensorrt import binding
 
-    trt = tensorrt.module()
+    trt = binding.module()
 
     class Plugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild):
         def __init__(self, name: str) -> None:

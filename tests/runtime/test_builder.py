@@ -20,12 +20,12 @@ from onnx_fuse.errors import ModelError, OutputError, UsageError, VerificationEr
 from onnx_fuse.runtime import EngineConfig, build, builder, read_shapes
 from onnx_fuse.runtime.device import engine_file, gpus
 from onnx_fuse.runtime.device.engine_file import EngineTensor, ShapeRange
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.parse import parse_network
 from tests.helpers import model
 
 try:
-    trt = tensorrt.module()
+    trt = binding.module()
 except UsageError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 if trt.__name__ != "tensorrt_rtx":
@@ -368,8 +368,8 @@ class Double:
 
 def test_a_module_without_targets(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     double = Double()
-    monkeypatch.setattr(tensorrt, "module", lambda: double)
-    can = tensorrt.features()
+    monkeypatch.setattr(binding, "module", lambda: double)
+    can = binding.features()
     assert can.targets == () and can.timing_cache
     (tmp_path / "cache").write_bytes(b"measured")
     config = EngineConfig(workspace="1K", opt_level=4, timing_cache=tmp_path / "cache")

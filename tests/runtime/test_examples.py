@@ -12,7 +12,7 @@ import pytest
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime.device import cuda
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins import plugin_library
 from tests.plugin_csrc import built
 
 FOLDER = built.ROOT / "examples" / "tensorrt"
@@ -46,7 +46,7 @@ def test_what_the_readme_shows(script: str) -> None:
         capture_output=True,
         text=True,
         cwd=built.ROOT,
-        env={**os.environ, plugins.VARIABLE: str(built.library())},
+        env={**os.environ, plugin_library.VARIABLE: str(built.library())},
         check=False,
         timeout=300,
     )

@@ -12,11 +12,11 @@ from typer.testing import CliRunner, Result
 
 from onnx_fuse.cli.app import app
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt import binding
 from tests.helpers import model
 
 try:
-    if tensorrt.module().__name__ != "tensorrt_rtx":
+    if binding.module().__name__ != "tensorrt_rtx":
         pytest.skip("these engines are built ahead of time, with tensorrt_rtx", allow_module_level=True)
 except UsageError as missing:
     pytest.skip(str(missing), allow_module_level=True)

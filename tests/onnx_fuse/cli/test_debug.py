@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 import onnx_fuse
 from onnx_fuse.cli.app import app
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt import binding
 from tests.trust import mutations
 
 
@@ -66,7 +66,7 @@ def test_json(models: dict[str, Path]) -> None:
 
 def test_dump_network(models: dict[str, Path], tmp_path: Path) -> None:
     try:
-        tensorrt.module()
+        binding.module()
     except UsageError as missing:
         pytest.skip(str(missing))
     target = tmp_path / "network.txt"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 pytest.importorskip("triton")
 
 from onnx_fuse.cli.app import app
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins import plugin_library
 from tests.plugin_csrc.built import CACHE, ROOT
 from tests.plugin_csrc.own import NARROW, written
 
@@ -53,10 +53,10 @@ def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path / "own.so"
     library.write_bytes(b"library")
     facts = {"version": "1", "architectures": [80], "variants": 2, "size": 7, "seconds": 1.0}
-    digest = plugins.hashlib.sha256(b"library").hexdigest()
+    digest = plugin_library.hashlib.sha256(b"library").hexdigest()
     record = {**facts, "sha256": digest, "operators": ["mine::TwiceNarrow version 3"]}
     (tmp_path / "own.so.json").write_text(json.dumps(record))
-    monkeypatch.setenv(plugins.VARIABLE, str(library))
+    monkeypatch.setenv(plugin_library.VARIABLE, str(library))
     done = run("plugins", "show")
     assert done.stdout.splitlines()[1:] == ["  mine::TwiceNarrow version 3"] and f"{library}: 2 kernels" in done.stdout
 
@@ -69,7 +69,7 @@ def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = shutil.copytree(EXAMPLE, tmp_path / "own_kernel", ignore=shutil.ignore_patterns("*.onnx"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(CACHE / "triton"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(plugins.VARIABLE)
+    monkeypatch.delenv(plugin_library.VARIABLE)
     monkeypatch.chdir(work)
     learned = Path("my_ops/gated_rms_norm.onnx")
     done = run("learn", "gated_rms_norm.py:GatedRMSNorm", "-o", learned)
@@ -82,8 +82,8 @@ def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("plugins", "build", "--from", "my_ops", "--arch", 80)
     assert done.exit_code == 0, done.output
     assert "18 kernels for sm_80" in done.stdout and "gr.ml.infra::GatedRMSNorm version 1" in done.stdout
-    (library,) = plugins.find()
-    assert library == plugins.own_folder() / "libmy_ops_tensorrt_plugins.so"
+    (library,) = plugin_library.find()
+    assert library == plugin_library.own_folder() / "libmy_ops_tensorrt_plugins.so"
     assert ctypes.CDLL(str(library)).get_num_registered_plugins() == 1
     done = run("plugins", "build", "--from", shutil.copytree("my_ops", "same_ops"))
     assert done.exit_code == 2 and "has a plugin for gr.ml.infra::GatedRMSNorm version 1 already" in done.stderr

@@ -12,10 +12,10 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.errors import LearnError, ModelError, RequirementError, UsageError, VerificationError
-from onnx_fuse.exporting import custom_ops as custom_op_table
-from onnx_fuse.learning.learn import from_onnx
+from onnx_fuse.exporting import custom_ops
+from onnx_fuse.learning import from_onnx
 from onnx_fuse.passes.files.checker import check
-from onnx_fuse.runtime.plugins import library as plugins
+from onnx_fuse.runtime.plugins import plugin_library
 from tests.helpers import model
 
 torch = pytest.importorskip("torch")
@@ -91,7 +91,7 @@ def test_files_and_what_is_in_them(tmp_path: Path) -> None:
 
 
 def test_a_plugin_library_is_found_unless_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(plugins.VARIABLE, "/lib/ours.so:/lib/more.so")
+    monkeypatch.setenv(plugin_library.VARIABLE, "/lib/ours.so:/lib/more.so")
     for options, wanted in (({}, ["/lib/ours.so", "/lib/more.so"]), ({"plugin_libraries": []}, [])):
         done = export(tmp_path / "block.onnx", **options)
         assert json.loads(done.build.read_text())["plugin_libraries"] == wanted
@@ -246,7 +246,7 @@ def test_a_torch_operator_becomes_a_node_with_a_body(tmp_path: Path) -> None:
 
 def test_a_number_that_is_no_attribute_must_be_the_examples() -> None:
     fusion = from_onnx(model("(float[B] x) => (float[B] y) <float h = {0.5}> { m = Mul(x, h) y = Tanh(m) }"), "Half")
-    translate = custom_op_table._translation(fusion, ["x", "factor"], {"factor": 0.5})
+    translate = custom_ops._translation(fusion, ["x", "factor"], {"factor": 0.5})
     with pytest.raises(UsageError, match=r"has a body for factor=0\.5, the model calls it with 2\.0"):
         translate("x", 2.0)
 

@@ -14,17 +14,15 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 import onnx_fuse
 from onnx_fuse.errors import LearnError, ModelError, UsageError
-from onnx_fuse.learning import file as learned_file
-from onnx_fuse.learning import learn as learning
-from onnx_fuse.learning.learn import LearnedFusion, from_onnx, load
+from onnx_fuse.learning import LearnedFusion, from_onnx, learn, learned_file, load
 from onnx_fuse.patterns.language.learned import name_problem
 from onnx_fuse.torch_export import Export, quiet
 from tests.helpers import assert_same_results, copied, model
 
 torch = pytest.importorskip("torch")
 
-from onnx_fuse.patterns import from_torch  # noqa: E402  # after torch is known to be there
-from tests.models import learned as models  # noqa: E402
+from onnx_fuse.learning import from_torch  # after torch is known to be there
+from tests.models import learned as models
 
 GATE = """
 (float[B, 8] x, float[B, 8] y) => (float[B, 8] z) <float half = {0.5}, float two = {2.0}>
@@ -327,8 +325,8 @@ def test_forms_that_differ_in_masked_rows_have_bodies_of_their_own() -> None:
     softmax = model(ATTENTION)
     guarded = model(ATTENTION.replace("p = Softmax(s)", "q = Softmax(s) n = IsNaN(q) p = Where(n, nothing, q)"))
     exports = [Export("plain", softmax, ()), Export("guarded", guarded, ())]
-    base = learning.Definition("Attend", {}, {}, (), domain="com.example")
-    fusion = learning._learn(base, exports, learning._Choice({}, {}), [], "learned from two forms")
+    base = learn.Definition("Attend", {}, {}, (), domain="com.example")
+    fusion = learn._learn(base, exports, learn._Choice({}, {}), [], "learned from two forms")
     assert fusion.operator.attributes == ("masked_row",)
     for original, expected in ((softmax, b"nan"), (guarded, b"zero")):
         result = onnx_fuse.fuse(original, fusions=[fusion])
@@ -389,11 +387,11 @@ def test_names_of_our_own_and_domains_of_onnx_are_refused() -> None:
 
 def test_names_as_tensorrt_takes_them() -> None:
     pytest.importorskip("tensorrt_rtx_libs")
-    from onnx_fuse.runtime.tensorrt import binding as tensorrt
+    from onnx_fuse.runtime.tensorrt import binding
 
-    trt = tensorrt.module()
-    builder = trt.Builder(tensorrt.logger())
-    parser = trt.OnnxParser(builder.create_network(0), tensorrt.logger())
+    trt = binding.module()
+    builder = trt.Builder(binding.logger())
+    parser = trt.OnnxParser(builder.create_network(0), binding.logger())
     names = {schema.name for schema in onnx.defs.get_all_schemas()}
     names |= {"ImageScaler", "QMoE", "MatMulNBits", "ScaledTanh", "DistCollective", "SkipSimplifiedLayerNormalization"}
     assert all(name_problem(name, "gr.ml.infra") for name in names if parser.supports_operator(name))

@@ -15,8 +15,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import ModelError, OnnxFuseError, OutputError, UsageError
-from onnx_fuse.passes.files import external_data, io
-from onnx_fuse.passes.files import staging as files
+from onnx_fuse.passes.files import external_data, io, staging
 from onnx_fuse.passes.files.external_data import external_files
 
 ROWS, COLUMNS = 8, 16
@@ -444,7 +443,7 @@ class TestSaveFailures:
 
     def test_write_protected_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "m.onnx").write_bytes(b"protected")
-        monkeypatch.setattr(files.os, "access", lambda path, mode: False)
+        monkeypatch.setattr(staging.os, "access", lambda path, mode: False)
         refused(lambda: io.save(linear(), tmp_path / "m.onnx"), OutputError)
         refused(lambda: io.check_output(tmp_path / "m.onnx"), OutputError)
         assert contents(tmp_path) == {"m.onnx": b"protected"}

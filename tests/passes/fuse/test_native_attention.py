@@ -149,10 +149,10 @@ def test_an_unknown_choice() -> None:
 
 def test_tensorrt_makes_its_attention_layer_of_it() -> None:
     """Query and key are scaled before their product: the layer gets both from an elementwise one."""
-    from onnx_fuse.runtime.tensorrt import binding as tensorrt
+    from onnx_fuse.runtime.tensorrt import binding
 
     try:
-        tensorrt.module()
+        binding.module()
     except UsageError as missing:
         pytest.skip(str(missing))
     from onnx_fuse.runtime.tensorrt.network_text import network_text
@@ -171,10 +171,10 @@ def test_tensorrt_makes_its_attention_layer_of_it() -> None:
 @pytest.mark.parametrize("kind", ["float16", "float"])
 def test_tensorrt_builds_it(kind: str) -> None:
     """It has no kernel for float32; parsing lets it decompose such a layer, which fails to build otherwise."""
-    from onnx_fuse.runtime.tensorrt import binding as tensorrt
+    from onnx_fuse.runtime.tensorrt import binding
 
     try:
-        trt = tensorrt.module()
+        trt = binding.module()
     except UsageError as missing:
         pytest.skip(str(missing))
     if trt.__name__ != "tensorrt_rtx":
@@ -187,6 +187,6 @@ def test_tensorrt_builds_it(kind: str) -> None:
     config.add_optimization_profile(profile)
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    with tensorrt.logged() as log:
+    with binding.logged() as log:
         engine = parsed.builder.build_serialized_network(parsed.network, config)
     assert engine is not None, log

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, helper, numpy_helper
 
-from onnx_fuse.passes.fuse import fuse_pass as fuse
-from onnx_fuse.passes.fuse import repeats
+from onnx_fuse.passes.fuse import fuse_pass, repeats
 from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.patterns import fusions
 from tests.helpers import fused, model, operators
@@ -94,7 +93,7 @@ def set_weight(made: ModelProto, name: str, array: Any) -> None:
 def taken(made: ModelProto) -> bool:
     """Whether a few blocks stood for all; fails unless the model and the report are those of looking at all blocks."""
     decided: list[bool] = []
-    ask = fuse.FusePass._decide_once
+    ask = fuse_pass.FusePass._decide_once
 
     def spy(*arguments: Any) -> Any:
         decision = ask(*arguments)
@@ -102,9 +101,9 @@ def taken(made: ModelProto) -> bool:
         return decision
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fuse.FusePass, "_decide_once", spy)
+        patch.setattr(fuse_pass.FusePass, "_decide_once", spy)
         few = _fused(made)
-        patch.setattr(fuse, "excerpt", lambda graph: None)
+        patch.setattr(fuse_pass, "excerpt", lambda graph: None)
         assert few == _fused(made)
     return any(decided)
 

@@ -12,8 +12,7 @@ from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes.select import cost_model as cost
-from onnx_fuse.passes.select import measured
+from onnx_fuse.passes.select import cost_model, measured
 from onnx_fuse.passes.select.cost_model import Device, Step, device_of, kernels
 from onnx_fuse.passes.select.measured import Verdict, Verdicts, choose, judge
 from onnx_fuse.passes.select.plugin_facts import plugin_facts
@@ -79,17 +78,21 @@ def test_attention_is_one_kernel() -> None:
 def test_what_kernels_cost() -> None:
     """Bytes by bandwidth or products by rate, whichever takes longer, and a launch; what stays inside is not moved."""
     chain = [step("pointwise", "x", "a", 1000), step("pointwise", "a", "b", 1000)]
-    found = cost.cost(chain, SLOW, lambda value: value == "b")
+    found = cost_model.cost(chain, SLOW, lambda value: value == "b")
     assert (found.launches, found.bytes) == (1, 2000)
-    assert found.seconds == pytest.approx(cost.LAUNCH + 2000 / (cost.BANDWIDTH_SHARE * 1e9))
-    both = cost.cost(chain, SLOW, lambda value: True)
+    assert found.seconds == pytest.approx(cost_model.LAUNCH + 2000 / (cost_model.BANDWIDTH_SHARE * 1e9))
+    both = cost_model.cost(chain, SLOW, lambda value: True)
     assert both.bytes == 3000
     for half, rate in ((False, 1e10), (True, 1e11)):
-        product = cost.cost([step("matrix", "x w", "y", 8, products=1e9, half=half)], SLOW, lambda value: True)
-        assert product.seconds == pytest.approx(cost.LAUNCH + 1e9 / (cost.TENSORRT_SHARE * rate))
-    plugin = cost.cost([step("plugin", "x", "y", 8, products=1e9, launches=3, scratch=50)], SLOW, lambda value: True)
+        product = cost_model.cost([step("matrix", "x w", "y", 8, products=1e9, half=half)], SLOW, lambda value: True)
+        assert product.seconds == pytest.approx(cost_model.LAUNCH + 1e9 / (cost_model.TENSORRT_SHARE * rate))
+    plugin = cost_model.cost(
+        [step("plugin", "x", "y", 8, products=1e9, launches=3, scratch=50)], SLOW, lambda value: True
+    )
     assert (plugin.launches, plugin.bytes) == (3, 8 + 8 + 2 * 50)
-    assert plugin.seconds == pytest.approx(3 * cost.LAUNCH + 1e9 / (cost.PLUGIN_SHARE * 1e9))  # IEEE, not TF32
+    assert plugin.seconds == pytest.approx(
+        3 * cost_model.LAUNCH + 1e9 / (cost_model.PLUGIN_SHARE * 1e9)
+    )  # IEEE, not TF32
 
 
 def test_devices() -> None:
@@ -216,7 +219,7 @@ def test_sizes() -> None:
     before = model.SerializeToString(deterministic=True)
     found = select_fused(model)
     assert found.sizes == {"batch": 8, "length": 128} and found.assumed == ("batch", "length")
-    assert found.device == cost.DEFAULT_DEVICE and "assumed" in found.notes[0]
+    assert found.device == cost_model.DEFAULT_DEVICE and "assumed" in found.notes[0]
     by_shape = select_fused(model, sizes={"x": (2, 7, 256)}, device="H100")
     assert by_shape.sizes == {"batch": 2, "length": 7} and by_shape.assumed == () and by_shape.notes == ()
     with pytest.raises(UsageError, match="'rows', which is no dimension"):

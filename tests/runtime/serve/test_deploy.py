@@ -14,7 +14,7 @@ import onnx_fuse
 from onnx_fuse.errors import ModelError, OnnxFuseError, OutputError, UsageError
 from onnx_fuse.runtime.device import engine_file
 from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor, ShapeRange
-from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.serve import manifests
 from onnx_fuse.runtime.serve.deploy import Deployment, deploy
 from tests.helpers import model
@@ -22,7 +22,7 @@ from tests.helpers import model
 config_messages = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="onnx-fuse[deploy]")
 yaml = pytest.importorskip("yaml")
 
-from google.protobuf import text_format  # noqa: E402
+from google.protobuf import text_format
 
 LINEAR = "(float[N,4] x, int64[N] id) => (float[N,3] y, float[N] total) { t = MatMul(x, w)  f = Cast<to = 1>(id)  i = Unsqueeze(f, one)  y = Add(t, i)  total = ReduceSum<keepdims = 0>(y, one) }"
 WEIGHTS = {"w": np.arange(12, dtype=np.float32).reshape(4, 3), "one": np.array([1])}
@@ -153,7 +153,7 @@ def test_what_is_deployed_is_the_model_and_runs(tmp_path: Path) -> None:
     assert (version / "model.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
     assert (version / "w" / "m.data").read_bytes() == (tmp_path / "w" / "m.data").read_bytes()
     x = np.linspace(-2, 2, 8, dtype=np.float32).reshape(2, 4)
-    y = ort.run(ort.session(version / "model.onnx"), {"x": x})["y"]
+    y = sessions.run(sessions.session(version / "model.onnx"), {"x": x})["y"]
     np.testing.assert_allclose(y, x / (1 + np.exp(-x)), rtol=1e-5)
 
 

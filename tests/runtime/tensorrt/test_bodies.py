@@ -12,13 +12,13 @@ from onnx import ModelProto
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.parse import ParsedNetwork, parse, parse_network
 from tests import helpers
 from tests.helpers import Array
 
 try:
-    trt = tensorrt.module()
+    trt = binding.module()
 except UsageError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 

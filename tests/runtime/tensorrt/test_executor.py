@@ -15,15 +15,15 @@ from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.runtime import Engine
 from onnx_fuse.runtime.device.arrays import Tensor
 from onnx_fuse.runtime.onnxruntime.executor import OrtContext, OrtExecutor
-from onnx_fuse.runtime.plugins import library as plugins
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.plugins import plugin_library
+from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.executor import TensorRTExecutor, allocator, found_plugins, nodes_of
 from tests.helpers import model
 from tests.runtime.devices import PosingDevice
 from tests.runtime.engines import write_engine
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4) - 4
-trt = tensorrt.module()
+trt = binding.module()
 
 
 class DoubleEngine:
@@ -96,14 +96,14 @@ class DoubleContext:
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[DoubleEngine]:
     engine = DoubleEngine()
-    real = tensorrt.module()
+    real = binding.module()
 
     class Module(SimpleNamespace):
         def __getattr__(self, name: str) -> Any:
             return getattr(real, name)
 
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
-    monkeypatch.setattr(tensorrt, "module", lambda: Module(__name__="tensorrt_rtx", Runtime=lambda logger: runtime))
+    monkeypatch.setattr(binding, "module", lambda: Module(__name__="tensorrt_rtx", Runtime=lambda logger: runtime))
     yield engine
 
 
@@ -204,11 +204,11 @@ def test_plugin_libraries_are_found_by_their_hash(tmp_path: Path, monkeypatch: p
     there, moved = tmp_path / "there.so", tmp_path / "moved.so"
     there.write_bytes(b"there")
     moved.write_bytes(b"moved")
-    monkeypatch.setenv(plugins.VARIABLE, str(moved))
+    monkeypatch.setenv(plugin_library.VARIABLE, str(moved))
     sha256 = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("there", "moved")}
     assert found_plugins({str(there): sha256["there"], "/elsewhere/moved.so": sha256["moved"]}) == [there, moved]
     with pytest.raises(UsageError, match="is another one"):
         found_plugins({str(there): "0" * 64})
-    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setenv(plugin_library.VARIABLE, "")
     with pytest.raises(UsageError, match="it is not there"):
         found_plugins({"/elsewhere/moved.so": sha256["moved"]})

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt import binding
 
 try:
-    trt = tensorrt.module()
+    trt = binding.module()
 except UsageError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 

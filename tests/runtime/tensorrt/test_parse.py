@@ -14,11 +14,11 @@ import pytest
 from onnx import ModelProto, numpy_helper, parser
 
 from onnx_fuse.errors import ModelError, UsageError
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.parse import parse, parse_network
 
 try:
-    trt = tensorrt.module()
+    trt = binding.module()
 except UsageError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
@@ -307,7 +307,7 @@ def test_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(UsageError, match=r"onnx-fuse\[tensorrt-rtx\]"):
-        tensorrt.module.__wrapped__()
+        binding.module.__wrapped__()
 
 
 @pytest.mark.skipif(trt.__name__ != "tensorrt_rtx", reason="tensorrt needs no preparation")
@@ -315,10 +315,10 @@ def test_an_early_import_is_an_error_and_no_abort() -> None:
     script = """
 import tensorrt_rtx
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
-tensorrt.module()
+from onnx_fuse.runtime.tensorrt import binding
+binding.module()
 try:
-    tensorrt.require_plugin_nodes()
+    binding.require_plugin_nodes()
 except UsageError as error:
     print(error.cause)
 """

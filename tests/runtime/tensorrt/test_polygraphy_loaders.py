@@ -12,13 +12,13 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
-from onnx_fuse.runtime.tensorrt import binding as tensorrt
+from onnx_fuse.runtime.tensorrt import binding
 from tests.trust import mutations
 
 pytest.importorskip("polygraphy")
 
 try:
-    tensorrt.module()
+    binding.module()
 except UsageError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
@@ -65,7 +65,7 @@ def test_network_from_the_parser(models: tuple[Path, Path]) -> None:
 
 def test_imported_too_late() -> None:
     """Polygraphy has looked for `tensorrt` by then, and would fail later with another message."""
-    if tensorrt.module().__name__ != "tensorrt_rtx":
+    if binding.module().__name__ != "tensorrt_rtx":
         pytest.skip("Polygraphy takes `tensorrt` by itself")
     code = "import polygraphy.backend.trt, onnx_fuse.runtime.tensorrt.polygraphy_loaders"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto
 
-from onnx_fuse.errors import ModelError, PatternError
+from onnx_fuse.errors import PatternError
 from onnx_fuse.patterns.language.body import CAST_LIKE_SINCE, attribute_kind
 from onnx_fuse.patterns.language.operator import OPSET, FusedOp
 
@@ -140,59 +140,6 @@ def several_bodies(model: ModelProto, domains: Iterable[str]) -> list[str]:
         for (domain, name), count in sorted(counts.items())
         if count > 1
     ]
-
-
-def inline_bodies(model: ModelProto, operators: Iterable[tuple[str, str]]) -> ModelProto:
-    """The model with the bodies of these (domain, name) operators in place of their nodes."""
-    from onnx import inliner
-
-    wanted = sorted(set(operators))
-    if not wanted:
-        return model
-    try:
-        return inliner.inline_selected_functions(model, wanted)
-    except RuntimeError as error:
-        cause = f"The bodies of the fused operators cannot be inlined: {str(error).rstrip('.')}."
-        raise ModelError(cause, "Keep them as functions (--functions keep).") from error
-
-
-def inline_nodes(model: ModelProto, wanted: Callable[[NodeProto], bool]) -> ModelProto:
-    """The model with the bodies of some of its main graph's nodes in their places, named after the node: `NODE/...`.
-
-    The other nodes keep their bodies; nodes that have none stay as they are. The model itself is not changed.
-    """
-    from onnx import inliner
-
-    bodies = {(item.domain, item.name, item.overload): item for item in model.functions}
-    calls = [node for node in model.graph.node if (node.domain, node.op_type, node.overload) in bodies and wanted(node)]
-    if not calls:
-        return model
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    places = {node.output[0]: node for node in copy.graph.node if node.output}
-    names = []
-    for number, call in enumerate(calls):
-        # The inliner goes by names: a body of its own for each call leaves the others alone.
-        body = copy.functions.add()
-        body.CopyFrom(bodies[call.domain, call.op_type, call.overload])
-        body.name, body.overload = f"{call.op_type}__{number}", ""
-        for position, inner in enumerate(body.node):
-            inner.name = f"{call.name}/{inner.name or inner.op_type}_{position}"
-        node = places[call.output[0]]
-        node.op_type, node.overload = body.name, ""
-        names.append((body.domain, body.name))
-    try:
-        return inliner.inline_selected_functions(copy, names)
-    except RuntimeError as error:
-        raise ModelError(f"Bodies cannot be inlined: {error}", "Check the model with onnx.checker.") from error
-
-
-def drop_bodies(model: ModelProto, operators: Iterable[tuple[str, str]]) -> None:
-    """Removes the bodies of these (domain, name) operators: only a plugin can run the nodes then."""
-    wanted = set(operators)
-    keep = [function for function in model.functions if (function.domain, function.name) not in wanted]
-    del model.functions[:]
-    model.functions.extend(keep)
 
 
 def merge_metadata(target: NodeProto, replaced: Sequence[NodeProto], *, record: bool) -> None:

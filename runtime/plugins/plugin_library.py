@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import onnx_fuse
 from onnx_fuse.errors import UsageError, reason
 from onnx_fuse.patterns.language.operator import DOMAIN
 from onnx_fuse.runtime.plugins import aot, own_cpp
 from onnx_fuse.runtime.plugins.own_operator import OwnOperator
+from onnx_fuse.versions import __version__
 
 LIBRARY = "libgr_ml_infra_tensorrt_plugins.so"
 VARIABLE = "ONNX_FUSE_PLUGINS"
@@ -59,7 +59,7 @@ class Library:
 def cache_folder() -> Path:
     """Where this version keeps what it builds, for this user."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "onnx-fuse" / onnx_fuse.__version__
+    return Path(base) / "onnx-fuse" / __version__
 
 
 def own_folder() -> Path:
@@ -177,7 +177,7 @@ def _installed_library(
     data = made.read_bytes()
     built = Library(
         path=output.resolve(),
-        version=onnx_fuse.__version__,
+        version=__version__,
         sha256=hashlib.sha256(data).hexdigest(),
         architectures=tuple(architectures),
         variants=len(kernels),

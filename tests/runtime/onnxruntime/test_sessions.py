@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, numpy_helper, parser
 
 from onnx_fuse.errors import ModelError
-from onnx_fuse.runtime.onnxruntime import session as ort
+from onnx_fuse.runtime.onnxruntime import sessions
 
 WEIGHT = np.arange(64, dtype=np.float32).reshape(8, 8)
 X = np.ones((2, 8), np.float32)
@@ -38,7 +38,7 @@ def stored(tmp_path: Path) -> Path:
 
 
 def outputs(model: ModelProto | Path, base_dir: str | Path | None = None) -> np.ndarray:
-    return ort.run(ort.session(model, base_dir=base_dir), {"x": X})["y"]
+    return sessions.run(sessions.session(model, base_dir=base_dir), {"x": X})["y"]
 
 
 EXPECTED = np.exp(X @ (WEIGHT / 100))
@@ -48,7 +48,7 @@ EXPECTED = np.exp(X @ (WEIGHT / 100))
 def test_runs_a_model_in_memory_and_in_a_file(tmp_path: Path, optimise: bool) -> None:
     onnx.save(linear(), tmp_path / "m.onnx")
     for model in (linear(), tmp_path / "m.onnx", str(tmp_path / "m.onnx")):
-        found = ort.run(ort.session(model, optimise=optimise), {"x": X})
+        found = sessions.run(sessions.session(model, optimise=optimise), {"x": X})
         np.testing.assert_allclose(found["y"], EXPECTED, rtol=1e-5)
 
 
@@ -90,18 +90,18 @@ def test_external_data_outside_the_folder_is_refused(stored: Path) -> None:
     for location in ("../outside.data", str(outside)):
         entry.value = location
         with pytest.raises(ModelError):
-            ort.session(model, base_dir=stored.parent)
+            sessions.session(model, base_dir=stored.parent)
 
 
 def test_external_data_without_a_folder_says_so(stored: Path) -> None:
     with pytest.raises(ModelError, match=r"linear\.data.*\n.*base_dir"):
-        ort.session(onnx.load(stored, load_external_data=False))
+        sessions.session(onnx.load(stored, load_external_data=False))
 
 
 def test_missing_weights_name_the_file(stored: Path) -> None:
     (stored.parent / "linear.data").unlink()
     with pytest.raises(ModelError, match=r"linear\.data") as error:
-        ort.session(stored)
+        sessions.session(stored)
     assert "beside the model" in error.value.remedy
     assert "\n" not in error.value.cause
 
@@ -118,7 +118,7 @@ def test_a_custom_operator_runs_by_its_body() -> None:
 def test_extra_outputs_leave_the_model_as_it_is() -> None:
     model = linear()
     before = model.SerializeToString()
-    found = ort.run(ort.session(model, extra_outputs=["t"]), {"x": X})
+    found = sessions.run(sessions.session(model, extra_outputs=["t"]), {"x": X})
     np.testing.assert_allclose(np.exp(found["t"]), found["y"], rtol=1e-5)
     assert list(found) == ["y", "t"]
     assert model.SerializeToString() == before
@@ -126,43 +126,43 @@ def test_extra_outputs_leave_the_model_as_it_is() -> None:
 
 def test_load_errors_name_the_model_and_the_node(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nothing\.onnx: no such file"):
-        ort.session(tmp_path / "nothing.onnx")
+        sessions.session(tmp_path / "nothing.onnx")
     (tmp_path / "text.onnx").write_text("this is no model")
     with pytest.raises(ModelError, match=r"text\.onnx: ONNX Runtime cannot load it: "):
-        ort.session(tmp_path / "text.onnx")
+        sessions.session(tmp_path / "text.onnx")
     model = linear()
     model.graph.node[1].name, model.graph.node[1].op_type = "last", "Unheard"
     with pytest.raises(ModelError, match=r"last.*Unheard") as error:
-        ort.session(model)
+        sessions.session(model)
     assert "no such operator" in error.value.remedy
     model = linear()
     model.ir_version = 99
     with pytest.raises(ModelError, match=r"IR version: 99.*\n.*Upgrade") as error:
-        ort.session(model)
+        sessions.session(model)
     assert ".cc" not in error.value.cause
 
 
 def test_run_errors_are_one_line_about_the_node() -> None:
     model = text("y = Gather(t, i)", inputs="int64[N] i, float[5,8] t")
     model.graph.node[0].name = "lookup"
-    session = ort.session(model)
+    session = sessions.session(model)
     with pytest.raises(ModelError, match=r"Gather 'lookup': indices element out of data bounds, idx=7") as error:
-        ort.run(session, {"i": np.array([7]), "t": np.ones((5, 8), np.float32)})
+        sessions.run(session, {"i": np.array([7]), "t": np.ones((5, 8), np.float32)})
     assert "\n" not in error.value.cause
     with pytest.raises(ModelError, match="missing"):
-        ort.run(session, {"i": np.array([0])})
+        sessions.run(session, {"i": np.array([0])})
     with pytest.raises(ModelError, match=r"expected: .tensor.int64"):
-        ort.run(session, {"i": np.array([0], np.int32), "t": np.ones((5, 8), np.float32)})
+        sessions.run(session, {"i": np.array([0], np.int32), "t": np.ones((5, 8), np.float32)})
 
 
 def test_source_places_are_cut_from_messages() -> None:
-    session = ort.session(text("y = Add(x, z)", inputs="float[N,8] x, float[M,8] z"))
+    session = sessions.session(text("y = Add(x, z)", inputs="float[N,8] x, float[M,8] z"))
     with pytest.raises(ModelError) as error:
-        ort.run(session, {"x": np.ones((2, 8), np.float32), "z": np.ones((3, 8), np.float32)})
+        sessions.run(session, {"x": np.ones((2, 8), np.float32), "z": np.ones((3, 8), np.float32)})
     assert "onnxruntime_src" not in error.value.cause
     assert "2 by 3" in error.value.cause
 
 
 def test_messages_are_kept_short() -> None:
-    assert len(ort.message(ValueError("x" * 10_000))) == 400
-    assert ort.message(ValueError("a\n  b")) == "a b"
+    assert len(sessions.message(ValueError("x" * 10_000))) == 400
+    assert sessions.message(ValueError("a\n  b")) == "a b"

@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 import onnx_fuse
 from onnx_fuse.passes.files.checker import check
-from onnx_fuse.passes.graph import bodies as emit
+from onnx_fuse.passes.graph import function_bodies, inlining
 from onnx_fuse.patterns import Attribute, Fused, FusedOp, Fusion, Scalar, fusions, pattern
 from tests.helpers import assert_same_results, fused, model, operators, run
 
@@ -345,7 +345,7 @@ class TestMetadata:
         for number, node in enumerate(nodes):
             node.metadata_props.add(key="k", value=str(number))
         target = helper.make_node("Fused", ["x"], ["b"])
-        emit.merge_metadata(target, nodes, record=True)
+        function_bodies.merge_metadata(target, nodes, record=True)
         found = {entry.key: entry.value for entry in target.metadata_props}
         assert found["k"] == "1" and json.loads(found["onnx_fuse.replaced"]) == ["first", "b"]
 
@@ -391,7 +391,7 @@ def test_bodies_of_some_nodes_in_their_places() -> None:
     for node, name in zip(made.graph.node, ("first", "second", "third"), strict=True):
         node.name = name
     before = made.SerializeToString(deterministic=True)
-    opened = emit.inline_nodes(made, lambda node: node.name in ("second", "third"))
+    opened = inlining.inline_nodes(made, lambda node: node.name in ("second", "third"))
     assert [node.op_type for node in opened.graph.node if node.domain] == ["Twice"]
     names = [node.name for node in opened.graph.node]
     assert names[0] == "first" and all(name.startswith(("second/", "third/")) for name in names[1:])
@@ -399,4 +399,4 @@ def test_bodies_of_some_nodes_in_their_places() -> None:
     onnx.checker.check_model(opened)
     assert_same_results(made, opened)
     assert made.SerializeToString(deterministic=True) == before
-    assert emit.inline_nodes(made, lambda node: False) is made
+    assert inlining.inline_nodes(made, lambda node: False) is made

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
-from onnx_fuse.passes.files import memory
+from onnx_fuse.runtime.device import memory
 
 MEGA = 1 << 20
 

@@ -1,0 +1,173 @@
+"""`onnx-fuse fuse`, `explain` and `list`: what fuses, what would, and what there is to fuse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from onnx_fuse.cli.common import Select, counts, open_console, require_model, show_progress, split_names
+from onnx_fuse.errors import OnnxFuseError, UsageError
+
+if TYPE_CHECKING:
+    from onnx_fuse.passes.report import Report
+
+
+class Attention(str, Enum):
+    """What softmax attention of a large hidden size becomes."""
+
+    fused = "fused"
+    native = "native"
+
+
+class Functions(str, Enum):
+    """What becomes of the function bodies of fused operators."""
+
+    keep = "keep"
+    inline = "inline"
+    none = "none"
+
+
+class ExternalData(str, Enum):
+    """What becomes of the model's data files."""
+
+    keep = "keep"
+    copy = "copy"
+
+
+def fuse(
+    model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
+    out: Path = typer.Option(..., "-o", "--output", metavar="OUT", help="The file to write."),
+    fusions: str = typer.Option("", metavar="NAME,..", help="Apply only these fusions."),
+    enable: list[str] = typer.Option([], metavar="NAME", help="Apply an opt-in fusion too; may be repeated."),
+    disable: list[str] = typer.Option([], metavar="NAME", help="Leave a fusion out; may be repeated."),
+    learned: list[Path] = typer.Option([], "--with", metavar="F.onnx", help="Apply a learned fusion; may be repeated."),
+    require: list[str] = typer.Option([], metavar="NAME=N", help="Fail (3) unless it fused N times; may be repeated."),
+    select: Select = typer.Option(Select.all, help="Fuse all matches, or those predicted or measured to pay."),
+    sizes: list[str] = typer.Option([], metavar="NAME=N", help="A dimension's size, for --select; may be repeated."),
+    device: str | None = typer.Option(None, metavar="GPU", help="GPU to predict for; cpu to time ONNX Runtime."),
+    attention: Attention = typer.Option(
+        Attention.fused, help="native: large softmax attention becomes ONNX's Attention, TensorRT's own layer."
+    ),
+    functions: Functions = typer.Option(Functions.keep, help="Function bodies of the fused operators."),
+    simplify: bool = typer.Option(False, "--simplify", help="Also write the canonical form of what did not fuse."),
+    no_verify: bool = typer.Option(False, "--no-verify", help="Do not compare with the original in ONNX Runtime."),
+    inputs: Path | None = typer.Option(None, metavar="X.npz", help="Inputs to verify with, before random ones."),
+    report: str | None = typer.Option(
+        None, metavar="R.json", help="Write a report: JSON, or a page if it ends in .html; - for stdout."
+    ),
+    external_data: ExternalData | None = typer.Option(
+        None, help="Keep data files in place, or copy them beside OUT. [default: by the folder of OUT]"
+    ),
+    quiet: bool = typer.Option(False, "--quiet", help="Print nothing on success."),
+    verbose: bool = typer.Option(False, "-v", help="Print the passes; a traceback with errors."),
+) -> None:
+    """Fuse a model and write the result."""
+    start = time.perf_counter()
+    fusion_names, required = split_names([fusions]), _requirements(require)
+    given_sizes = counts("--sizes", sizes, "batch=8")
+    _check_paths(model, out, report, inputs, external_data)
+    import onnx_fuse
+    from onnx_fuse.cli import render
+
+    # With the report on stdout, the text goes where it does not get in the way of a reading program.
+    console = open_console(stderr=report == "-")
+    try:
+        with show_progress(quiet, f"fusing {model.name}") as progress:
+            result = onnx_fuse.fuse(
+                model,
+                fusions=fusion_names or None,
+                enable=(*split_names(enable), *learned),
+                disable=split_names(disable),
+                require=required or None,
+                select=select.value,
+                sizes=given_sizes or None,
+                device=device,
+                attention=attention.value,
+                functions=functions.value,
+                simplify=simplify,
+                verify=not no_verify,
+                inputs=inputs,
+                progress=progress,
+            )
+            progress(f"writing {out.name}")
+            result.save(out, external_data=external_data.value if external_data else "auto")
+    except OnnxFuseError as error:
+        _write_report(report, getattr(error, "report", None))
+        raise
+    _write_report(report, result.report)
+    if quiet:
+        return
+    render.warnings(open_console(stderr=True), result.report)
+    if verbose:
+        render.passes(console, result.report)
+    render.fuse_result(console, result.report, str(model), str(out), time.perf_counter() - start)
+
+
+def explain(
+    model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
+    pattern: str | None = typer.Option(None, metavar="NAME", help="Only this fusion."),
+    at: str | None = typer.Option(None, metavar="NODE", help="All about one node, given by its name or an output."),
+    learned: list[Path] = typer.Option([], "--with", metavar="F.onnx", help="Try a learned fusion; may be repeated."),
+) -> None:
+    """Say what would fuse, and why the rest does not."""
+    require_model(model)
+    import onnx_fuse
+    from onnx_fuse.cli import render
+
+    with show_progress(False, f"explaining {model.name}"):
+        report = onnx_fuse.explain(model, pattern=pattern, at=at, enable=learned)
+    render.warnings(open_console(stderr=True), report)
+    render.explanation(open_console(), report, at=at, pattern=pattern)
+
+
+def list_fusions() -> None:
+    """List the fusions, what they match, their operators."""
+    import onnx_fuse
+    from onnx_fuse.cli import render
+
+    render.fusion_list(open_console(), onnx_fuse.fusions())
+
+
+def _requirements(values: Sequence[str]) -> dict[str, int]:
+    return counts("--require", values, "FusedSwish=4")
+
+
+def _check_paths(
+    model: Path, out: Path, report: str | None, inputs: Path | None, external_data: ExternalData | None
+) -> None:
+    """Finds in advance what would fail after minutes of work."""
+    require_model(model)
+    from onnx_fuse.passes.files import io
+
+    io.check_output(out)
+    if report is not None and report != "-":
+        io.check_output(report)
+        for other in (model, out):
+            if Path(report).resolve() == other.resolve() and not str(other).startswith("/dev/"):
+                raise UsageError(f"The report would overwrite {other}.", "Give the report a file of its own.")
+    if inputs is not None and not inputs.is_file():
+        raise UsageError(f"{inputs} does not exist or is no file.", "Give an .npz file, written with numpy.savez.")
+    if external_data is ExternalData.keep and model.parent.resolve() != out.parent.resolve():
+        io.plan_copies(io.load(model), out, model, "keep")
+
+
+def _write_report(target: str | None, report: Report | None) -> None:
+    if target is None or report is None:
+        return
+    if target == "-":
+        typer.echo(report.to_json())
+        return
+    from onnx_fuse.passes.files.staging import write_file
+
+    if target.lower().endswith((".html", ".htm")):
+        from onnx_fuse.cli.html_report import to_html
+
+        text = to_html(report)
+    else:
+        text = report.to_json() + "\n"
+    write_file(target, text.encode("utf-8", "backslashreplace"))

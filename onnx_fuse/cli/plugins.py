@@ -1,0 +1,95 @@
+"""`onnx-fuse plugins`: the plugin library, and a user's own kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from onnx_fuse.cli.common import open_console, show_progress
+from onnx_fuse.errors import UsageError, VerificationError
+
+app = typer.Typer(help="Build and find the TensorRT plugin library.", no_args_is_help=True)
+
+
+@app.command("build")
+def build_plugins(
+    output: Path | None = typer.Option(
+        None, "-o", "--output", metavar="LIB", help="Where to put the library; in the user's cache if not given."
+    ),
+    architectures: list[int] = typer.Option(
+        [], "--arch", metavar="SM", help="A GPU architecture, such as 90 for sm_90; may be repeated. All if not given."
+    ),
+    jobs: int | None = typer.Option(
+        None, "-j", "--jobs", min=1, help="Processes at a time; one for each core if not given."
+    ),
+    folder: Path | None = typer.Option(
+        None, "--from", metavar="FOLDER", help="Build a library of the kernels of your own in this folder."
+    ),
+) -> None:
+    """Compile the kernels and the plugin library; no GPU is needed."""
+    from onnx_fuse.runtime.plugins import aot, plugin_library
+
+    options: dict[str, Any] = {"architectures": architectures or aot.ARCHITECTURES, "jobs": jobs}
+    with show_progress(False, "compiling the kernels") as say:
+        if folder is None:
+            built = plugin_library.build(output, **options, progress=say)
+        else:
+            from onnx_fuse.own_kernels import build as own_kernels
+
+            built = own_kernels.build(folder, output, **options, progress=say)
+    chips = ", ".join(f"sm_{item}" for item in built.architectures)
+    typer.echo(f"{built.path}: {built.variants} kernels for {chips}, {built.size / 1e6:.1f} MB, {built.seconds:.0f} s")
+    for operator in built.operators:
+        typer.echo(f"  {operator}")
+
+
+@app.command("show")
+def show_plugins() -> None:
+    """Show the plugin libraries that would be loaded."""
+    from onnx_fuse.runtime.plugins import plugin_library
+
+    found = plugin_library.find()
+    if not found:
+        typer.echo("No plugin library is found: bodies are inlined. Build one with: onnx-fuse plugins build")
+    for path in found:
+        library = plugin_library.described(path)
+        facts = (
+            f"{library.variants} kernels, version {library.version}, sha256 {library.sha256}"
+            if library
+            else "no record"
+        )
+        typer.echo(f"{path}: {facts}")
+        for operator in library.operators if library else ():
+            typer.echo(f"  {operator}")
+
+
+@app.command("check")
+def check_kernels(
+    folder: Path = typer.Argument(metavar="FOLDER", help="The folder with the kernels of your own."),
+    sizes: list[str] = typer.Option(
+        [], metavar="B=2,S=7", help="Sizes to check, instead of those that are drawn; may be repeated."
+    ),
+) -> None:
+    """Run your own kernels in Triton's interpreter against the bodies of their operators; no GPU is needed."""
+    chosen = [_sizes(item) for item in sizes]
+    from onnx_fuse.cli import render
+    from onnx_fuse.own_kernels import check as kernel_check
+
+    with show_progress(False, f"checking {folder}") as say:
+        results = kernel_check.check(folder, chosen, progress=say)
+    render.checked_kernels(open_console(), results)
+    failed = [item for item in results if item.problem is not None]
+    if failed:
+        raise VerificationError(
+            f"{failed[0].kernel} with {failed[0].told}: {failed[0].problem}.",
+            f"{len(failed)} of {len(results)} runs failed; the body is what the operator was learned of.",
+        )
+
+
+def _sizes(text: str) -> dict[str, int]:
+    pairs = [item.partition("=") for item in text.split(",")]
+    if not all(name.strip() and number.strip().isascii() and number.strip().isdigit() for name, _, number in pairs):
+        raise UsageError(f"--sizes {text!r} is not of the form NAME=N,NAME=N.", "For example: --sizes B=2,S=7")
+    return {name.strip(): int(number) for name, _, number in pairs}
