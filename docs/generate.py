@@ -60,7 +60,7 @@ def messages() -> tuple[tuple[str, str, str], ...]:
 
 def found_messages() -> Iterator[tuple[str, str, str]]:
     seen = set()
-    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).glob("*.py")):
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or name_of(node.func) not in CLASSES:
                 continue

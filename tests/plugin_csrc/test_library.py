@@ -233,7 +233,7 @@ def test_where_libraries_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_real_kernel_is_compiled_for_every_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(CACHE / "triton"))
-    (module,) = [name for name in aot.kernel_modules() if name.endswith(".fused_swish")]
+    (module,) = [name for name in aot.kernel_modules() if ".fused_swish." in name]
     kernels = aot.compile_kernels([module], jobs=1)
     assert [kernel.name for kernel in kernels] == [f"fused_swish.{kind}" for kind in ("fp32", "fp16", "bf16")]
     for kernel in kernels:

@@ -47,7 +47,7 @@ def test_nothing_to_say() -> None:
         ({"tensorrt_version": "1.6.1.9"}, "broken", "1.6.1.9 makes no plugins", "tensorrt-rtx>=1.7"),
         ({"tensorrt": "tensorrt", "tensorrt_version": "10.3.0"}, "broken", "10.3.0 is older than 10.7", "tensorrt>=10.7"),
         ({"tensorrt": "tensorrt", "tensorrt_version": "10.13.3"}, "note", "Both tensorrt and", "Uninstall"),
-        ({"plugin_nodes": False}, "broken", "imported before onnx-fuse", "tensorrt.module()"),
+        ({"plugin_nodes": False}, "broken", "imported before onnx-fuse", "binding.module()"),
         ({"onnxruntime_opset": 22}, "warning", "up to opset 22, onnx knows 23", "Upgrade onnxruntime"),
         ({"onnx_opset": 27, "onnxruntime_opset": 26}, "note", "up to opset 26", "Upgrade onnxruntime"),
         ({"surgeon_keeps_overloads": False}, "note", "drops overloads", "--functions inline"),

@@ -1,5 +1,5 @@
 // FMInteraction(E) -> output: 0.5 * ((sum_f e_f)^2 - sum_f e_f^2), [B, D], or summed over D, [B, 1]
-#include "../base/operator.h"
+#include "base/operator.h"
 
 namespace gr {
 namespace {

@@ -2,9 +2,9 @@
 //   -> (output, residual_sum?): see plugin_csrc/operators/fused_attention_layer_norm/kernel.py for the arguments of its kernel
 #include <algorithm>
 
-#include "../base/heads.h"
-#include "../base/linear.h"
-#include "../base/norm_rows.h"
+#include "base/heads.h"
+#include "base/linear.h"
+#include "base/norm_rows.h"
 
 namespace gr {
 namespace {

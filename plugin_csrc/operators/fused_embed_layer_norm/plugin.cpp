@@ -1,5 +1,5 @@
 // FusedEmbedLayerNorm(ids_1, table_1, ids_2, table_2, ..., gamma?, beta?) -> (output, embedding_sum?): norm of the sum of rows
-#include "../base/norm_rows.h"
+#include "base/norm_rows.h"
 
 namespace gr {
 namespace {

@@ -1,6 +1,6 @@
 // FusedLinearLayerNorm(x, weight, bias?, gamma?, beta?) -> output: norm(x weight + bias) over the last axis
-#include "../base/linear.h"
-#include "../base/norm_rows.h"
+#include "base/linear.h"
+#include "base/norm_rows.h"
 
 namespace gr {
 namespace {

@@ -1,5 +1,5 @@
 // FusedSkipLayerNorm(x, skip, bias?, gamma?, beta?) -> (output, residual_sum?): norm(x + bias + skip) over the last axis
-#include "../base/norm_rows.h"
+#include "base/norm_rows.h"
 
 namespace gr {
 namespace {

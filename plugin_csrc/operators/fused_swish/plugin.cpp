@@ -1,5 +1,5 @@
 // FusedSwish(x) = x * sigmoid(beta * x)
-#include "../base/operator.h"
+#include "base/operator.h"
 
 namespace gr {
 namespace {

@@ -1,5 +1,5 @@
 // HierarchicalSequenceFusion(x, level_embeddings, level_mask?) -> (y, level_weights?): rows mixed with weighted levels
-#include "../base/operator.h"
+#include "base/operator.h"
 
 namespace gr {
 namespace {

@@ -2,8 +2,8 @@
 // plugin_csrc/operators/hstu_hierarchical_attention/kernel.py for the maths and the arguments of its kernels
 #include <algorithm>
 
-#include "../base/heads.h"
-#include "../base/norm_rows.h"
+#include "base/heads.h"
+#include "base/norm_rows.h"
 
 namespace gr {
 namespace {

@@ -1,7 +1,7 @@
 // InteractionTritonFast(E | dense, sparse | feature_1, feature_2, ...) -> output: the chosen triangle of E E^T, row by row
 #include <algorithm>
 
-#include "../base/operator.h"
+#include "base/operator.h"
 
 namespace gr {
 namespace {

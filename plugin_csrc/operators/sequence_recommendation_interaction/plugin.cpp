@@ -1,5 +1,5 @@
 // SequenceRecommendationInteraction(items, user?, time_weights?, mask?) -> any of (scores, short_term, long_term, cooccurrence)
-#include "../base/operator.h"
+#include "base/operator.h"
 
 namespace gr {
 namespace {

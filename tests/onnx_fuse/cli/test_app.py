@@ -332,10 +332,10 @@ class TestErrors:
 
     def test_terminated_leaves_nothing_behind(self, tmp_path: Path) -> None:
         script = (
-            "import os, sys, time; from onnx_fuse import cli; from onnx_fuse.passes import files\n"
+            "import os, sys, time; from onnx_fuse.cli import app as cli; from onnx_fuse.passes.files import staging\n"
             "def slow(*paths): print('writing', flush=True); time.sleep(60)\n"
             "os.replace = slow\n"
-            f"cli.app.command('try')(lambda: files.write_file({str(tmp_path / 'm')!r}, b'x'))\n"
+            f"cli.app.command('try')(lambda: staging.write_file({str(tmp_path / 'm')!r}, b'x'))\n"
             "cli.main()"
         )
         child = subprocess.Popen([sys.executable, "-c", script, "try"], stdout=subprocess.PIPE, text=True)
