@@ -341,7 +341,9 @@ def test_tensorrt_takes_both_libraries_and_builds_engines(tmp_path: Path) -> Non
 
 
 def loading(*libraries: Path) -> str:
-    script = f"from onnx_fuse.runtime.tensorrt import binding; binding.load_plugins({[str(item) for item in libraries]!r})"
+    script = (
+        f"from onnx_fuse.runtime.tensorrt import binding; binding.load_plugins({[str(item) for item in libraries]!r})"
+    )
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT).stderr
 
 
