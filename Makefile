@@ -21,8 +21,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --no-compile
 # With one thread per worker: see JOBS.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
-# Packages as mypy can see them: it follows neither an editable installation nor setup.cfg.
-MYPY_TREE := build/mypy
+# Packages as mypy and import-linter can see them: they follow neither an editable installation nor setup.cfg.
+PACKAGE_TREE := build/package
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
@@ -38,7 +38,7 @@ help:
 	@echo "make test         all tests, on a sample of the exported models"
 	@echo "make test-models  the model tests on every export"
 	@echo "make test-gpu     every plugin on this machine's NVIDIA GPU"
-	@echo "make lint         ruff, mypy and clang-format"
+	@echo "make lint         ruff, mypy, clang-format, and which folder may import which"
 	@echo "make format       let ruff and clang-format rewrite what they can"
 	@echo "make docs         the pages as a site, in build/site"
 	@echo "make bench        the benchmarks; make bench-gpu: those of the plugins, on this machine's NVIDIA GPU"
@@ -68,9 +68,11 @@ lint: $(VENV)/lint.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/clang-format --dry-run -Werror $(CPP)
-	@rm -rf $(MYPY_TREE)/onnx_fuse && mkdir -p $(MYPY_TREE)/onnx_fuse
-	@ln -s $(abspath onnx_fuse/* passes patterns plugin_csrc runtime) $(MYPY_TREE)/onnx_fuse/
-	@cd $(MYPY_TREE) && $(abspath $(BIN))/python -m mypy --config-file $(abspath pyproject.toml) -p onnx_fuse
+	@rm -rf $(PACKAGE_TREE) && mkdir -p $(PACKAGE_TREE)/onnx_fuse
+	@ln -s $(abspath pyproject.toml) $(PACKAGE_TREE)/
+	@ln -s $(abspath onnx_fuse/* passes patterns plugin_csrc runtime) $(PACKAGE_TREE)/onnx_fuse/
+	@cd $(PACKAGE_TREE) && $(abspath $(BIN))/python -m mypy -p onnx_fuse
+	@cd $(PACKAGE_TREE) && $(abspath $(BIN))/lint-imports --no-logo --no-cache
 
 format: $(VENV)/lint.stamp
 	@$(BIN)/ruff check --fix .
