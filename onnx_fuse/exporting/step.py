@@ -24,9 +24,11 @@ import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from onnx_fuse import torch_export
-from onnx_fuse.api import Chosen, FuseResult, Progress, fuse
+from onnx_fuse.api import FuseResult, fuse
+from onnx_fuse.choice import Chosen
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.exporting.custom_ops import CustomOps
+from onnx_fuse.fusing import Progress
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.staging import write_file
 from onnx_fuse.passes.graph.function_bodies import Functions

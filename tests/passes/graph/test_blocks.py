@@ -8,6 +8,7 @@ import pytest
 from onnx import ModelProto, NodeProto, helper
 
 import onnx_fuse
+from onnx_fuse.choice import check_met
 from onnx_fuse.cli.render import by_layer
 from onnx_fuse.errors import RequirementError
 from onnx_fuse.passes.graph import blocks
@@ -176,12 +177,10 @@ def _miss(layer: int) -> NearMissRecord:
 
 @pytest.mark.parametrize(("wanted", "listed"), [(3, 3), (12, 5)])
 def test_requirement_lists_the_nearest_up_to_five(wanted: int, listed: int) -> None:
-    from onnx_fuse import api
-
     report = Report(near_misses=[_miss(layer) for layer in range(12)])
     fusions = [fusion for fusion in onnx_fuse.fusions() if fusion.name == "FusedSwish"]
     with pytest.raises(RequirementError) as caught:
-        api._check_met({"FusedSwish": wanted}, report, fusions)
+        check_met({"FusedSwish": wanted}, report, fusions)
     assert re.findall(r"n(\d+) of h\.\1\.act", caught.value.cause) == [str(11 - n) for n in range(listed)]
     assert f"and {12 - listed} more" in caught.value.cause
 

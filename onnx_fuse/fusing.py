@@ -1,0 +1,268 @@
+"""A model on its way through `fuse`, step by step: rewritten, selected, verified, its bodies settled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from onnx_fuse.errors import ModelError, UsageError, VerificationError
+from onnx_fuse.passes.files import io
+from onnx_fuse.passes.files.checker import check
+from onnx_fuse.passes.files.graphsurgeon import from_surgeon, is_surgeon_graph
+from onnx_fuse.passes.fuse.fuse_pass import FusePass
+from onnx_fuse.passes.fuse.native_attention import SINCE, to_native
+from onnx_fuse.passes.fuse.simplify import Simplify
+from onnx_fuse.passes.graph import blocks
+from onnx_fuse.passes.graph.function_bodies import Functions
+from onnx_fuse.passes.graph.inlining import drop_bodies, inline_bodies
+from onnx_fuse.passes.normalize.sweep import rule_names
+from onnx_fuse.passes.opset_conversion import OLDEST, Convert
+from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline
+from onnx_fuse.passes.report import LayerRecord, Report
+from onnx_fuse.passes.select.predicted import Selection
+from onnx_fuse.patterns.language.operator import Fusion
+from onnx_fuse.runtime.measure.selection import selected
+from onnx_fuse.runtime.verify.verification import Suspects
+from onnx_fuse.runtime.verify.verification import verify as compare
+from onnx_fuse.versions import installed_versions
+
+Progress = Callable[[str], None]
+
+_PACKAGES = ("onnx-fuse", "onnx", "onnxruntime", "numpy")  # whose versions a report has
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model as it was given: it is never changed, and there again whenever it is needed.
+
+    Attributes:
+        model: the model in memory, or the path of its file.
+    """
+
+    model: ModelProto | Path
+
+    @classmethod
+    def of(cls, model: Any) -> Given:
+        """A path, a ModelProto or an onnx_graphsurgeon.Graph.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        if isinstance(model, ModelProto):
+            return cls(model)
+        if is_surgeon_graph(model):
+            return cls(from_surgeon(model))
+        if isinstance(model, (str, os.PathLike)):
+            return cls(Path(model))
+        raise UsageError(
+            f"A model cannot be a {type(model).__name__}.",
+            "Give a path, an onnx.ModelProto or an onnx_graphsurgeon.Graph.",
+        )
+
+    @property
+    def path(self) -> Path | None:
+        """The model's file, if it came as one."""
+        return self.model if isinstance(self.model, Path) else None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the model's external data lies."""
+        return self.model.parent if isinstance(self.model, Path) else None
+
+    def read(self) -> ModelProto:
+        """The model, for a caller who leaves it as it is.
+
+        Raises:
+            ModelError: the file cannot be read.
+        """
+        return io.load(self.model) if isinstance(self.model, Path) else self.model
+
+    def fresh(self) -> ModelProto:
+        """The model, for the caller to change.
+
+        Raises:
+            ModelError: the file cannot be read.
+        """
+        if isinstance(self.model, Path):
+            return io.load(self.model)
+        copy = ModelProto()
+        copy.CopyFrom(self.model)
+        return copy
+
+    def new_report(self) -> Report:
+        """A report in which nothing has happened yet."""
+        return Report(model=str(self.path or ""), versions=installed_versions(_PACKAGES))
+
+
+class Fusing:
+    """One run of `fuse`: each method is a step, in the order in which docs/architecture.md tells them.
+
+    Args:
+        given: the model.
+        chosen: the fusions to apply.
+        own: passes of the user's own, which run first.
+        attention, functions, simplify: as for `onnx_fuse.fuse`.
+        say: called with a word on what is being done.
+
+    Attributes:
+        fused: the model as it stands after the steps so far.
+        report: what they did.
+        changed: whether anything was rewritten.
+    """
+
+    def __init__(
+        self,
+        given: Given,
+        chosen: Sequence[Fusion],
+        *,
+        own: Sequence[Pass],
+        attention: str,
+        functions: Functions,
+        simplify: bool,
+        say: Progress,
+    ) -> None:
+        self.given = given
+        self.chosen = chosen
+        self.own = own
+        self.attention = attention
+        self.functions = functions
+        self.simplify = simplify
+        self.say = say
+        self.operators = tuple(dict.fromkeys((item.operator.domain, item.operator.name) for item in chosen))
+        self.domains = {domain for domain, _ in self.operators}
+        say("loading")
+        self.fused = given.fresh()
+        check(self.fused, given.path or "")
+        self.report = given.new_report()
+        self.changed = False
+        self._opsets = _opsets(self.fused)
+        self._outline = blocks.outline(self.fused)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def rewrite(self) -> None:
+        """The user's own passes, then the fusions, then the bodies of their operators."""
+        self.fused = self._rewritten(self.fused, self.report)
+
+    def select(
+        self,
+        method: str,
+        *,
+        sizes: Mapping[str, int | Sequence[int]] | None,
+        device: str | None,
+        required: Collection[str],
+    ) -> None:
+        """Keeps the fused nodes that are predicted or measured to pay, and those of the required fusions."""
+        if not self.report.matches:
+            return
+        self.say("selecting")
+        others = [item.name for item in self.own] + self._simplifying()
+        root_of = {match.node: match.root for match in self.report.matches}
+
+        def of_operators(predicted: Selection, kept: Collection[str]) -> ModelProto:
+            roots = [root_of[item.node] for item in predicted.decisions if item.operator in kept]
+            return self._again([*others, *roots])
+
+        # Fused nodes that the model came with are not ours to leave out.
+        selection = selected(
+            method, self.fused, of_operators, among=root_of.keys(), sizes=sizes, device=device, alternative="original",
+            folder=self.given.folder, progress=self.say,
+        ).keeping({match.node for match in self.report.matches if {match.fusion, match.operator} & {*required}})  # fmt: skip
+        self.report.selection = selection.to_dict()
+        roots = [match.root for match in self.report.matches if match.node not in selection.left_out]
+        if len(roots) < len(self.report.matches):
+            kept = Report(model=self.report.model, versions=self.report.versions)
+            self.fused = self._again([*others, *roots], kept)
+            kept.near_misses, kept.selection = self.report.near_misses, self.report.selection
+            self.report = kept
+
+    def settle(self) -> None:
+        """Notes what became of the layers; where nothing was rewritten, the model stays as it came."""
+        self.report.layers = layer_records(self._outline, blocks.outline(self.fused))
+        self.changed = any(item.rewrites for item in self.report.passes) or bool(self.own)
+        if not self.changed and _opsets(self.fused) != self._opsets:
+            self.fused = self.given.fresh()  # converted to no end
+
+    def verify(self, inputs: Mapping[str, Any] | str | os.PathLike[str] | None) -> VerificationError | None:
+        """Compares the fused model with the original; what to raise if they differ."""
+        if not self.changed:
+            self.report.verification = {"passed": False, "skipped": "nothing was rewritten"}
+            return None
+        self.say("verifying")
+        self._check_shapes()
+        names = [item.name for item in self.own] + [match.root for match in self.report.matches] + self._simplifying()
+        result = compare(
+            self.given.model,
+            self.fused,
+            original_dir=self.given.folder,
+            inputs=os.fspath(inputs) if isinstance(inputs, os.PathLike) else inputs,
+            suspects=Suspects(names, self._again) if names else None,
+        )
+        self.report.verification = result.to_dict()
+        if result.skipped is not None:
+            self.report.warnings.append(f"not verified: {result.skipped}")
+            return None
+        try:
+            result.raise_if_failed()
+        except VerificationError as error:
+            return error
+        return None
+
+    def settle_bodies(self) -> None:
+        """Inlines the bodies of the fused operators or drops them, where that is asked for."""
+        count = len(self.fused.functions)
+        if self.functions == "inline":
+            self.fused = inline_bodies(self.fused, self.operators)
+        elif self.functions == "none":
+            drop_bodies(self.fused, self.operators)
+        self.changed = self.changed or len(self.fused.functions) != count
+
+    # -- what the steps share ------------------------------------------------------------------------------------------
+
+    def _rewritten(self, model: ModelProto, report: Report, only: Sequence[str] | None = None) -> ModelProto:
+        """The model after all rewrites, or just those of these names: passes, roots of fused nodes, rules of the view."""
+        steps = [item for item in self.own if only is None or item.name in only]
+        steps.append(Convert(SINCE if self.attention == "native" else OLDEST))
+        steps.append(FusePass(self.chosen, only=only, folder=self.given.folder))
+        if self.simplify:
+            steps.append(Simplify(self.domains, only))
+        if self.functions == "keep":
+            steps.append(BodiesPass(self.operators))
+        pipeline = Pipeline(steps, progress=self.say if only is None else None, bodies=self.domains)
+        model, _ = pipeline.run(model, report)
+        return to_native(model, report) if self.attention == "native" else model
+
+    def _again(self, only: Sequence[str], report: Report | None = None) -> ModelProto:
+        """The original with just the rewrites of these names."""
+        return self._rewritten(self.given.fresh(), Report() if report is None else report, only)
+
+    def _simplifying(self) -> list[str]:
+        """The rules that rewrite the model itself."""
+        return rule_names() if self.simplify else []
+
+    def _check_shapes(self) -> None:
+        """onnx's full check, which infers and compares shapes; what an exporter declared wrongly is not held against us."""
+        try:
+            check(self.fused, self.report.model, full=True)
+        except ModelError:
+            try:
+                check(self.given.read(), self.report.model, full=True)
+            except ModelError as error:
+                self.report.warnings.append(f"the model's declared shapes are inconsistent: {error.cause}")
+                return
+            raise
+
+
+def layer_records(before: Mapping[str, int], after: Mapping[str, int]) -> list[LayerRecord]:
+    """The nodes of each layer before and after, from `blocks.outline` of both models."""
+    names = dict.fromkeys([*before, *after])
+    return [LayerRecord(name, before.get(name, 0), after.get(name, 0)) for name in names]
+
+
+def _opsets(model: ModelProto) -> list[tuple[str, int]]:
+    return [(item.domain, item.version) for item in model.opset_import]
