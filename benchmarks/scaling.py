@@ -29,6 +29,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from benchmarks import common
+from onnx_fuse import installation
 from onnx_fuse.versions import installed_versions
 
 DOMAIN = "gr.ml.infra"
@@ -410,7 +411,7 @@ def plot(content: dict[str, Any], path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        print("no plot: matplotlib is not installed", file=sys.stderr)
+        print(f"no plot: matplotlib is not installed; install it: {installation.add_extra('bench')}", file=sys.stderr)
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -88,10 +88,20 @@ def template(node: ast.expr) -> str | None:
         return None if parts == [None, None] else "".join(part or "<...>" for part in parts)
     if isinstance(node, ast.JoinedStr):
         return "".join(
-            f"<{name_of(part.value)}>" if isinstance(part, ast.FormattedValue) else str(getattr(part, "value", ""))
+            filled_in(part.value) if isinstance(part, ast.FormattedValue) else str(getattr(part, "value", ""))
             for part in node.values
         )
     return None
+
+
+def filled_in(node: ast.expr) -> str:
+    """What stands for a value: its name in angle brackets; for a command that installs, the one for a clone."""
+    if isinstance(node, ast.Call) and name_of(node.func) in ("add_extra", "pip_install"):
+        arguments = [template(argument) or f"<{name_of(argument)}>" for argument in node.args]
+        if name_of(node.func) == "add_extra":
+            arguments = [f"'.[{arguments[0]}]'"]
+        return " ".join(["pip install", *arguments])
+    return f"<{name_of(node)}>"
 
 
 def troubleshooting() -> str:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import onnx
 from onnx import ModelProto, numpy_helper
 
+from onnx_fuse import installation
 from onnx_fuse.errors import LearnError, ModelError, UsageError
 
 DYNAMO_OPSET = 18
@@ -49,14 +50,8 @@ def require_torch() -> Any:
     Raises:
         UsageError: it is not installed.
     """
-    try:
-        import onnxscript  # noqa: F401  # torch's exporter needs it, and says so late
-        import torch
-    except ImportError as error:
-        raise UsageError(
-            f"{error.name or 'torch'} is not installed.", "Install it with: pip install 'onnx-fuse[torch]'"
-        ) from error
-    return torch
+    installation.require("onnxscript", extra="torch", purpose="export modules")  # torch needs it too, and says so late
+    return installation.require("torch", extra="torch", purpose="export modules")
 
 
 def examples(

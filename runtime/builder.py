@@ -15,6 +15,7 @@ from typing import Any
 
 from onnx import AttributeProto, ModelProto, ValueInfoProto, helper
 
+from onnx_fuse import installation
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.external_data import external_files
@@ -287,14 +288,14 @@ def _targets(config: EngineConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if config.targets:
         raise UsageError(
             f"{module} builds for the GPU of this machine only, not for {', '.join(config.targets)}.",
-            "Leave the target out, or build with tensorrt_rtx (pip install 'onnx-fuse[tensorrt-rtx]', in an environment without "
-            "tensorrt).",
+            "Leave the target out, or build with tensorrt_rtx, in an environment without tensorrt: "
+            f"{installation.add_extra('tensorrt-rtx')}",
         )
     if gpus.first() is None:
         raise UsageError(
             f"{module} builds for the GPU of this machine, and there is none.",
-            "Build where the GPU is; or ahead of time with tensorrt_rtx and a target, such as --target SM86 or SM120 "
-            "(pip install 'onnx-fuse[tensorrt-rtx]', in an environment without tensorrt).",
+            "Build where the GPU is; or ahead of time, with a target such as --target SM86 or SM120, and tensorrt_rtx in an "
+            f"environment without tensorrt: {installation.add_extra('tensorrt-rtx')}",
         )
     return (), notes
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import onnx
 
+from onnx_fuse import installation
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.language.operator import DOMAIN
@@ -245,22 +246,28 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 def _tensorrt_module(facts: Facts) -> Iterator[Finding]:
     if facts.tensorrt_problem:
-        yield Finding("broken", facts.tensorrt_problem, "Install it again: pip install 'onnx-fuse[tensorrt-rtx]'")
+        yield Finding(
+            "broken",
+            facts.tensorrt_problem,
+            f"Uninstall it, then install it again: {installation.add_extra('tensorrt-rtx')}",
+        )
     elif not facts.tensorrt:
         yield Finding(
-            "note", "There is no TensorRT: `parse` cannot run.", "To have it: pip install 'onnx-fuse[tensorrt-rtx]'"
+            "note",
+            "There is no TensorRT: `parse` cannot run.",
+            f"Install it: {installation.add_extra('tensorrt-rtx')}",
         )
     elif facts.tensorrt == "tensorrt_rtx" and _version(facts.tensorrt_version) < _OLDEST_RTX:
         yield Finding(
             "broken",
             f"tensorrt_rtx {facts.tensorrt_version} makes no plugins of ONNX nodes.",
-            f"pip install 'tensorrt-rtx>={_dotted(_OLDEST_RTX)}'",
+            f"Update it: {installation.pip_install(f'tensorrt-rtx>={_dotted(_OLDEST_RTX)}')}",
         )
     elif facts.tensorrt == "tensorrt" and _version(facts.tensorrt_version) < _OLDEST_TENSORRT:
         yield Finding(
             "broken",
             f"tensorrt {facts.tensorrt_version} is older than {_dotted(_OLDEST_TENSORRT)}, which this project is for.",
-            f"pip install 'tensorrt>={_dotted(_OLDEST_TENSORRT)},<12'",
+            f"Update it: {installation.pip_install(f'tensorrt>={_dotted(_OLDEST_TENSORRT)},<12')}",
         )
     elif facts.tensorrt == "tensorrt" and "tensorrt-rtx" in facts.packages:
         yield Finding(
@@ -398,7 +405,9 @@ def _driver(facts: Facts) -> Iterator[Finding]:
         )
     if "cuda-python" not in facts.packages:
         yield Finding(
-            "note", "cuda-python is not installed: engines cannot be run.", "pip install 'onnx-fuse[kernels]'"
+            "note",
+            "cuda-python is not installed: engines cannot be run.",
+            f"Install it: {installation.add_extra('serve')}",
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from onnx_fuse import installation
 from onnx_fuse.errors import OnnxFuseError, UsageError
 from onnx_fuse.runtime.device.arrays import CPU, Tensor, contiguous, numpy_dtype
 from onnx_fuse.runtime.device.engine_file import EngineTensor
@@ -550,10 +551,7 @@ def _unmarked(name: str) -> AbstractContextManager[Any]:
 
 
 def _marker() -> Mark:
-    try:
-        import nvtx
-    except ImportError as error:
-        raise UsageError("NVTX ranges need the package nvtx.", "pip install 'onnx-fuse[serve]'") from error
+    nvtx = installation.require("nvtx", extra="serve", purpose="mark NVTX ranges")
 
     def mark(name: str) -> AbstractContextManager[Any]:
         return nvtx.annotate(name, domain="onnx-fuse")

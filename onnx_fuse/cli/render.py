@@ -482,7 +482,7 @@ def health(console: Console, facts: Facts, findings: Sequence[Finding]) -> None:
     styles = {"broken": "bold red", "warning": "yellow", "note": ""}
     for finding in findings:
         say(console, f"{finding.level}: {finding.what}", styles[finding.level])
-        indented(console, finding.remedy, 2)
+        say_columns(console, f"  {visible(finding.remedy)}")  # a command in it is to be copied
     if not any(finding.level == "broken" for finding in findings):
         say(console, "Nothing is broken.", "green")
 

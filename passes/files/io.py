@@ -12,6 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto
 
+from onnx_fuse import installation
 from onnx_fuse.errors import ModelError, OutputError, UsageError, reason
 from onnx_fuse.passes.files.checker import check, one_sentence
 from onnx_fuse.passes.files.external_data import external_files, validate
@@ -251,14 +252,17 @@ def _require_model(model: ModelProto, path: Path) -> None:
     if not model.opset_import:
         raise ModelError(f"{path} imports no opset: it is no ONNX model, or cut short.", "Export or copy it again.")
     installed = f"the installed onnx {onnx.__version__}"
-    remedy = "Update it (pip install -U onnx), or export the model with an older opset."
     newest = onnx.defs.onnx_opset_version()
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx") and opset.version > newest:
-            raise ModelError(f"{path} uses opset {opset.version}; {installed} knows up to {newest}.", remedy)
+            raise ModelError(
+                f"{path} uses opset {opset.version}; {installed} knows up to {newest}.",
+                f"Export the model with an older opset, or update onnx: {installation.pip_install('-U', 'onnx')}",
+            )
     if model.ir_version > onnx.IR_VERSION:
         raise ModelError(
-            f"{path} has IR version {model.ir_version}; {installed} knows up to {onnx.IR_VERSION}.", remedy
+            f"{path} has IR version {model.ir_version}; {installed} knows up to {onnx.IR_VERSION}.",
+            f"Export the model with an older onnx, or update it: {installation.pip_install('-U', 'onnx')}",
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from onnx_fuse import installation
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime.device.arrays import CUDA
 from onnx_fuse.runtime.device.executor import Graph, Memory
@@ -27,10 +28,7 @@ class CudaError(UsageError):
 
 @cache
 def _driver() -> Any:
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise UsageError(f"Running on a GPU needs cuda-python ({error}).", "pip install 'onnx-fuse[serve]'") from error
+    driver = installation.require("cuda.bindings.driver", extra="serve", purpose="run on a GPU", package="cuda-python")
     try:
         status = driver.cuInit(0)[0]
     except Exception as error:  # a RuntimeError, or what cuda-python's search for libraries raises

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from onnx_fuse import installation
 from onnx_fuse.errors import UsageError
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
 
@@ -81,10 +82,7 @@ def kernel_modules() -> list[str]:
 
 
 def require_triton() -> None:
-    if importlib.util.find_spec("triton") is None:
-        raise UsageError(
-            "Kernels are compiled with triton, which is not installed.", "pip install 'onnx-fuse[kernels]'"
-        )
+    installation.require("triton", extra="kernels", purpose="compile kernels")
 
 
 def compile_kernels(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from onnx_fuse import installation
 from onnx_fuse.errors import UsageError, reason
 from onnx_fuse.patterns.language.operator import DOMAIN
 from onnx_fuse.runtime.plugins import aot, own_cpp
@@ -210,9 +211,10 @@ def cmake(work: Path, settings: Mapping[str, str], jobs: int | None = None) -> N
     Raises:
         UsageError: CMake, a C++ compiler or headers are missing, or it does not compile.
     """
-    for tool, remedy in (("cmake", "pip install cmake"), ("g++", "Install a C++ compiler, such as the package g++.")):
-        if shutil.which(tool) is None:
-            raise UsageError(f"Building the plugin library needs {tool}.", remedy)
+    if shutil.which("cmake") is None:
+        raise UsageError("Building the plugin library needs cmake.", f"Install it: {installation.pip_install('cmake')}")
+    if shutil.which("g++") is None:
+        raise UsageError("Building the plugin library needs g++.", "Install a C++ compiler, such as the package g++.")
     made_of = work / "CMakeCache.txt"
     if made_of.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={source_folder()}\n" not in made_of.read_text():
         shutil.rmtree(work / "CMakeFiles", ignore_errors=True)  # of another checkout or environment
@@ -270,7 +272,8 @@ def _fetched(name: str) -> Path:
                 raise UsageError(
                     f"The headers of {name} are not installed, and the wheel {_HEADERS[name]} that has them could not be "
                     f"fetched: {result.stderr.strip()[-300:]}",
-                    "Set TENSORRT_ROOT and CUDA_HOME to where they are.",
+                    "Set TENSORRT_ROOT and CUDA_HOME to where they are, or install the wheel: "
+                    f"{installation.pip_install('--no-deps', _HEADERS[name])}",
                 )
             unpacked = Path(folder) / "unpacked"
             with zipfile.ZipFile(wheel) as archive:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnx_fuse import installation
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime.plugins import harness
 from onnx_fuse.runtime.plugins.harness import Plugin, Tensor
@@ -74,8 +75,7 @@ def bind(library: Path, node: Node, device: str = "cuda") -> Bound:
     Raises:
         UsageError: the plugin refuses the node, its inputs or their types, or has no kernel for this GPU.
     """
-    import torch
-
+    torch = installation.require("torch", extra="torch", purpose="run a plugin on its own")
     inputs = {name: item.to(device).contiguous() for name, item in node.inputs.items()}
     names = {"inputs": ",".join(inputs), "outputs": ",".join(node.outputs)}
     kinds = harness.fields(library, node.operator)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from onnx_fuse import installation
 from onnx_fuse.errors import ModelError, OutputError, UsageError
 from onnx_fuse.passes.files import io, staging
 from onnx_fuse.runtime.device import engine_file, memory
@@ -395,13 +396,7 @@ def _data_type(tensor: EngineTensor, served: _Model) -> Any:
 
 def _messages() -> Any:
     """The server's own protobuf classes."""
-    try:
-        from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise UsageError(
-            f"The server's message types are missing ({error}).", "Install them with: pip install 'onnx-fuse[deploy]'"
-        ) from error
-    return model_config_pb2
+    return installation.require("tritonclient.grpc.model_config_pb2", extra="deploy", purpose="write config.pbtxt")
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from onnx_fuse.errors import UsageError
+from onnx_fuse import installation
 
 _BASE = "nvcr.io/nvidia/tritonserver:{server}-py3"
 _PLUGINS = "/opt/plugins"
@@ -45,10 +45,7 @@ def resource_name(name: str) -> str:
 
 def written(settings: Settings) -> dict[str, str]:
     """Path -> text of every file."""
-    try:
-        import yaml
-    except ImportError as error:
-        raise UsageError(f"PyYAML is missing ({error}).", "Install it with: pip install 'onnx-fuse[deploy]'") from error
+    yaml = installation.require("yaml", extra="deploy", purpose="write manifests", package="PyYAML")
     manifests = {
         "deployment": _deployment(settings),
         "service": _service(settings),

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from onnx_fuse import installation
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime.plugins import plugin_library
 
@@ -53,7 +54,8 @@ def module() -> Any:
         except (ImportError, OSError) as error:  # OSError: the module is there, its libraries are not
             reasons.append(f"{name}: {error}")
     raise UsageError(
-        f"TensorRT cannot be imported ({'; '.join(reasons)}).", "Install it with: pip install 'onnx-fuse[tensorrt-rtx]'"
+        f"TensorRT cannot be imported ({'; '.join(reasons)}).",
+        f"Install it: {installation.add_extra('tensorrt-rtx')}",
     )
 
 

@@ -11,8 +11,6 @@ Importing this module tells Polygraphy which TensorRT there is: it takes `tensor
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnx_fuse import installation
 from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.files import io
 from onnx_fuse.runtime.plugins import plugin_library
@@ -28,13 +27,11 @@ from onnx_fuse.runtime.tensorrt import binding, parse
 
 
 def _point_polygraphy() -> None:
-    if importlib.util.find_spec("polygraphy") is None:
-        raise UsageError("Polygraphy is not installed.", "pip install 'onnx-fuse[polygraphy]'")
+    config = installation.require("polygraphy.config", extra="polygraphy", purpose="load models for it")
     try:
         is_rtx = binding.module().__name__ == "tensorrt_rtx"
     except UsageError:
         return  # its loaders for ONNX Runtime need none
-    config: Any = importlib.import_module("polygraphy.config")
     if is_rtx != config.USE_TENSORRT_RTX and "polygraphy.backend.trt" in sys.modules:
         raise UsageError(
             "polygraphy.backend.trt was imported before these loaders and looks for another TensorRT.",

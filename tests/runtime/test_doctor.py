@@ -42,7 +42,7 @@ def test_nothing_to_say() -> None:
 @pytest.mark.parametrize(
     ("changes", "level", "what", "remedy"),
     [
-        ({"tensorrt": "", "creators": ()}, "note", "There is no TensorRT", "tensorrt-rtx"),
+        ({"tensorrt": "", "creators": ()}, "note", "There is no TensorRT", "[tensorrt-rtx]"),
         ({"tensorrt": "", "tensorrt_problem": "TensorRT cannot be imported (x)"}, "broken", "cannot be imported", "again"),
         ({"tensorrt_version": "1.6.1.9"}, "broken", "1.6.1.9 makes no plugins", "tensorrt-rtx>=1.7"),
         ({"tensorrt": "tensorrt", "tensorrt_version": "10.3.0"}, "broken", "10.3.0 is older than 10.7", "tensorrt>=10.7"),
@@ -65,7 +65,7 @@ def test_nothing_to_say() -> None:
         ({"gpus": ()}, "note", "shows no GPU", "nvidia-smi"),
         ({"driver": (12, 8)}, "broken", "tensorrt-rtx-cu13 needs a driver for CUDA 13", "Upgrade the driver"),
         ({"ptxas": (14, 0)}, "warning", "triton compiles with CUDA 14.0", "older triton"),
-        ({"packages": {}}, "note", "cuda-python is not installed", "kernels"),
+        ({"packages": {}}, "note", "cuda-python is not installed", "[serve]"),
         ({"cache": ("/root/.cache", False)}, "warning", "/root/.cache cannot be written", "XDG_CACHE_HOME"),
     ],
 )  # fmt: skip
