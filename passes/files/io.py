@@ -257,12 +257,12 @@ def _require_model(model: ModelProto, path: Path) -> None:
         if opset.domain in ("", "ai.onnx") and opset.version > newest:
             raise ModelError(
                 f"{path} uses opset {opset.version}; {installed} knows up to {newest}.",
-                f"Export the model with an older opset, or update onnx: {installation.pip_install('-U', 'onnx')}",
+                f"Update it ({installation.pip_install('-U', 'onnx')}), or export the model with an older opset.",
             )
     if model.ir_version > onnx.IR_VERSION:
         raise ModelError(
             f"{path} has IR version {model.ir_version}; {installed} knows up to {onnx.IR_VERSION}.",
-            f"Export the model with an older onnx, or update it: {installation.pip_install('-U', 'onnx')}",
+            f"Update it ({installation.pip_install('-U', 'onnx')}), or export the model with an older onnx.",
         )
 
 

@@ -119,7 +119,7 @@ def test_a_damaged_engine_does_not_fall_back(tmp_path: Path) -> None:
 
 
 def test_cuda_python_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
+    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.driver", None)
     cuda._driver.cache_clear()
     with pytest.raises(UsageError, match=r"cuda-python is not installed") as caught:
         cuda.devices()

@@ -274,8 +274,8 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(tmp_path: Path, monke
 
 
 def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tritonclient.grpc", None)
-    with pytest.raises(OnnxFuseError, match=r"onnx-fuse\[deploy\]") as caught:
+    monkeypatch.setitem(__import__("sys").modules, "tritonclient.grpc.model_config_pb2", None)
+    with pytest.raises(OnnxFuseError, match=r"tritonclient is not installed[\s\S]+\[deploy\]") as caught:
         deploy(saved(tmp_path / "m.onnx", MIXED), tmp_path / "repo")
     assert caught.value.exit_code == 2
 
