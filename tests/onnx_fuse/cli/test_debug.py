@@ -1,4 +1,4 @@
-"""`onnx-fuse debug` and `onnx-fuse doctor`: what is printed, JSON, files and exit codes."""
+"""`onnx-fuse debug`: what is printed, JSON, files and exit codes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 
 import onnx
 import pytest
-from typer.testing import CliRunner, Result
 
 import onnx_fuse
-from onnx_fuse.cli.app import app
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime.tensorrt import binding
+from tests.onnx_fuse.cli.helpers import run
 from tests.trust import mutations
 
 
@@ -29,10 +28,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, path in paths.items():
         onnx.save(made[name], path)
     return paths
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(item) for item in arguments])
 
 
 def test_equal(models: dict[str, Path]) -> None:
@@ -79,19 +74,3 @@ def test_dump_network(models: dict[str, Path], tmp_path: Path) -> None:
 def test_unreadable(models: dict[str, Path], tmp_path: Path) -> None:
     assert run("debug", models["original"], tmp_path / "none.onnx").exit_code == 5
     assert run("debug", models["original"], models["fused"], "--inputs", tmp_path / "none.npz").exit_code == 2
-
-
-def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ONNX_FUSE_PLUGINS", "")
-    result = run("doctor")
-    assert result.exit_code == 0, result.output
-    assert "onnxruntime" in result.stdout and "Nothing is broken." in result.stdout
-    found = json.loads(run("doctor", "--json").stdout)
-    assert found["ok"] is True and found["facts"]["packages"]["onnx"] == onnx.__version__
-    assert {"level", "what", "remedy"} == set(found["findings"][0])
-    monkeypatch.setenv("ONNX_FUSE_PLUGINS", str(tmp_path / "none.so"))
-    broken = run("doctor")
-    assert broken.exit_code == 4 and "broken: There is no plugin library" in broken.stdout
-    error, hint = broken.stderr.splitlines()
-    assert error == "error: 1 thing in this installation is broken." and hint.startswith("hint: ")
-    assert json.loads(run("doctor", "--json").stdout)["ok"] is False

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import onnx
 import pytest
-from typer.testing import CliRunner, Result
 
-from onnx_fuse.cli.app import app
 from tests.helpers import model
+from tests.onnx_fuse.cli.helpers import run
 
 GATE = """
 <domain: "com.example", opset_import: ["" : 18]>
@@ -45,10 +44,6 @@ class NeedsWidth(torch.nn.Module):
 
 number = 3
 """
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "80"})
 
 
 @pytest.fixture

@@ -11,20 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 pytest.importorskip("triton")
 
-from onnx_fuse.cli.app import app
 from onnx_fuse.runtime.plugins import plugin_library
+from tests.onnx_fuse.cli.helpers import run
 from tests.plugin_csrc.built import CACHE, ROOT
 from tests.plugin_csrc.own import NARROW, written
 
 EXAMPLE = ROOT / "examples" / "own_kernel"
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "80"})
 
 
 def test_check(tmp_path: Path) -> None:

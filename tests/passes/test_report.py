@@ -1,0 +1,19 @@
+"""The report: near misses that differ only in the layer they are in count as one."""
+
+from __future__ import annotations
+
+from onnx_fuse.passes.report import NearMissRecord, group_near_misses
+
+
+def test_near_misses_of_all_layers_are_one_group() -> None:
+    def miss(reason: str) -> NearMissRecord:
+        return NearMissRecord(
+            fusion="F", node="n", op_type="Mul", graph="", failed_at="n", matched=1, total=2, reason=reason
+        )
+
+    layers = [miss(f"its output '/h.{n}/Add_{n}' is also read by node_linear_{n} outside") for n in range(12)]
+    assert [count for _, count in group_near_misses(layers)] == [12]
+    different = [
+        miss(f"{kind} with epsilon {number}") for kind in ("float16", "float32") for number in ("1e-05", "1e-06")
+    ]
+    assert [count for _, count in group_near_misses(different)] == [1, 1, 1, 1]
