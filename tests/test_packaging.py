@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,16 +86,22 @@ def test_wheel_installs_one_package_and_nothing_else(wheel: Path) -> None:
     assert tops == {"onnx_fuse", f"onnx_fuse-{onnx_fuse.__version__}.dist-info"}
 
 
-def test_wheel_has_every_module_and_the_type_marker(wheel: Path) -> None:
-    modules = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-    wanted = {name if name.startswith("onnx_fuse/") else f"onnx_fuse/{name}" for name in modules}
-    assert wanted | {"onnx_fuse/py.typed"} <= files_of(wheel)
+def sources(*folders: str) -> set[str]:
+    """Every file in folders of this tree, but for what was built there."""
+    found = {
+        path.relative_to(ROOT)
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc" and ".so" not in path.suffixes
+    }
+    return {path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)}
 
 
-def test_wheel_has_the_sources_of_the_plugin_library(wheel: Path) -> None:
-    folder = ROOT / "plugin_csrc"
-    sources = [path for kind in ("CMakeLists.txt", "*.cpp", "*.h") for path in folder.rglob(kind)]
-    assert {f"onnx_fuse/{path.relative_to(ROOT).as_posix()}" for path in sources} <= files_of(wheel)
+def test_wheel_has_every_source_and_nothing_else(wheel: Path) -> None:
+    """Modules, the type marker, and what the plugin library is built from, in each operator's folder too."""
+    wanted = {name if name.startswith("onnx_fuse/") else f"onnx_fuse/{name}" for name in sources(*FOLDERS)}
+    assert {name for name in files_of(wheel) if ".dist-info/" not in name} == wanted
+    assert {"onnx_fuse/py.typed", "onnx_fuse/plugin_csrc/operators/fused_swish/plugin.cpp"} <= wanted
 
 
 def test_wheel_of_the_tree_is_the_wheel_of_the_sdist(dist: Path, wheel: Path, tmp_path: Path) -> None:
@@ -101,11 +110,84 @@ def test_wheel_of_the_tree_is_the_wheel_of_the_sdist(dist: Path, wheel: Path, tm
     assert files_of(direct) == files_of(wheel)
 
 
-def test_sdist_carries_tests_and_licence(dist: Path) -> None:
+def test_sdist_has_every_file_of_the_tree(dist: Path) -> None:
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "Makefile", "setup.cfg", "tests/test_packaging.py", "tests/models/exports.py"} <= names
+    assert sources(*FOLDERS, "benchmarks", "docs", "examples", "tests") - names == set()
+    assert {"LICENSE", "Makefile", "mkdocs.yml", "pyproject.toml", "setup.cfg"} <= names
+    assert {page.name for page in ROOT.glob("*.md")} <= names
+
+
+def packages() -> dict[str, Path]:
+    """The packages that setup.cfg names, with their folders."""
+    options = configparser.ConfigParser()
+    options.read(ROOT / "setup.cfg")
+    placed = dict(re.findall(r"(\S+) = (\S+)", options["options"]["package_dir"]))
+    found = {}
+    for name in options["options"]["packages"].split():
+        top = max((parent for parent in placed if f"{name}.".startswith(f"{parent}.")), key=len)
+        found[name] = ROOT / placed[top] / name[len(top) + 1 :].replace(".", "/")
+    return found
+
+
+def test_setup_cfg_names_every_package() -> None:
+    folders = {path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py")}
+    assert set(packages().values()) == folders
+
+
+def test_an_editable_installation_has_every_package(dist: Path, tmp_path: Path) -> None:
+    """What `pip install -e` asks setuptools for, looked at by an interpreter that has no other onnx-fuse."""
+    source = dist.parent / "source"
+    hook = f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})"
+    run(sys.executable, "-c", hook, cwd=source)
+    (made,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(made).extractall(tmp_path / "site")
+    code = (
+        f"import site, sys, importlib; site.addsitedir({str(tmp_path / 'site')!r})\n"
+        f"sys.path.append({sysconfig.get_path('purelib')!r})\n"  # its .pth files are not read
+        f"for name in {list(packages())!r}: print(importlib.import_module(name).__file__)"
+    )
+    imported = run(sys.executable, "-S", "-c", code, cwd=tmp_path).splitlines()
+    wanted = [source / folder.relative_to(ROOT) / "__init__.py" for folder in packages().values()]
+    assert [Path(file) for file in imported] == wanted
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+# Packages that tell what they export.
+EXPORTING = ("onnx_fuse", "onnx_fuse.learning", "onnx_fuse.patterns", "onnx_fuse.runtime")
+
+
+@pytest.mark.parametrize("package", EXPORTING)
+def test_an_exported_name_stays_what_it_is(package: str, tmp_path: Path) -> None:
+    """Importing a submodule sets the name of it in its package, where it would hide an export of that name."""
+    code = (
+        f"import importlib, types; package = importlib.import_module({package!r})\n"
+        "first = {name: getattr(package, name) for name in package.__all__}\n"
+        "assert first and all(getattr(package, name) is value for name, value in first.items())\n"
+        "print(*(name for name, value in first.items() if isinstance(value, types.ModuleType)))"
+    )
+    assert run(sys.executable, "-c", code, cwd=tmp_path).strip() == ""
+
+
+def test_no_module_is_named_like_an_export_of_its_package() -> None:
+    folders = packages()
+    exporting = set()
+    for name, folder in folders.items():
+        inside = {path.stem for path in folder.glob("*.py")} | {path.name for path in folder.iterdir() if path.is_dir()}
+        inside |= {other[len(name) + 1 :].partition(".")[0] for other in folders if other.startswith(f"{name}.")}
+        exported = set(exports(folder / "__init__.py"))
+        exporting |= {name} if exported else set()
+        assert exported & inside == set(), name
+    assert exporting == set(EXPORTING)
+
+
+def exports(file: Path) -> Iterator[str]:
+    """The names in `__all__`."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            yield from ast.literal_eval(node.value)
 
 
 def base_dependencies() -> Iterator[metadata.Distribution]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
+import onnx_fuse
 from onnx_fuse.plugin_csrc.kernels import linear, norm_rows
 from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
 from onnx_fuse.plugin_csrc.operators import catalogue
@@ -26,8 +30,44 @@ from onnx_fuse.plugin_csrc.operators.sequence_recommendation_interaction import 
     kernel as sequence_recommendation_interaction,
 )
 
+ROOT = Path(__file__).parents[2]
+OPERATORS = ROOT / "plugin_csrc" / "operators"
+FOLDERS = sorted(path.parent.name for path in OPERATORS.glob("*/__init__.py"))
 VARIANTS = list(catalogue.variants())
 NAMES = {variant.name: variant for variant in VARIANTS}
+
+
+def test_every_operator_has_a_folder_with_plugin_and_kernel() -> None:
+    operators = [fusion.operator.name for fusion in onnx_fuse.fusions()]
+    assert sorted(name.lower() for name in operators) == sorted(folder.replace("_", "") for folder in FOLDERS)
+    assert [path.name for path in OPERATORS.iterdir() if path.is_dir() and path.name not in FOLDERS] in (
+        [],
+        ["__pycache__"],
+    )
+    for folder in FOLDERS:
+        assert {"kernel.py", "plugin.cpp"} <= {path.name for path in (OPERATORS / folder).iterdir()}, folder
+
+
+def test_every_plugin_is_in_the_library() -> None:
+    """In its list, each by the function that its plugin.cpp ends with."""
+    text = (OPERATORS / "operators.cpp").read_text()
+    makers = [
+        "".join(word if not index else word.title() for index, word in enumerate(name.split("_"))) for name in FOLDERS
+    ]
+    assert re.findall(r"^Entry (\w+)\(\);", text, re.MULTILINE) == makers
+    assert re.findall(r"^ +(\w+)\(\),", text, re.MULTILINE) == makers
+    for folder, maker in zip(FOLDERS, makers, strict=True):
+        assert f"Entry {maker}()" in (OPERATORS / folder / "plugin.cpp").read_text(), folder
+
+
+def test_every_kernel_is_compiled() -> None:
+    """A kernel of an operator's own is in the catalogue; the others are those that several operators share."""
+    modules = [f"onnx_fuse.plugin_csrc.operators.{folder}.kernel" for folder in FOLDERS]
+    modules += [
+        f"onnx_fuse.plugin_csrc.kernels.{path.stem}" for path in (ROOT / "plugin_csrc/kernels").glob("[!_]*.py")
+    ]
+    with_variants = [name for name in modules if hasattr(importlib.import_module(name), "variants")]
+    assert sorted(module.__name__ for module in catalogue.MODULES) == sorted(with_variants)
 
 
 def test_names_are_unique_and_variants_are_few() -> None:
