@@ -6,6 +6,7 @@ import ast
 import configparser
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -163,8 +164,10 @@ EXPORTING = ("onnx_fuse", "onnx_fuse.learning", "onnx_fuse.patterns", "onnx_fuse
 def test_an_exported_name_stays_what_it_is(package: str, tmp_path: Path) -> None:
     """Importing a submodule sets the name of it in its package, where it would hide an export of that name."""
     code = (
-        f"import importlib, types; package = importlib.import_module({package!r})\n"
+        f"import importlib, pkgutil, types; package = importlib.import_module({package!r})\n"
         "first = {name: getattr(package, name) for name in package.__all__}\n"
+        "modules = [each.name for each in pkgutil.iter_modules(package.__path__) if each.name != '__main__']\n"
+        "for name in modules: importlib.import_module(f'{package.__name__}.{name}')\n"
         "assert first and all(getattr(package, name) is value for name, value in first.items())\n"
         "print(*(name for name, value in first.items() if isinstance(value, types.ModuleType)))"
     )
@@ -223,6 +226,22 @@ def empty_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     pip = (sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--quiet", "--no-deps", "--no-index")
     run(*pip, "--disable-pip-version-check", wheel, cwd=environment.parent)
     return scripts
+
+
+def test_pip_takes_the_command_that_messages_tell(empty_environment: Path, wheel: Path, tmp_path: Path) -> None:
+    """As long as the wheel is there, its path; later the name, for which pip keeps what is installed and asks no index."""
+    code = "from onnx_fuse import installation; print(installation.add_extra('polygraphy'))"
+    requirement = shlex.split(run(empty_environment / "python", "-c", code, cwd=tmp_path))[-1]
+    assert requirement == f"onnx-fuse[polygraphy] @ {wheel.as_uri()}"
+    with zipfile.ZipFile(tmp_path / "polygraphy-0.53-py3-none-any.whl", "w") as archive:
+        folder = "polygraphy-0.53.dist-info"
+        archive.writestr(f"{folder}/METADATA", "Metadata-Version: 2.1\nName: polygraphy\nVersion: 0.53\n")
+        archive.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{folder}/RECORD", "")
+    pip = (sys.executable, "-m", "pip", "--python", empty_environment / "python", "install", "--dry-run", "--no-index")
+    for each in (requirement, "onnx-fuse[polygraphy]"):
+        done = run(*pip, "--disable-pip-version-check", "--find-links", tmp_path, each, cwd=tmp_path)
+        assert "Would install" in done and "polygraphy-0.53" in done.splitlines()[-1], done
 
 
 def test_wheel_runs_in_an_empty_environment(empty_environment: Path, tmp_path: Path) -> None:
