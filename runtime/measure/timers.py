@@ -87,7 +87,7 @@ class EngineTimer:
         OnnxFuseError: it cannot be built or run.
         """
         builder, config, engine = (
-            importlib.import_module(f"onnx_fuse.runtime.{name}") for name in ("builder", "config", "engine")
+            importlib.import_module(f"onnx_fuse.runtime.{name}") for name in ("builder", "tensorrt.config", "engine")
         )
         inputs = drawn(model, self._sizes)
         shapes = {name: ShapeRange(array.shape, array.shape, array.shape) for name, array in inputs.items()}
