@@ -384,7 +384,7 @@ def tables(rows: Sequence[Mapping[str, Any]], tools: Sequence[str]) -> str:
         )
     lines.append(f"| **all** | {len(rows)} | " + " | ".join(f"**{_blocks(rows, tool)}**" for tool in tools) + " |")
     lines += ["", "| over all exports | " + " | ".join(tools) + " |", "| --- |" + " ---: |" * len(tools)]
-    for label, describe in _SUMMARY.items():
+    for label, describe in SUMMARY.items():
         lines.append(f"| {label} | " + " | ".join(describe(rows, tool) for tool in tools) + " |")
     lines += [
         "",
@@ -439,7 +439,7 @@ def _nodes_left(rows: Sequence[Mapping[str, Any]], tool: str) -> str:
     return f"{statistics.median(shares):.0%}" if shares else ""
 
 
-_SUMMARY: dict[str, Callable[[Sequence[Mapping[str, Any]], str], str]] = {
+SUMMARY: dict[str, Callable[[Sequence[Mapping[str, Any]], str], str]] = {
     "exports with every block fused": lambda rows, tool: str(
         sum(fused_blocks(row, tool) == row["blocks"] for row in rows)
     ),

@@ -1,4 +1,4 @@
-"""Writes the parts of the pages that are made from code and measurements, between their markers. `make docs` runs it.
+"""Writes what the README and the pages have from code and measurements, between their markers. `make docs` runs it.
 
 python docs/generate.py
 """
@@ -6,10 +6,11 @@ python docs/generate.py
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def operators() -> str:
         columns = (operator.inputs, operator.outputs, operator.attributes)
         found = "default" if fusion.default else f"`--enable {fusion.name}`"
         named = (" ".join(f"`{name}`" for name in names) or "none" for names in columns)
-        rows.append([f"[{operator.name}](#{operator.name.lower()})", *named, found])
-    return table(("operator", "inputs", "outputs", "attributes", "found by"), rows)
+        rows.append([f"[{operator.name}](#{operator.name.lower()})", fusion.summary, *named, found])
+    return table(("operator", "computes", "inputs", "outputs", "attributes", "found by"), rows)
 
 
 # --- troubleshooting.md ----------------------------------------------------------------------------------------------
@@ -167,42 +168,107 @@ def fusing() -> str:
             f"{row['cpu_seconds']:.1f}",
             f"{row['above_mb']:.0f}",
             f"{scaling['exponents'][row['tool']]['all']:.2f}",
+            f"{scaling['exponents'][row['tool']]['largest_two']:.2f}",
         ]
         for row in scaling["results"]
         if row["nodes"] == most
     ]
-    grown = ("tool", "CPU s", "MB above the imports", "exponent of cost over nodes")
+    grown = ("tool", "CPU s", "MB above the imports", "exponent of cost over nodes", "over the two largest sizes")
+    aims = scaling["targets"]
+    external = scaling["large"]
     return (
         f"A BERT-base of {bert['model_mb']:.0f} MB, loaded, fused without verification and saved: {measured('bert_base')}"
         f"\n\n{table(headings, rows, numbers=3)}\n\n"
         f"A synthetic graph of {most:,} nodes, and the growth of cost up to it: {measured('scaling')}"
-        f"\n\n{table(grown, large, numbers=3)}"
+        f"\n\n{table(grown, large, numbers=4)}\n\n"
+        f"The aims there were {aims['times_faster_than_onnxscript']['target']:g} times the speed of onnxscript's rewriter in "
+        f"{aims['memory_of_onnxscript']['target']:g} of its memory. Reached were "
+        f"{aims['times_faster_than_onnxscript']['value']:g} times and {aims['memory_of_onnxscript']['value']:g}.\n\n"
+        f"A model with {external['weights_gb']:.1f} GB of external weights takes {external['fuse']['cpu_seconds']:.1f} CPU "
+        f"seconds and {external['fuse']['above_mb']:.0f} MB above the imports ({external['fuse']['process_cpu_seconds']:.1f} s "
+        "with Python and the imports); its weights are not read."
     )
 
 
 def coverage() -> str:
     """Attention blocks fused over the exported architectures."""
-    data = results("coverage")
-    rows = []
-    for tool in data["tools"]:
-        name = tool["name"] if isinstance(tool, dict) else tool
-        of = [(row["tools"][name], row["blocks"]) for row in data["results"] if name in row["tools"]]
-        fused = sum(found.get("attention") or 0 for found, _ in of)
-        rows.append([name, f"{fused} of {sum(blocks for _, blocks in of)}"])
-    return f"{measured('coverage')}\n\n{table(('tool', 'attention blocks fused'), rows, numbers=1)}"
+    return compared("coverage")
+
+
+def peers() -> str:
+    """One export of each architecture, beside other tools."""
+    return compared("peers/coverage")
+
+
+def compared(name: str) -> str:
+    """What a run of `benchmarks/coverage.py` found, with a column for each tool."""
+    data = results(name)
+    rows, tools = data["results"], data["tools"]
+    cells = [blocks(rows, tools), *([label, *summed(rows, tools, row)] for label, row in SUMMED.items())]
+    return f"{len(rows)} exports: {measured(name)}\n\n{table(('', *tools), cells, numbers=len(tools))}"
+
+
+SUMMED = {
+    "norms fused with the attention before them": "norms fused with the attention before them, of those that stand there",
+    "wrong results": "results that are wrong",
+    "results that ONNX Runtime cannot run": "results ONNX Runtime cannot run",
+    "exports it fails on": "exports it fails on",
+}
+"""What is told of each tool: how it is called here and in `benchmarks/coverage.py`."""
+
+
+def blocks(rows: Sequence[Mapping[str, Any]], tools: Sequence[str]) -> list[str]:
+    """Attention blocks that each tool fused, of those there are."""
+    fused = [sum(from_benchmarks("coverage").fused_blocks(row, tool) for row in rows) for tool in tools]
+    return ["attention blocks fused", *(f"{count} of {sum(row['blocks'] for row in rows)}" for count in fused)]
+
+
+def summed(rows: Sequence[Mapping[str, Any]], tools: Sequence[str], what: str) -> list[str]:
+    describe = from_benchmarks("coverage").SUMMARY[what]
+    return [describe(rows, tool).replace("/", " of ") for tool in tools]
+
+
+def from_benchmarks(name: str) -> Any:
+    """A module of `benchmarks`, which is no package that is installed."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def kernels() -> str:
     """Device times of the plugins, or that there are none yet."""
     found = ROOT / "benchmarks" / "results" / "kernels.json"
-    sys.path.insert(0, str(ROOT))
-    from benchmarks.kernels import table as kernel_table
+    text: str = from_benchmarks("kernels").table(results("kernels") if found.is_file() else None)
+    return text
 
-    return kernel_table(results("kernels") if found.is_file() else None)
+
+# --- README.md -------------------------------------------------------------------------------------------------------
+
+
+def headline() -> str:
+    """The few figures of the README: onnx-fuse beside the tools that do the same."""
+    data, bert, scaling = results("peers/coverage"), results("bert_base"), results("scaling")
+    rows, tools = data["results"], data["tools"]
+    names = [tool.partition(" ")[0] for tool in tools]
+    most = max(row["nodes"] for row in scaling["results"])
+    of_bert = {row["tool"]: row for row in bert["results"]}
+    of_largest = {row["tool"]: row for row in scaling["results"] if row["nodes"] == most}
+    seconds = [f"{found['cpu_seconds']:.1f}" if (found := of_bert.get(name)) else "" for name in names]
+    memory = [f"{found['peak_mb'] / 1000:.1f}" if (found := of_bert.get(name)) else "" for name in names]
+    largest = [f"{found['cpu_seconds']:.1f}" if (found := of_largest.get(name)) else "" for name in names]
+    cells = [
+        blocks(rows, tools),
+        *([label, *summed(rows, tools, row)] for label, row in SUMMED.items()),
+        [f"BERT-base of {bert['model_mb']:.0f} MB: CPU seconds", *seconds],
+        [f"BERT-base of {bert['model_mb']:.0f} MB: peak memory, GB", *memory],
+        [f"synthetic graph of {most:,} nodes: CPU seconds", *largest],
+    ]
+    return table((f"one export each of {len(rows)} models", *names), cells, numbers=len(tools))
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (operators, troubleshooting, recommenders, fusing, coverage, kernels)
+    make.__name__: make
+    for make in (operators, troubleshooting, recommenders, fusing, coverage, peers, kernels, headline)
 }
 
 
@@ -212,7 +278,7 @@ def generated(page: str) -> str:
 
 
 def main() -> None:
-    for path in sorted((ROOT / "docs").glob("*.md")):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text(encoding="utf-8")
         if (new := generated(text)) != text:
             path.write_text(new, encoding="utf-8")

@@ -3,7 +3,7 @@
     python examples/custom_fusion.py
 
 Exporters for opsets below 20 write Gelu in five nodes, as this model does. The pattern need not know: it is matched against a
-canonical view of the model, in which they are one. The README shows the same fusion.
+canonical view of the model, in which they are one. docs/patterns.md explains the same fusion.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-# README: from here
+# docs/patterns.md: from here
 import onnx_fuse
 from onnx_fuse import Constant, FusedOp, Fusion, pattern
 
@@ -30,7 +30,7 @@ def body(op, x, bias):
 
 operator = FusedOp("BiasGelu", inputs=("x", "bias"), body=body, domain="com.example")
 fusion = Fusion("BiasGelu", bias_gelu, operator)
-# README: to here
+# docs/patterns.md: to here
 
 TWO_LAYERS = """
 <ir_version: 8, opset_import: ["" : 17]>

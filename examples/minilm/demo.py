@@ -120,12 +120,11 @@ def parse(fused: Path) -> None:
         return
     render.parse_result(console, result)
     check(result.accepted, "the parser does not accept the fused model")
-    calls = sum(result.inlined.values())
-    console.print()
-    console.print(
-        f"There is no plugin library for gr.ml.infra yet, so the {calls} fused nodes went in as their function bodies: "
-        f"these are TensorRT's own layers. With a library (--plugins LIB) they would become {calls} plugin layers."
-    )
+    if calls := sum(result.inlined.values()):
+        console.print(
+            f"\nThe {calls} fused nodes that no loaded plugin takes went in as their function bodies: these are TensorRT's own "
+            "layers. With the plugin library (`make plugins`) each becomes one plugin layer."
+        )
 
 
 def compare_sentences(original: Path, fused: Path) -> None:
