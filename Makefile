@@ -81,7 +81,7 @@ format: $(VENV)/lint.stamp
 
 docs: $(VENV)/docs.stamp
 	@$(BIN)/python docs/generate.py
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "build/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict && echo "build/site/index.html"
 
 bench: $(VENV)/bench.stamp
 	@set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done

@@ -14,6 +14,7 @@ import io
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -231,14 +232,29 @@ def test_every_command_has_its_line() -> None:
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Strict: a page outside the menu, a link or an anchor that leads nowhere fails."""
+    assert site(ROOT / "mkdocs.yml", tmp_path / "site") == 0
+    assert (tmp_path / "site" / "quickstart" / "index.html").is_file()
+    assert '<pre class="mermaid">' in (tmp_path / "site" / "architecture" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("broken", ["outside the menu", "[nowhere](nowhere.md)", "[anchor](cli.md#nowhere)"])
+def test_what_is_wrong_with_a_page_fails_the_site(broken: str, tmp_path: Path) -> None:
+    menu = ["menu.md"] if broken == "outside the menu" else ["menu.md", "cli.md", "page.md"]
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[0]
+    (tmp_path / "mkdocs.yml").write_text(settings + "nav:\n" + "".join(f"  - {page}\n" for page in menu))
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "hooks.py", tmp_path / "docs")
+    for page in {*menu, "page.md"}:
+        (tmp_path / "docs" / page).write_text(f"# {page}\n\n{broken if page == 'page.md' else ''}\n")
+    assert site(tmp_path / "mkdocs.yml", tmp_path / "site") != 0
+
+
+def site(settings: Path, target: Path) -> int:
+    """Exit code of building a site. Without --quiet, which hides the warnings from --strict too."""
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "site" / "quickstart" / "index.html").is_file()
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", settings, "--site-dir", target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    print(done.stderr)
+    return done.returncode
