@@ -19,6 +19,7 @@ import onnx_fuse
 from onnx_fuse import errors
 
 ROOT = Path(__file__).resolve().parents[1]
+NOT_MEASURED = "–"
 SOURCES = ("onnx_fuse", "passes", "patterns", "runtime")
 MARKED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CLASSES = {
@@ -225,7 +226,7 @@ def blocks(rows: Sequence[Mapping[str, Any]], tools: Sequence[str]) -> list[str]
 
 def summed(rows: Sequence[Mapping[str, Any]], tools: Sequence[str], what: str) -> list[str]:
     describe = from_benchmarks("coverage").SUMMARY[what]
-    return [describe(rows, tool).replace("/", " of ") for tool in tools]
+    return [describe(rows, tool).replace("/", " of ") or NOT_MEASURED for tool in tools]
 
 
 def from_benchmarks(name: str) -> Any:
@@ -253,9 +254,9 @@ def headline() -> str:
     most = max(row["nodes"] for row in scaling["results"])
     of_bert = {row["tool"]: row for row in bert["results"]}
     of_largest = {row["tool"]: row for row in scaling["results"] if row["nodes"] == most}
-    seconds = [f"{found['cpu_seconds']:.1f}" if (found := of_bert.get(name)) else "" for name in names]
-    memory = [f"{found['peak_mb'] / 1000:.1f}" if (found := of_bert.get(name)) else "" for name in names]
-    largest = [f"{found['cpu_seconds']:.1f}" if (found := of_largest.get(name)) else "" for name in names]
+    seconds = [f"{found['cpu_seconds']:.1f}" if (found := of_bert.get(name)) else NOT_MEASURED for name in names]
+    memory = [f"{found['peak_mb'] / 1000:.1f}" if (found := of_bert.get(name)) else NOT_MEASURED for name in names]
+    largest = [f"{found['cpu_seconds']:.1f}" if (found := of_largest.get(name)) else NOT_MEASURED for name in names]
     cells = [
         blocks(rows, tools),
         *([label, *summed(rows, tools, row)] for label, row in SUMMED.items()),
