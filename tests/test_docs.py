@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import pkgutil
 import re
 import runpy
 import shlex
@@ -25,6 +26,7 @@ from typing import Any
 
 import onnx
 import pytest
+import typer
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
@@ -228,6 +230,43 @@ def test_every_command_has_its_line() -> None:
     for name in names:
         assert re.search(rf"^    onnx-fuse {name} ", text, re.MULTILINE), f"{name} is not in the list of docs/cli.md"
         assert f"## `{name}`" in text or name == "list", f"{name} has no section in docs/cli.md"
+
+
+def test_every_option_is_told_and_no_other() -> None:
+    """An option may be told by its short form; rows of a table of options begin with the options they are about."""
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
+    top: Any = typer.main.get_command(app)
+    for name, command in top.commands.items():
+        options = [
+            {*parameter.opts, *parameter.secondary_opts}
+            for each in getattr(command, "commands", {name: command}).values()
+            for parameter in each.params
+            if parameter.param_type_name == "option"
+        ]
+        section = sections.get(name, "")
+        for forms in options:
+            assert any(re.search(rf"`(?:[^`\n]* )?{form}\b", section) for form in forms), f"{name}: {forms}"
+        for row in re.findall(r"^\| `-([^|]*)\|", section, re.MULTILINE):
+            for told in re.findall(r"(?<![\w-])--?[a-z][\w-]*", f"-{row}"):
+                assert any(told in forms for forms in options), f"{name} has no {told}"
+
+
+TOP = ("onnx_fuse", "passes", "patterns", "runtime", "plugin_csrc", "tests", "benchmarks", "docs", "examples")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_modules_that_a_page_names_are_there(page: str) -> None:
+    """NAME, <name> and the like stand for any name."""
+    text = (ROOT / page).read_text(encoding="utf-8").partition("## All messages")[0]
+    for path in re.findall(rf"`((?:{'|'.join(TOP)})/[^`\s]*)`", text):
+        assert list(ROOT.glob(re.sub(r"<\w+>|[A-Z]{4,}", "*", path))), f"{page}: {path}"
+    for name in set(re.findall(r"\bonnx_fuse(?:\.[a-z]\w*)+\b(?!\.onnx)", text)):
+        if name not in NO_MODULES:
+            assert pkgutil.resolve_name(name) is not None, f"{page}: {name}"
+
+
+NO_MODULES = ("onnx_fuse.learned", "onnx_fuse.view")  # a key of metadata, a domain
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
