@@ -13,7 +13,8 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 from onnx_fuse.passes.files.encoding import blames_text
 from onnx_fuse.passes.files.external_data import byte_size, external_files, tensors
 from onnx_fuse.passes.files.io import load
-from onnx_fuse.passes.graph.index import Node, subgraphs
+from onnx_fuse.passes.graph.node import Node
+from onnx_fuse.passes.graph.subgraphs import subgraphs
 
 FUSED_DOMAIN = "gr.ml.infra"
 

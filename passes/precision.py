@@ -35,7 +35,8 @@ from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.passes.files.checker import one_sentence
 from onnx_fuse.passes.files.external_data import read_small, tensors
 from onnx_fuse.passes.graph.function_bodies import import_domain
-from onnx_fuse.passes.graph.index import ONNX_DOMAINS, captures, subgraphs
+from onnx_fuse.passes.graph.node import ONNX_DOMAINS
+from onnx_fuse.passes.graph.subgraphs import captures, subgraphs
 from onnx_fuse.patterns import fusions
 
 NARROW: dict[str, int] = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}

@@ -17,7 +17,8 @@ from onnx_fuse.passes.fuse.repeats import carried_over, excerpt
 from onnx_fuse.passes.fuse.rewrite import Candidate, Planned, Refusal, Replacement, Rewriter
 from onnx_fuse.passes.graph import blocks, function_bodies
 from onnx_fuse.passes.graph.function_inputs import CallTypes
-from onnx_fuse.passes.graph.index import Graph, Node, graphs
+from onnx_fuse.passes.graph.index import Graph, graphs
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.opset_conversion import OLDEST, opset_of
 from onnx_fuse.passes.report import Log, MatchRecord, NearMissRecord

@@ -8,7 +8,7 @@ import onnx
 from onnx import FunctionProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from onnx_fuse.passes.graph.function_bodies import import_domain
-from onnx_fuse.passes.graph.shapes import Info
+from onnx_fuse.passes.graph.shapes.inference import Info
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.body import CAST_LIKE_SINCE
 from onnx_fuse.patterns.language.operator import Fused, FusedOp

@@ -16,7 +16,8 @@ from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import ModelError, RewriteError
 from onnx_fuse.passes.graph import function_bodies
-from onnx_fuse.passes.graph.index import Graph, Node, values_read
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import Node, values_read
 from onnx_fuse.passes.view.layout_transform import MOVES
 from onnx_fuse.passes.view.matcher import Match
 from onnx_fuse.passes.view.view import View

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,28 @@ def broadcast(a: Dim, b: Dim) -> Dim | None:
         if text.startswith("min(") and str(other) in text[4:-1].split(","):
             return other
     return None
+
+
+def broadcast_shapes(shapes: Sequence[Shape | None]) -> tuple[Dim | None, ...] | None:
+    """numpy's broadcasting on symbolic shapes; None per axis where the outcome is unknown."""
+    if not shapes or None in shapes:
+        return None if shapes else ()
+    first = shapes[0]
+    return first if shapes.count(first) == len(shapes) else _broadcast(*shapes)
+
+
+@lru_cache(maxsize=4096)
+def _broadcast(*shapes: Shape) -> tuple[Dim | None, ...]:
+    rank = max(map(len, shapes), default=0)
+    out: list[Dim | None] = []
+    for axis in range(rank):
+        result: Dim | None = 1
+        for shape in shapes:
+            position = axis - (rank - len(shape))
+            if position >= 0 and result is not None:
+                result = broadcast(result, shape[position])
+        out.append(result)
+    return tuple(out)
 
 
 def _parts(dim: Dim) -> tuple[int, tuple[str, ...]]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, TypeProto
 
-from onnx_fuse.passes.graph.index import Graph, subgraphs
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.subgraphs import subgraphs
 
 Types = dict[str, TypeProto]
 _Key = tuple[str, str, str]

@@ -8,249 +8,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-ONNX_DOMAINS = ("", "ai.onnx")
-
-_CONSTANT_FORMS = {
-    "value_float": TensorProto.FLOAT,
-    "value_floats": TensorProto.FLOAT,
-    "value_int": TensorProto.INT64,
-    "value_ints": TensorProto.INT64,
-}
-
-CONSTANT_LIMIT = 1 << 20
-"""Constants with more elements than this are not decoded unless the caller raises the limit."""
-
-
-class Reference:
-    """The value of an attribute that refers to an attribute of the enclosing function: known only when the function is called."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __repr__(self) -> str:
-        return f"<function attribute {self.name}>"
-
-
-class Node:
-    """A read-only look at one NodeProto.
-
-    Attributes:
-        proto: the node itself; neither it nor the name are to be asked for once it was removed.
-        position: index in the graph's node list; a node that exists only in a canonical view has that of the node it stands for.
-        domain: operator domain, "" for ONNX's own.
-        op_type: operator type.
-        key: (domain, operator type), what matching is indexed by.
-        qualified: operator type, with the domain in front unless it is ONNX's: com.microsoft.Gelu.
-        nests: whether it holds subgraphs.
-        inputs, outputs: value names; "" where an optional one is absent.
-    """
-
-    __slots__ = (
-        "_field",
-        "_index",
-        "domain",
-        "inputs",
-        "key",
-        "nests",
-        "op_type",
-        "outputs",
-        "position",
-        "qualified",
-    )
-
-    def __init__(
-        self,
-        proto: NodeProto,
-        position: int,
-        field: Sequence[NodeProto] | None = None,
-        names: dict[str, str] | None = None,
-    ) -> None:
-        # Protobuf's Python object for a node takes half a kilobyte as long as it is kept: it is made anew when asked for.
-        self._field, self._index = ((proto,), 0) if field is None else (field, position)
-        self.position = position
-        self.key, self.qualified, nests = _operator(proto.domain, proto.op_type)
-        self.domain, self.op_type = self.key
-        self.nests: bool = nests and any(True for _ in subgraphs(proto))
-        # Protobuf makes a string whenever it is asked: `names` has one for all who read a value.
-        same = ({} if names is None else names).setdefault
-        inputs, outputs = proto.input[:], proto.output[:]
-        self.inputs: tuple[str, ...] = tuple(map(same, inputs, inputs))
-        self.outputs: tuple[str, ...] = tuple(map(same, outputs, outputs))
-
-    @property
-    def proto(self) -> NodeProto:
-        return self._field[self._index]
-
-    @property
-    def label(self) -> str:
-        """The name that the node carries, if any."""
-        return str(self.proto.name)
-
-    @property
-    def name(self) -> str:
-        """The node's name, or the first of its outputs where it has none."""
-        return self.label or next((output for output in self.outputs if output), f"#{self.position}")
-
-    def move(self, position: int) -> None:
-        """Says that the list of nodes has changed, and the node stands at another position of it."""
-        self.position = self._index = position
-
-    def moved(self, position: int) -> Node:
-        """The node with another position than it has in the list of nodes."""
-        node = Node.__new__(Node)
-        node._field, node._index = self._field, self._index
-        node.position = position
-        node.key, node.qualified, node.nests = self.key, self.qualified, self.nests
-        node.domain, node.op_type = self.key
-        node.inputs, node.outputs = self.inputs, self.outputs
-        return node
-
-    def attribute(self, name: str) -> Any:
-        """The attribute as a Python value (bytes become str), a `Reference`, or None where the node does not carry it."""
-        for attribute in self.proto.attribute:
-            if attribute.name == name:
-                return attribute_value(attribute)
-        return None
-
-    def __repr__(self) -> str:
-        return f"<{self.op_type} {self.name}>"
-
-
-class MadeNode(Node):
-    """A node that exists only in a canonical view. Its NodeProto, which takes kilobytes, is made when somebody asks for it.
-
-    Attributes:
-        covers: positions of the original nodes that it stands for.
-    """
-
-    __slots__ = ("_attributes", "_label", "covers")
-
-    def __init__(
-        self,
-        op_type: str,
-        inputs: Iterable[str],
-        output: str,
-        attributes: Mapping[str, Any],
-        label: str,
-        domain: str,
-        position: int,
-        covers: tuple[int, ...] = (),
-    ) -> None:
-        self.position = position
-        self.covers = covers or (position,)
-        self.key, self.qualified, self.nests = _operator(domain, op_type)
-        self.domain, self.op_type = self.key
-        self.inputs = tuple(inputs)
-        self.outputs = (output,)
-        self._attributes = {name: _as_stored(value) for name, value in attributes.items()}
-        self._label = label
-
-    @property
-    def label(self) -> str:
-        return self._label
-
-    @property
-    def proto(self) -> NodeProto:
-        """The node as protobuf; a new one each time."""
-        return onnx.helper.make_node(
-            self.op_type, self.inputs, self.outputs, name=self._label, domain=self.domain, **self._attributes
-        )
-
-    def attribute(self, name: str) -> Any:
-        found = self._attributes.get(name)
-        return list(found) if isinstance(found, list) else found
-
-
-def _as_stored(value: Any) -> Any:
-    """An attribute's value as it reads once it is in a NodeProto: floats have 32 bits."""
-    if isinstance(value, float):
-        return float(np.float32(value))
-    return [_as_stored(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-@lru_cache(maxsize=4096)
-def _operator(domain: str, op_type: str) -> tuple[tuple[str, str], str, bool]:
-    """Key and qualified name of an operator, the same objects for all of its nodes, and whether it may hold subgraphs."""
-    domain = "" if domain == "ai.onnx" else domain
-    return (domain, op_type), f"{domain}.{op_type}" if domain else op_type, _may_hold_subgraphs(op_type, domain)
-
-
-def attribute_value(attribute: AttributeProto) -> Any:
-    """The Python value of an attribute: bytes become str, tensors stay TensorProto, a reference becomes a `Reference`."""
-    if attribute.ref_attr_name:
-        return Reference(attribute.ref_attr_name)
-    kind = attribute.type
-    if kind == AttributeProto.INT:
-        return attribute.i
-    if kind == AttributeProto.INTS:
-        return list(attribute.ints)
-    if kind == AttributeProto.FLOAT:
-        return attribute.f
-    if kind == AttributeProto.STRING:
-        return attribute.s.decode("utf-8", "replace")
-    if kind == AttributeProto.STRINGS:
-        return [item.decode("utf-8", "replace") for item in attribute.strings]
-    return onnx.helper.get_attribute_value(attribute)
-
-
-@lru_cache(maxsize=4096)
-def attribute_default(op_type: str, domain: str, opset: int, name: str) -> Any:
-    """The default that the operator's schema gives for an attribute; None where there is none or the operator is unknown."""
-    try:
-        schema = onnx.defs.get_schema(op_type, opset, domain)
-    except onnx.defs.SchemaError:
-        return None
-    attribute = schema.attributes.get(name)
-    if attribute is None or not attribute.default_value.name:
-        return None
-    return attribute_value(attribute.default_value)
-
-
-def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
-    """The graphs that a node (If, Loop, Scan, ...) carries, with the names of their attributes."""
-    for attribute in node.attribute:
-        kind = attribute.type
-        if kind == AttributeProto.GRAPH:
-            yield attribute.name, attribute.g
-        elif kind == AttributeProto.GRAPHS:
-            for index, graph in enumerate(attribute.graphs):
-                yield f"{attribute.name}[{index}]", graph
-
-
-@lru_cache(maxsize=1024)
-def _may_hold_subgraphs(op_type: str, domain: str) -> bool:
-    if domain not in ONNX_DOMAINS:
-        return True
-    return op_type in {"If", "Loop", "Scan", "SequenceMap"}
-
-
-def captures(graph: GraphProto) -> set[str]:
-    """Names that a subgraph (with the subgraphs inside it) reads but does not define: values captured from outside."""
-    defined = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    defined |= {sparse.values.name for sparse in graph.sparse_initializer}
-    read: set[str] = set()
-    for node in graph.node:
-        read.update(node.input)
-        for _, inner in subgraphs(node):
-            read |= captures(inner)
-        defined.update(node.output)
-    read.update(output.name for output in graph.output)
-    return read - defined - {""}
-
-
-def values_read(node: Node) -> Sequence[str]:
-    """What a node needs: its inputs, then the values that its subgraphs capture."""
-    if not node.nests:
-        return node.inputs
-    inner = set().union(*(captures(graph) for _, graph in subgraphs(node.proto)))
-    return [*node.inputs, *sorted(inner)]
+from onnx_fuse.passes.graph.constants import constant_tensor
+from onnx_fuse.passes.graph.node import Node, may_hold_subgraphs, values_read
+from onnx_fuse.passes.graph.subgraphs import subgraphs
 
 
 class Graph:
@@ -383,7 +149,7 @@ class Graph:
             return None if value in self._overridable else tensor
         node = self.producers.get(value)
         if node is not None:
-            return _constant_tensor(node) if node.key == ("", "Constant") else None
+            return constant_tensor(node) if node.key == ("", "Constant") else None
         if value in self.inputs or self.outer is None:
             return None
         return self.outer.tensor(value)
@@ -540,35 +306,8 @@ def count_nodes(model: ModelProto, without: frozenset[str] = frozenset()) -> int
     """Number of nodes in the main graph, the subgraphs and the model-local functions of domains other than `without`."""
 
     def count(nodes: Sequence[NodeProto]) -> int:
-        nesting = (node for node in nodes if _may_hold_subgraphs(node.op_type, node.domain))
+        nesting = (node for node in nodes if may_hold_subgraphs(node.op_type, node.domain))
         return len(nodes) + sum(count(inner.node) for node in nesting for _, inner in subgraphs(node))
 
     functions = [function for function in model.functions if function.domain not in without]
     return count(model.graph.node) + sum(count(function.node) for function in functions)
-
-
-def _constant_tensor(node: Node) -> TensorProto | None:
-    tensor = node.attribute("value")
-    if isinstance(tensor, TensorProto):
-        return tensor
-    for name, kind in _CONSTANT_FORMS.items():
-        found = node.attribute(name)
-        if found is not None and not isinstance(found, Reference):
-            numbers = found if isinstance(found, list) else [found]
-            return helper.make_tensor(node.outputs[0], kind, [len(numbers)] if isinstance(found, list) else [], numbers)
-    return None
-
-
-def decode(tensor: TensorProto, limit: int = CONSTANT_LIMIT) -> np.ndarray | None:
-    """The tensor as an array; None where it is larger than `limit` elements, lies in external data, or is malformed."""
-    if tensor.data_location == TensorProto.EXTERNAL:
-        return None
-    size = 1
-    for dim in tensor.dims:
-        size *= dim
-    if size > limit or tensor.data_type == TensorProto.STRING:
-        return None
-    try:
-        return numpy_helper.to_array(tensor)
-    except (KeyError, TypeError, ValueError):  # data and dimensions contradict each other
-        return None

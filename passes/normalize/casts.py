@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from onnx import TensorProto, helper
 
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize.reshape_transpose import NARROW
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnx_fuse.passes.graph.dims import Dim
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.layout_transform import MOVES, Groups, Move, find_move, permutation, write_move
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from onnx_fuse.passes.graph.dims import Dim, Shape
-from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.graph.shapes import Info
+from onnx_fuse.passes.graph.node import Node
+from onnx_fuse.passes.graph.shapes.inference import Info
 from onnx_fuse.passes.view.layout_transform import MOVES, Move, find_move, identity, write_move
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from onnx_fuse.passes.graph import dims as d
-from onnx_fuse.passes.graph.index import Node, Reference
+from onnx_fuse.passes.graph.attributes import Reference
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize.norms import NORMS, spans_last_axis
 from onnx_fuse.passes.view.layout_transform import MOVES, Groups, Move, find_move, is_moved, permutation, write_move
 from onnx_fuse.passes.view.rule import reads

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-from onnx_fuse.passes.graph.index import Node, Reference
+from onnx_fuse.passes.graph.attributes import Reference
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.layout_transform import coalesce, find_move, steps_of, write_move, written_as
 from onnx_fuse.passes.view.view import View
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize.scales import scaled
 from onnx_fuse.passes.view.layout_transform import (
     MOVES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize.scales import scaled
 from onnx_fuse.passes.normalize.scores import is_scores, merged_scores, split_like
 from onnx_fuse.passes.view.layout_transform import MOVES, Move, write_move

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize import (
     attention,
     casts,

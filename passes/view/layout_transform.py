@@ -15,7 +15,7 @@ import numpy as np
 
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim, Shape
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 

@@ -13,7 +13,8 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from onnx_fuse.passes.graph.index import Node, Reference
+from onnx_fuse.passes.graph.attributes import Reference
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.view import ATTRIBUTE_INPUTS, View
 from onnx_fuse.patterns.language.dsl import (
     AnyOf,

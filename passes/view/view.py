@@ -18,9 +18,13 @@ import onnx
 from onnx import TensorProto
 
 from onnx_fuse.passes.files.external_data import read_small
+from onnx_fuse.passes.graph.attributes import Reference, attribute_default
+from onnx_fuse.passes.graph.constants import CONSTANT_LIMIT, decode
 from onnx_fuse.passes.graph.dims import Dim, Shape, broadcast
-from onnx_fuse.passes.graph.index import CONSTANT_LIMIT, Graph, MadeNode, Node, Reference, attribute_default, decode
-from onnx_fuse.passes.graph.shapes import UNKNOWN, Inference, Info, array_info, type_info
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import MadeNode, Node
+from onnx_fuse.passes.graph.shapes.inference import UNKNOWN, Inference, Info, array_info, type_info
+from onnx_fuse.passes.graph.shapes.rules import RULES
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 
 # What later opsets take as an input and earlier ones as an attribute; rules and patterns always see an attribute.
@@ -93,7 +97,9 @@ class View:
         self.looked_at: set[str] = set()
         self.inferred: set[str] = set()
         self._superseded: set[int] = set()
-        self._inference = Inference(self._definition, self._leaf, self._fallback, self.attribute, self._known_array)
+        self._inference = Inference(
+            RULES, self._definition, self._leaf, self._fallback, self.attribute, self._known_array
+        )
 
     def release(self) -> None:
         """Says that no more facts are asked for: what works them out holds the view, and the view would wait for the collector."""

@@ -16,7 +16,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 import onnx_fuse
 from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.files.encoding import broken_text
-from onnx_fuse.passes.graph.index import Graph, decode
+from onnx_fuse.passes.graph.constants import decode
+from onnx_fuse.passes.graph.index import Graph
 from tests import helpers
 from tests.trust import fuzz
 from tests.trust.fuzz import Case

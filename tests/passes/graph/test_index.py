@@ -9,7 +9,10 @@ import onnx
 import pytest
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_fuse.passes.graph.index import Graph, Reference, attribute_default, captures, count_nodes, decode, graphs
+from onnx_fuse.passes.graph.attributes import Reference, attribute_default
+from onnx_fuse.passes.graph.constants import decode
+from onnx_fuse.passes.graph.index import Graph, count_nodes, graphs
+from onnx_fuse.passes.graph.subgraphs import captures
 from onnx_fuse.passes.view.view import View
 from tests.helpers import model, node_bytes, operators, run
 

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
 
-from onnx_fuse.passes.graph.dims import Dim, Shape, symbol
+from onnx_fuse.passes.graph.dims import Dim, Shape, broadcast_shapes, symbol
 from onnx_fuse.passes.graph.index import Graph
-from onnx_fuse.passes.graph.shapes import broadcast_shapes
 from onnx_fuse.passes.view.view import View
 from tests.helpers import Builder, model, session, view_of
 

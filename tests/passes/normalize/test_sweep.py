@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
 
-from onnx_fuse.passes.graph.index import Graph, Node
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from onnx_fuse.passes.graph.attributes import Reference
 from onnx_fuse.passes.graph.dims import symbol
-from onnx_fuse.passes.graph.index import Graph, Reference
+from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.view.view import View
 from tests.helpers import Builder, bfloat16, model, view_of
 
