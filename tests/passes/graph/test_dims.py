@@ -144,3 +144,10 @@ def test_all_but_the_first_and_the_first_are_all() -> None:
     assert d.add(rest, first) == d.add(first, rest) == whole
     assert d.add(rest, d.minimum(symbol("M"), 1)) != whole
     assert d.add(d.subtract(whole, 2), first) != whole
+
+
+def test_shapes_broadcast_by_the_names_of_their_sizes() -> None:
+    a, b = d.broadcast_shapes([(B, 1), (1, S)]) or ()
+    assert (a, b) == (B, S)
+    assert d.broadcast_shapes([(B,), None]) is None
+    assert d.broadcast_shapes([(B,), (S,)]) == (None,)

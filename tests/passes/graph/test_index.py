@@ -9,38 +9,9 @@ import onnx
 import pytest
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_fuse.passes.graph.attributes import Reference, attribute_default
-from onnx_fuse.passes.graph.constants import decode
 from onnx_fuse.passes.graph.index import Graph, count_nodes, graphs
-from onnx_fuse.passes.graph.subgraphs import captures
-from onnx_fuse.passes.view.view import View
 from tests.helpers import model, node_bytes, operators, run
-
-SUBGRAPHS = """
-(bool c, float[2] x, float[2] unused) => (float[2] y) {
-    outside = Neg(x)
-    deep = Abs(x)
-    read_by_nobody = Exp(x)
-    [choose] y = If (c) <
-        then_branch = yes () => (float[2] a) {
-            [inner] a = If (c) <
-                then_branch = deepest () => (float[2] p) { p = Sqrt(deep) },
-                else_branch = other () => (float[2] q) { deep = Exp(outside) q = Relu(deep) }
-            >
-        },
-        else_branch = no () => (float[2] b) { b = Identity(outside) }
-    >
-}
-"""
-
-FUNCTION = """
-<domain: "my", opset_import: ["" : 15, "other" : 3]>
-Block <alpha: float = 2.0> (a, b) => (c) { t = Add(a, b)  c = LeakyRelu <alpha: float = @alpha> (t) }
-"""
-
-
-def index(made: ModelProto) -> Graph:
-    return Graph(made.graph, made)
+from tests.passes.graph.graphs import FUNCTION, SUBGRAPHS, index
 
 
 class TestIndex:
@@ -63,10 +34,6 @@ class TestIndex:
         found = Graph(graph, helper.make_model(graph))
         assert "" not in found.producers and "" not in found.readers
 
-    def test_a_node_without_a_name_is_called_after_its_output(self) -> None:
-        graph = index(model("(float[2] x) => (float[2] y) { [first] a = Abs(x) y = Neg(a) }"))
-        assert [node.name for node in graph.nodes] == ["first", "y"]
-
     def test_declared_types_with_symbolic_shapes(self) -> None:
         made = model("(float[batch,4] x) => (float[batch,4] y) <float16[3] h> { h = Cast<to=10>(x) y = Cast<to=1>(h) }")
         types = index(made).value_types
@@ -80,107 +47,8 @@ class TestIndex:
         graph = index(made)
         assert (graph.opset(), graph.opset("my"), graph.opset("com.microsoft")) == (16, 1, 0)
 
-    def test_the_two_names_of_onnx_s_domain_are_one(self) -> None:
-        made = model("(float[2] x) => (float[2] y) { y = Relu(x) }")
-        made.graph.node[0].domain = "ai.onnx"
-        assert index(made).nodes[0].key == ("", "Relu")
-
-    def test_attributes_as_python_values(self) -> None:
-        node = helper.make_node("Op", [], ["y"], i=3, f=0.5, s="text", ints=[1, 2], floats=[0.5], strings=["a", "b"])
-        tensor = numpy_helper.from_array(np.array([1.0]), "t")
-        node.attribute.append(helper.make_attribute("t", tensor))
-        graph = helper.make_graph([node], "g", [], [])
-        found = Graph(graph, helper.make_model(graph)).nodes[0]
-        values = [found.attribute(name) for name in ("i", "f", "s", "ints", "floats", "strings", "t", "absent")]
-        assert values == [3, 0.5, "text", [1, 2], [0.5], ["a", "b"], tensor, None]
-
-    def test_defaults_of_attributes_come_from_the_operator_s_schema(self) -> None:
-        assert attribute_default("LayerNormalization", "", 17, "epsilon") == pytest.approx(1e-5)
-        assert attribute_default("Softmax", "", 11, "axis") == 1
-        assert attribute_default("Softmax", "", 13, "axis") == -1
-        assert attribute_default("Softmax", "", 13, "nothing") is None
-        assert attribute_default("Nothing", "nowhere", 1, "axis") is None
-
-
-class TestConstants:
-    @pytest.mark.parametrize(
-        ("attribute", "want"),
-        [
-            ("value = float[2] {1.5, 2.5}", np.array([1.5, 2.5], np.float32)),
-            ("value_float = 1.5", np.array(1.5, np.float32)),
-            ("value_floats = [1.5, 2.5]", np.array([1.5, 2.5], np.float32)),
-            ("value_int = 3", np.array(3, np.int64)),
-            ("value_ints = [3, 4]", np.array([3, 4], np.int64)),
-        ],
-    )
-    def test_every_form_of_a_constant_node(self, attribute: str, want: np.ndarray) -> None:
-        made = model(f"(float[2] x) => (float[2] y) {{ c = Constant<{attribute}>() d = Cast<to=1>(c) y = Add(x, d) }}")
-        view = View(index(made))
-        found = view.constant("c")
-        assert view.is_constant("c")
-        assert found is not None and found.dtype == want.dtype
-        np.testing.assert_array_equal(found, want)
-        assert view.shape("c") == want.shape
-
-    def test_strings_and_sparse_values_are_not_decoded(self) -> None:
-        indices = helper.make_tensor("i", TensorProto.INT64, [1], [1])
-        sparse = helper.make_sparse_tensor(helper.make_tensor("v", TensorProto.FLOAT, [1], [2.0]), indices, [3])
-        nodes = [
-            helper.make_node("Constant", [], ["text"], value_string="a"),
-            helper.make_node("Constant", [], ["texts"], value_strings=["a"]),
-            helper.make_node("Constant", [], ["sparse"], sparse_value=sparse),
-        ]
-        graph = helper.make_graph(nodes, "g", [], [])
-        view = View(Graph(graph, helper.make_model(graph)))
-        assert [view.constant(name) for name in ("text", "texts", "sparse")] == [None, None, None]
-
-    def test_initializers(self) -> None:
-        made = model("(float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Add(x, w) }")
-        graph = index(made)
-        assert graph.tensor("w") is made.graph.initializer[0]
-        assert graph.tensor("x") is None and graph.tensor("y") is None
-
-    @pytest.mark.parametrize(("ir", "constant"), [(3, True), (4, False), (10, False)])
-    def test_an_initializer_that_is_also_an_input_may_be_replaced_by_the_caller(self, ir: int, constant: bool) -> None:
-        made = model("(float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Add(x, w) }", ir=ir)
-        assert (index(made).tensor("w") is not None) is constant
-        assert View(index(made)).is_constant("w") is constant
-
-    @pytest.mark.parametrize("form", ["value = float {0.5}", "value_float = 0.5"])
-    def test_a_subgraph_sees_the_constants_outside_it(self, form: str) -> None:
-        made = model(
-            f"""(bool c, float[2] x) => (float[2] y) <float w = {{2}}> {{
-                k = Constant<{form}>()
-                y = If (c) <
-                    then_branch = yes () => (float[2] a) {{ a = Mul(x, k) }},
-                    else_branch = no () => (float[2] b) {{ b = Mul(x, w) }}
-                >
-            }}"""
-        )
-        yes, no = [View(graph) for graph in graphs(made) if graph.path]
-        assert (yes.scalar("k"), no.scalar("w")) == (0.5, 2.0)
-        assert yes.scalar("x") is None
-
-    def test_large_constants_are_decoded_only_where_the_limit_allows(self) -> None:
-        tensor = numpy_helper.from_array(np.zeros(100, np.float32), "w")
-        assert decode(tensor, 99) is None
-        assert decode(tensor, 100) is not None
-
-    def test_a_reference_to_a_function_s_attribute_is_no_value(self) -> None:
-        made = model("(float[2] x) => (float[2] y) { y = my.Block(x, x) }", functions=FUNCTION)
-        graph = Graph(made.functions[0], made)
-        found = graph.nodes[1].attribute("alpha")
-        assert isinstance(found, Reference) and found.name == "alpha"
-
 
 class TestSubgraphs:
-    def test_captures_are_what_is_read_and_not_defined_inside(self) -> None:
-        made = model(SUBGRAPHS)
-        choose = made.graph.node[3]
-        branches = {attribute.name: attribute.g for attribute in choose.attribute}
-        assert captures(branches["then_branch"]) == {"c", "deep", "outside"}
-        assert captures(branches["else_branch"]) == {"outside"}
-
     def test_a_captured_value_is_read_by_the_node_that_captures_it(self) -> None:
         graph = index(model(SUBGRAPHS))
         assert [node.name for node in graph.readers["deep"]] == ["choose"]
@@ -246,35 +114,6 @@ class TestSubgraphs:
         assert everywhere[0].fresh_name("q") == "q_2"
         assert everywhere[2].fresh_name("outside") == "outside_1"
         assert everywhere[0].fresh_name("unheard of") == "unheard of"
-
-
-@pytest.fixture
-def external() -> ModelProto:
-    """A model whose weight lies in a file that does not exist."""
-    made = model("(float[n,1024] x) => (float[n,4096] y) { h = MatMul(x, w) s = Sigmoid(h) y = Mul(h, s) }")
-    tensor = made.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1024, 4096])
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="nowhere/weights.bin")
-    return made
-
-
-class TestExternalData:
-    def test_a_constant_in_external_data_is_a_constant_without_an_array(self, external: ModelProto) -> None:
-        view = View(index(external))
-        assert view.is_constant("w")
-        assert view.constant("w") is None and view.scalar("w") is None
-        assert view.shape("w") == (1024, 4096) and view.dtype("w") == TensorProto.FLOAT
-
-    def test_a_constant_node_in_external_data_too(self) -> None:
-        tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
-        tensor.external_data.add(key="location", value="nowhere.bin")
-        graph = helper.make_graph([helper.make_node("Constant", [], ["w"], value=tensor)], "g", [], [])
-        view = View(Graph(graph, helper.make_model(graph)))
-        assert view.constant("w") is None and view.shape("w") == (1,)
-
-    def test_what_is_computed_from_it_is_not_folded(self, external: ModelProto) -> None:
-        external.graph.node.insert(0, helper.make_node("Transpose", ["w"], ["t"]))
-        assert View(index(external)).constant("t") is None
 
 
 def relu(value: str, output: str) -> NodeProto:
