@@ -36,9 +36,9 @@ def build_plugins(
         if folder is None:
             built = plugin_library.build(output, **options, progress=say)
         else:
-            from onnx_fuse.own_kernels import build as own_kernels
+            from onnx_fuse.own_kernels.library import build_library
 
-            built = own_kernels.build(folder, output, **options, progress=say)
+            built = build_library(folder, output, **options, progress=say)
     chips = ", ".join(f"sm_{item}" for item in built.architectures)
     typer.echo(f"{built.path}: {built.variants} kernels for {chips}, {built.size / 1e6:.1f} MB, {built.seconds:.0f} s")
     for operator in built.operators:
@@ -75,7 +75,7 @@ def check_kernels(
     """Run your own kernels in Triton's interpreter against the bodies of their operators; no GPU is needed."""
     chosen = [_sizes(item) for item in sizes]
     from onnx_fuse.cli import render
-    from onnx_fuse.own_kernels import check as kernel_check
+    from onnx_fuse.own_kernels import kernel_check
 
     with show_progress(False, f"checking {folder}") as say:
         results = kernel_check.check(folder, chosen, progress=say)

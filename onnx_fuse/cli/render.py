@@ -18,7 +18,7 @@ from onnx_fuse.passes.report import MatchRecord, NearMissRecord, Report, group_n
 if TYPE_CHECKING:
     from onnx_fuse.inspect import Inspection
     from onnx_fuse.learning import LearnedFusion
-    from onnx_fuse.own_kernels.check import Checked
+    from onnx_fuse.own_kernels.kernel_check import Checked
     from onnx_fuse.patterns.language.operator import Fusion
     from onnx_fuse.runtime.debug import Diagnosis, Value
     from onnx_fuse.runtime.doctor import Facts, Finding

@@ -1,4 +1,4 @@
-"""Kernels of a user's own: what is compiled of a folder, what it enqueues, what is refused, and what the check finds."""
+"""Plugins of a user's own kernels: what they enqueue, what they refuse, and that TensorRT takes them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,22 @@ torch = pytest.importorskip("torch")
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.learning import learned_file
-from onnx_fuse.own_kernels import build as own_kernels
-from onnx_fuse.own_kernels import check as kernel_check
-from onnx_fuse.own_kernels.check import Checked
+from onnx_fuse.own_kernels.read_folder import ResolvedKernel
 from onnx_fuse.patterns.language.learned import Tensor
 from onnx_fuse.runtime.plugins import (
-    aot,
     harness,
     plugin_library,
 )
 from onnx_fuse.runtime.plugins.own_operator import Launch
 from tests.plugin_csrc.built import ROOT
 from tests.plugin_csrc.built import library as builtin_library
-from tests.plugin_csrc.own import MIXED, NARROW, enqueued, library, written
-
-
-def read(folder: Path, **files: str) -> own_kernels.Own:
-    return own_kernels.read(written(folder, **files))[0]
-
+from tests.plugin_csrc.own import enqueued, library
 
 # --- what is enqueued -------------------------------------------------------------------------------------------------
 
 
 def run_of(
-    own: own_kernels.Own, sizes: dict[str, int], dtype: str, **attributes: Any
+    own: ResolvedKernel, sizes: dict[str, int], dtype: str, **attributes: Any
 ) -> tuple[dict[str, Any], Launch | None]:
     """A run for the worker, and what the kernel's own launch is."""
     operator = own.operator
@@ -167,146 +159,10 @@ def test_fields_are_those_of_the_operator() -> None:
     }
 
 
-# --- what is said wrongly ---------------------------------------------------------------------------------------------
+# --- TensorRT -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "old, new, line, reason",
-    [
-        ("grid=", "grids=", 38, "TypeError"),
-        ("import triton\n", "import triton, nothing_of_that_name\n", 2, "ModuleNotFoundError"),
-        ("KERNEL = OwnKernel(", "KERNEL = OwnKernel((", 38, "was never closed"),
-        ("operator=MIXED", "operator=3", 39, "operator: 3 is neither the path of a learned fusion nor a FusedOp"),
-        ("operator=MIXED", 'operator="mixed.onnx"', 40, "inputs: mixed.onnx says what they are"),
-        ('"MixedRows"', '"Gelu"', 39, "operator: .* TensorRT would take it for an operator of its own"),
-        ('domain="my.ops"', 'domain="ai.onnx.ml"', 39, "operator: .* is ONNX's own"),
-        ("int64[B] ids", "int64[B ids", 40, "inputs: .* are no inputs"),
-        ("int64[B] ids", "int64[] ids", 40, "inputs: the shape of ids is not given in full"),
-        ("int64[B] ids, float[B, S, D] x", "float[B, S, D] x, int64[B] ids", 40, "inputs: the order .* is ids, x"),
-        ("int64[B] ids", "int64[B] idx", 40, "inputs: MixedRows has no input 'idx'"),
-        ("float[R, D] table", "double[R, D] table", 39, "operator: input table is double"),
-        ('"scale": 0.5, ', "", 39, "operator: MixedRows lacks its attribute 'scale'"),
-        ('"mode": "add"}', '"mode": [1]}', 39, "operator: the attribute mode is .1., no number or string"),
-        ('"add", "multiply"]', '"multiply"]', 42, "choices: the attribute mode is a string, and 'add' is none"),
-        ('choices={', 'choices={"scale": ["a"], ', 42, "choices: MixedRows has no string attribute scale"),
-        ("function=mixed_rows", "function=body", 43, "function: .* is no function decorated with triton.jit"),
-        ("table, keep, y, total, S", "table, keep, y, other, S", 43, "function: its argument other is none of ids, x"),
-        ("keep, y, total, S", "keep, y, S", 43, "function: it has no argument total, which MixedRows has"),
-        ("D: tl.int32", "D: tl.int16", 43, "function: D is int16; sizes are int32 or int64"),
-        ("LOOP: tl.constexpr", "R: tl.constexpr", 46, "configs: .* has what is no constant of the kernel, LOOP"),
-        ('"(ceil_div', '"(ceil', 44, "sizes: 'ceil.*: the functions are ceil_div, min, max"),
-        ('sizes={', 'sizes={"even": "B", ', 44, "sizes: even is no size among the arguments of the kernel"),
-        ('grid=["B * S", 1]', 'grid=["B * S / 2"]', 45, "grid: 'B . S / 2': a size is an integer; write // or ceil_div"),
-        ('grid=["B * S", 1]', "grid=[]", 45, "grid: it has 0 axes"),
-        ('grid=["B * S", 1]', 'grid=["C"]', 45, "grid: 'C' is none of B, S, D, R, factor, BLOCK, LOOP"),
-        ('{"BLOCK": 16, "LOOP": 0}', '{"BLOCK": 16}', 46, "configs: .* lacks the kernel's constant LOOP"),
-        ('"LOOP": 0}', '"LOOP": 0, "WIDE": 1}', 46, "configs: .* has what is no constant of the kernel, WIDE"),
-        ("num_warps=1", "num_warps=1, num_ctas=2", 46, "configs: num_ctas is not supported"),
-        ("triton.Config({\"BLOCK\": 16, \"LOOP\": 0}, num_warps=1)", "16", 46, "configs: 16 is no triton.Config"),
-        ("D <= BLOCK or", "D + BLOCK or", 50, "when: 'D . BLOCK' is no condition"),
-        ("D <= BLOCK or LOOP == 1", "LOOP == 1", 50, "when: it is never met for .'BLOCK': 16"),
-        ("D <= BLOCK or LOOP == 1", "D <= BLOCK or BLOCK // LOOP == 1", 50, "when: it divides by 0"),
-        ('multiples_of_16=["D"]', 'multiples_of_16=["x"]', 51, "multiples_of_16: x is no integer argument"),
-        ('multiples_of_16=["D"]', 'types=["float64"]', 51, "types: .'float64',. are not among float32"),
-        ('multiples_of_16=["D"]', 'outputs={"z": ["B"]}', 51, "outputs: z is none of y, total"),
-        ('multiples_of_16=["D"]', 'outputs={"total": ["B + C"]}', 51, "outputs: 'C' is none of"),
-        ("return y, op.Reshape", "return y, op.NonZero(y) or op.Reshape", 39, "operator: output total is int64"),
-        ("op.Gather(table", "op.Gather(tables", 39, "operator: the body of MixedRows fails: NameError: name 'tables'"),
-        ("op.ints(-1))", "op.NonZero(y))", 38, "outputs: the .* of total does not follow from the body"),
-    ],
-)  # fmt: skip
-def test_what_is_said_wrongly_is_told_with_its_line(old: str, new: str, line: int, reason: str, tmp_path: Path) -> None:
-    assert MIXED.count(old) == 1
-    with pytest.raises(UsageError, match=reason) as error:
-        read(tmp_path, mixed=MIXED.replace(old, new))
-    assert error.value.cause.startswith(f"{tmp_path / 'mixed.py'}, line {line}: ")
-
-
-def test_a_namespace_in_which_the_name_is_taken(tmp_path: Path) -> None:
-    text = MIXED.replace("MixedRows", "FusedSwish").replace('="my.ops"', '="my.ops", plugin_namespace="gr.ml.infra"')
-    with pytest.raises(UsageError, match=r"line 39: operator: .* onnx-fuse has an operator of that name"):
-        read(tmp_path, mixed=text)
-
-
-def test_folders_without_kernels(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no folder"):
-        own_kernels.read(tmp_path / "missing")
-    with pytest.raises(UsageError, match="holds an OwnKernel"):
-        read(tmp_path, helper="raise SystemExit  # is not run, since it names no kernel of the user's")
-    with pytest.raises(UsageError, match=r"b.py and .*a.py both have a kernel for TwiceNarrow"):
-        read(tmp_path, a=NARROW, b=NARROW)
-
-
-def test_a_learned_fusion_that_is_not_there_or_damaged(tmp_path: Path) -> None:
-    text = NARROW.replace("operator=TWICE", 'operator="twice.onnx"').replace('    inputs="float[M, 2, N] x",\n', "")
-    with pytest.raises(UsageError, match=r"narrow.py, line \d+: operator: .*twice.onnx"):
-        read(tmp_path, narrow=text)
-    (tmp_path / "twice.onnx").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match=r"narrow.py, line \d+: operator: .*twice.onnx"):
-        read(tmp_path, narrow=text)
-
-
-# --- the check --------------------------------------------------------------------------------------------------------
-
-
-def results(own: own_kernels.Own, *sizes: dict[str, int]) -> list[Checked]:
-    return [result for kind, result in kernel_check.checks(own, sizes) if kind == "result"]
-
-
-def test_the_check_runs_every_kernel(tmp_path: Path) -> None:
-    own = read(tmp_path, mixed=MIXED)
-    found = results(own)
-    assert [item for item in found if item.problem] == []
-    assert {item.kernel for item in found} == {item.name for item in own.operator.variants()} | {"MixedRows"}
-    assert any(item.sizes["B"] == 0 for item in found)
-
-
-@pytest.mark.parametrize(
-    "old, new, problem",
-    [
-        ("a + b, a * b", "a + b, a - b", "of its largest magnitude"),
-        ("* scale * factor", "* scale * scale", "of its largest magnitude"),
-        ("D + column, value.to(y.dtype.element_ty), mask=column < D)", "D + column, value.to(y.dtype.element_ty))", "writes outside of y"),
-        ("column < D, other=0.0).to(tl.float32)\n        value", "column <= D, other=0.0).to(tl.float32)\n        value", "NaN"),
-        ("tl.store(total + row, tl", "tl.store(total + row // 2, tl", "were never written"),
-        ("value = tl.where", "value = nothing + tl.where", "name 'nothing' is not defined"),
-    ],
-)  # fmt: skip
-def test_the_check_finds_what_is_wrong(old: str, new: str, problem: str, tmp_path: Path) -> None:
-    assert MIXED.count(old) == 1
-    cases = [{"B": 2, "S": 3, "D": 5, "R": 4}, {"B": 3, "S": 2, "D": 5, "R": 4}]
-    found = results(read(tmp_path, mixed=MIXED.replace(old, new)), *cases)
-    assert any(problem in (item.problem or "") for item in found), found
-
-
-def test_the_check_says_what_it_could_not_reach(tmp_path: Path) -> None:
-    text = NARROW.replace('when="N <= BLOCK"', 'when="N <= BLOCK and M == 1009"')
-    assert "no sizes were drawn that it takes" in [item.problem for item in results(read(tmp_path, narrow=text))]
-    with pytest.raises(UsageError, match="lack N of TwiceNarrow"):
-        results(read(tmp_path, narrow=text), {"M": 1})
-    wrong = NARROW.replace('when="N', 'outputs={"output": ["M", 2, "N + 1"]}, when="N')
-    assert any("its outputs are" in (item.problem or "") for item in results(read(tmp_path, narrow=wrong)))
-
-
-def test_a_kernel_that_ends_the_interpreter(tmp_path: Path) -> None:
-    astray = NARROW.replace("x + place, mask", "x + place + (N // 8).to(tl.int64) * 1099511627776, mask")
-    found = kernel_check.check(written(tmp_path, narrow=astray), [{"M": 1, "N": 7}, {"M": 1, "N": 8}])
-    assert [item.problem is None for item in found] == [True, True, False]
-    assert found[-1].kernel == "TwiceNarrow" and found[-1].sizes["N"] == 8
-    assert "the interpreter ended with status" in (found[-1].problem or "")
-
-
-# --- building, and TensorRT -------------------------------------------------------------------------------------------
-
-
-def test_a_kernel_that_does_not_compile(tmp_path: Path) -> None:
-    folder = written(tmp_path, narrow=NARROW.replace("value + value", "value + tl.nothing"))
-    with pytest.raises(UsageError, match=r"The kernel TwiceNarrow.fp16.0 of .*narrow.py does not compile for sm_80"):
-        own_kernels.build(folder, tmp_path / "lib.so", architectures=[80], jobs=1)
-    assert not (tmp_path / "lib.so").exists()
-
-
-def node_model(own: own_kernels.Own, path: Path, *, fixed: dict[str, int]) -> Path:
+def node_model(own: ResolvedKernel, path: Path, *, fixed: dict[str, int]) -> Path:
     """A model of one node; dimensions not in `fixed` are left open."""
     tensors = {
         name: Tensor(tensor.dtype, tuple(fixed.get(dim, dim) if isinstance(dim, str) else dim for dim in tensor.dims))
@@ -365,11 +221,3 @@ def test_libraries_share_no_symbols() -> None:
     loaded = [ctypes.CDLL(str(item), mode=ctypes.RTLD_GLOBAL) for item in (builtin_library(), path)]
     assert [item.get_num_registered_plugins() for item in loaded][1] == len(owns)
     assert loaded[0].get_num_registered_plugins() > len(owns)
-
-
-def test_signatures_are_those_that_are_compiled(tmp_path: Path) -> None:
-    own = read(tmp_path, mixed=MIXED)
-    variants = {item.name: item for item in own.operator.variants()}
-    assert aot.letters(variants["MixedRows.bf16.0"]) == "pppppplilfii"
-    assert variants["MixedRows.bf16.0"].signature["keep"] == "*i1"
-    assert variants["MixedRows.fp16.1.x16"].divisible == {"D"} and variants["MixedRows.fp16.1"].divisible == set()

@@ -16,8 +16,8 @@ pytest.importorskip("triton")
 
 from onnx_fuse.runtime.plugins import plugin_library
 from tests.onnx_fuse.cli.helpers import run
+from tests.onnx_fuse.own_kernels.kernels import NARROW, written
 from tests.plugin_csrc.built import CACHE, ROOT
-from tests.plugin_csrc.own import NARROW, written
 
 EXAMPLE = ROOT / "examples" / "own_kernel"
 

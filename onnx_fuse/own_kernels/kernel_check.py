@@ -1,7 +1,7 @@
 """Runs the kernels of a folder in Triton's interpreter and holds them against the bodies of their operators.
 
 Whether Triton interprets is settled when a kernel is defined, and a kernel that reads astray may end its process: so this is
-a process of its own, which `check` starts: `python -m onnx_fuse.own_kernels.check` with TRITON_INTERPRET=1, JSON in and out.
+a process of its own, which `check` starts: `python -m onnx_fuse.own_kernels.kernel_check` with TRITON_INTERPRET=1, JSON in and out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from onnx_fuse import torch_export
 from onnx_fuse.errors import ModelError, OnnxFuseError, UsageError
 from onnx_fuse.learning import learned_file
-from onnx_fuse.own_kernels import build as own_kernels
+from onnx_fuse.own_kernels.read_folder import ResolvedKernel, read_folder
 from onnx_fuse.patterns.language.learned import Tensor
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.plugins.own_operator import Config, OwnOperator
@@ -90,7 +90,7 @@ def check(
     torch_export.require_torch()
     results: list[Checked] = []
     running = Checked("the kernels", {}, "")
-    command = [sys.executable, "-m", "onnx_fuse.own_kernels.check"]
+    command = [sys.executable, "-m", "onnx_fuse.own_kernels.kernel_check"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     with (
         tempfile.TemporaryFile() as log,
@@ -126,21 +126,21 @@ def main() -> None:
     given = json.load(sys.stdin)
     out, sys.stdout = sys.stdout, sys.stderr  # kernels may print
     try:
-        for own in own_kernels.read(given["folder"]):
-            for kind, checked in checks(own, given["sizes"]):
+        for resolved in read_folder(given["folder"]):
+            for kind, checked in checks(resolved, given["sizes"]):
                 print(json.dumps({kind: asdict(checked)}), file=out, flush=True)
     except OnnxFuseError as error:
         print(json.dumps({"cause": error.cause, "remedy": error.remedy}), file=out, flush=True)
 
 
-def checks(own: own_kernels.Own, sizes: Sequence[Mapping[str, int]] = ()) -> Iterator[tuple[str, Checked]]:
+def checks(resolved: ResolvedKernel, sizes: Sequence[Mapping[str, int]] = ()) -> Iterator[tuple[str, Checked]]:
     """Runs an operator's kernel in every config, over several sizes and its types: ("starts", ...) and ("result", ...) of each.
 
     Raises:
         UsageError: sizes of dimensions are missing.
     """
-    operator = own.operator
-    integers = {name: int(own.attributes[name]) for name in operator.integers}
+    operator = resolved.operator
+    integers = {name: int(resolved.attributes[name]) for name in operator.integers}
     for item in sizes:
         if missing := [name for name in operator.dims if name not in item]:
             raise UsageError(f"The sizes {dict(item)} lack {missing[0]} of {operator.name}.", "Give all of them.")
@@ -156,7 +156,7 @@ def checks(own: own_kernels.Own, sizes: Sequence[Mapping[str, int]] = ()) -> Ite
     for number, case in enumerate(cases):
         for dtype in operator.types:
             yield "starts", Checked(operator.name, case, dtype)
-            result = run(own, {**integers, **case}, dtype, number)
+            result = run(resolved, {**integers, **case}, dtype, number)
             informative |= result.informative
             yield "result", result
     if not informative:
@@ -202,20 +202,20 @@ def _cost(operator: OwnOperator, config: Config, sizes: Mapping[str, int]) -> tu
     return programs, max(math.prod(shape) for shape in shapes)
 
 
-def run(own: own_kernels.Own, sizes: Mapping[str, int], dtype: str, number: int = 0) -> Checked:
+def run(resolved: ResolvedKernel, sizes: Mapping[str, int], dtype: str, number: int = 0) -> Checked:
     """Runs a kernel once, on drawn inputs, and its operator's body in float32 on the same numbers.
 
     Args:
         number: of the case: it chooses the inputs, attributes off their examples, and among the strings they may be.
     """
-    operator = own.operator
-    attributes = dict(_attributes(own, number))
+    operator = resolved.operator
+    attributes = dict(_attributes(resolved, number))
     tensors = {
         name: Tensor(tensor.dtype, tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.dims))
-        for name, tensor in own.tensors.items()
+        for name, tensor in resolved.tensors.items()
     }
     told = {name: sizes[name] for name in operator.dims}
-    model = learned_file.of_operator(own.description, tensors, attributes)
+    model = learned_file.of_operator(resolved.description, tensors, attributes)
     inputs = draw_inputs(input_specs(model), Draw(2, 7, "right"), number)
     rounded = {name: _torch(array, dtype) for name, array in inputs.items()}
     given = {
@@ -258,10 +258,10 @@ def run(own: own_kernels.Own, sizes: Mapping[str, int], dtype: str, number: int 
     return Checked(kernel, told, dtype, worst, informative, "; ".join(problems) or None)
 
 
-def _attributes(own: own_kernels.Own, number: int) -> Iterator[tuple[str, Any]]:
+def _attributes(resolved: ResolvedKernel, number: int) -> Iterator[tuple[str, Any]]:
     """The example's attributes, and in every other case others, so that what ignores or confuses them is found."""
-    for name, value in own.attributes.items():
-        kind = own.operator.attributes[name]
+    for name, value in resolved.attributes.items():
+        kind = resolved.operator.attributes[name]
         if isinstance(kind, tuple):
             yield name, kind[number % len(kind)]
         else:
