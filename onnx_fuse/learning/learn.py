@@ -31,6 +31,8 @@ from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline
 from onnx_fuse.passes.report import Report
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.language.learned import Definition, Form, name_problem
+from onnx_fuse.patterns.language.learned_body import operator_of
+from onnx_fuse.patterns.language.learned_pattern import build_of, patterns_of
 from onnx_fuse.patterns.language.operator import DOMAIN, Fusion
 from onnx_fuse.runtime.verify.verification import verify
 from onnx_fuse.torch_export import Export
@@ -71,9 +73,9 @@ class LearnedFusion(Fusion):
         """The fusion that a definition describes."""
         return cls(
             name=definition.name,
-            pattern=definition.patterns(),
-            operator=definition.operator(),
-            build=definition.build,
+            pattern=patterns_of(definition),
+            operator=operator_of(definition),
+            build=build_of(definition),
             summary=summary,
             definition=definition,
             notes=tuple(notes),

@@ -18,6 +18,7 @@ from onnx import ModelProto, helper
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.patterns.language.learned import Definition, Form, Reference, Step, Tensor
+from onnx_fuse.patterns.language.learned_body import operator_of
 from onnx_fuse.patterns.language.operator import FusedOp
 
 KEY = "onnx_fuse.learned"
@@ -30,7 +31,7 @@ Notes = Sequence[tuple[str, str, str]]
 
 def to_model(definition: Definition, summary: str, notes: Notes) -> ModelProto:
     """The model that holds a definition."""
-    operator = definition.operator(widen=False)
+    operator = operator_of(definition, widen=False)
     model = of_operator(operator, definition.inputs, definition.example_attributes, summary)
     del model.graph.output[:]
     model.graph.output.extend(_values(definition.outputs))

@@ -18,6 +18,7 @@ from onnx_fuse.passes.fuse.fuse_pass import inferred_types
 from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.learned import Tensor
+from onnx_fuse.patterns.language.learned_body import operator_of
 from onnx_fuse.patterns.language.operator import FusedOp
 from onnx_fuse.runtime.plugins.expressions import Expression, parse
 from onnx_fuse.runtime.plugins.own_operator import Input
@@ -105,7 +106,7 @@ def _described(kernel: OwnKernel, folder: Path) -> tuple[FusedOp, Mapping[str, T
     except OnnxFuseError as error:
         raise kernel.wrong("operator", error.cause, error.remedy) from error
     definition = learned.definition
-    return definition.operator(widen=False), definition.inputs, definition.example_attributes
+    return operator_of(definition, widen=False), definition.inputs, definition.example_attributes
 
 
 def _typed(kernel: OwnKernel, description: FusedOp) -> dict[str, Tensor]:

@@ -14,19 +14,16 @@ order. The matcher itself is in `onnx_fuse.passes.view.matcher`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from onnx_fuse.errors import PatternError
+from onnx_fuse.patterns.language.term_facts import needed_keys, operands_fit, root_keys, root_operands, size_of
+from onnx_fuse.patterns.language.terms import AnyOf, Kind, Named, Number, Op, Output, Shaped, Term, Tree, Variable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from onnx_fuse.patterns.language.interface import Match, View
-
-Kind = Literal["value", "constant", "scalar", "optional", "attribute"]
 
 
 class Value:
@@ -59,97 +56,6 @@ _KINDS: dict[Any, Kind] = {
 
 VIEW_DOMAIN = "onnx_fuse.view"
 """Domain of operators that exist in canonical views alone: they are matched, and never written."""
-
-COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "BitwiseAnd", "BitwiseOr"})
-
-
-class Term:
-    """Anything that can stand where a value is expected in a pattern."""
-
-
-@dataclass(frozen=True, eq=False)
-class Variable(Term):
-    """Binds a value (or an attribute's value) to a name."""
-
-    name: str
-    kind: Kind = "value"
-
-
-@dataclass(frozen=True, eq=False)
-class Number(Term):
-    """A constant with one element equal to `value` within `tolerance` (relative; absolute near zero)."""
-
-    value: float
-    tolerance: float = 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class AnyOf(Term):
-    """The first alternative that lets the whole pattern match."""
-
-    alternatives: tuple[Term, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Shaped(Term):
-    """A value whose shape fits `dims`: an int is that size, a name is bound across the pattern, "_" is anything."""
-
-    inner: Term
-    dims: tuple[int | str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Named(Term):
-    """Gives a matched value a name, so that requirements and the operator's outputs can refer to it."""
-
-    inner: Term
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class Tree(Term):
-    """A tree of one binary operator, flattened: each leaf matches `leaf`, whose variables become `name_1`, `name_2`, ..."""
-
-    op_type: str
-    leaf: Term
-    least: int
-    most: int
-    count: str
-
-
-@dataclass(frozen=True, eq=False)
-class Op(Term):
-    """A node: one of `op_types` of `domain`, with these inputs and attributes.
-
-    Attributes:
-        inputs: one term for each leading input; inputs the pattern does not name must be absent, unless the operator takes
-            them as what used to be attributes (axes, split, ...), which patterns always write as attributes.
-        attributes: name -> literal, `Variable` of kind "attribute", or predicate (True, False, or a sentence on what was
-            wanted).
-        variadic: the term that every input from `len(inputs)` on must match, its variables numbered from 1; None for none.
-        since, until: opset versions of the domain between which the node may stand (inclusive).
-    """
-
-    op_types: tuple[str, ...]
-    inputs: tuple[Term, ...]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    domain: str = ""
-    variadic: tuple[Term, str] | None = None
-    since: int = 1
-    until: int = 1 << 30
-
-    @cached_property
-    def commutative(self) -> bool:
-        """Whether the operands may be swapped."""
-        return len(self.inputs) == 2 and self.domain == "" and all(name in COMMUTATIVE for name in self.op_types)
-
-
-@dataclass(frozen=True, eq=False)
-class Output(Term):
-    """One output of a node that has several."""
-
-    op: Op
-    index: int
 
 
 class _Operators:
@@ -310,14 +216,14 @@ class Pattern:
         self.root_keys: frozenset[tuple[str, str]] = frozenset(root_keys(self.root))
         if not self.root_keys:
             raise PatternError(f"pattern {name} is a bare variable", "A pattern's result must be an operator.")
-        self._operands = _root_operands(self.root)
-        self.size = _size(self.root, *self.others)
-        self.needs: frozenset[tuple[str, str]] = _needs(self.root, *self.others)
+        self._operands = root_operands(self.root)
+        self.size = size_of(self.root, *self.others)
+        self.needs: frozenset[tuple[str, str]] = needed_keys(self.root, *self.others)
 
     def may_start_at(self, key: tuple[str, str], operands: Sequence[tuple[str, str] | None]) -> bool:
         """Whether a node of this key whose operands are made by nodes of those keys can be the root: a quick first look."""
         for wanted, commutative in self._operands.get(key, ()):
-            if _fits(wanted, operands) or (commutative and _fits(wanted, operands[::-1])):
+            if operands_fit(wanted, operands) or (commutative and operands_fit(wanted, operands[::-1])):
                 return True
         return False
 
@@ -349,117 +255,3 @@ def _kind(name: str, parameter: inspect.Parameter) -> Kind:
             "Use Value, Constant, Scalar, Optional or Attribute of onnx_fuse.patterns.",
         )
     return kind
-
-
-def root_keys(term: Term) -> Iterator[tuple[str, str]]:
-    """(domain, operator type) of every node that can be the outermost one of a term."""
-    if isinstance(term, Op):
-        yield from ((term.domain, op_type) for op_type in term.op_types)
-    elif isinstance(term, Output):
-        yield from root_keys(term.op)
-    elif isinstance(term, AnyOf):
-        for alternative in term.alternatives:
-            yield from root_keys(alternative)
-    elif isinstance(term, (Shaped, Named)):
-        yield from root_keys(term.inner)
-    elif isinstance(term, Tree):
-        yield ("", term.op_type)
-
-
-def _size(*roots: Term) -> int:
-    """Most nodes that terms can match together; a shared node counts once, of alternatives the largest counts."""
-    weights: dict[int, int] = {}
-
-    def weight(term: Term) -> int:
-        if id(term) not in weights:
-            weights[id(term)] = _own_size(term) + (
-                max(map(weight, term.alternatives)) if isinstance(term, AnyOf) else sum(map(weight, _inner(term)))
-            )
-        return weights[id(term)]
-
-    seen: set[int] = set()
-    total, pending = 0, list(roots)
-    while pending:
-        term = pending.pop()
-        if id(term) in seen:
-            continue
-        seen.add(id(term))
-        total += _own_size(term)
-        pending.extend([max(term.alternatives, key=weight)] if isinstance(term, AnyOf) else _inner(term))
-    return total
-
-
-def _own_size(term: Term) -> int:
-    if isinstance(term, Tree):
-        return term.least - 1 + term.least * _size(term.leaf)
-    return int(isinstance(term, Op))
-
-
-def _needs(*roots: Term) -> frozenset[tuple[str, str]]:
-    """(domain, operator type) of nodes that terms match whichever alternatives are taken; a shared term is looked at once."""
-    found: dict[int, frozenset[tuple[str, str]]] = {}
-
-    def needs(term: Term) -> frozenset[tuple[str, str]]:
-        if id(term) not in found:
-            if isinstance(term, AnyOf):
-                found[id(term)] = frozenset.intersection(*map(needs, term.alternatives))
-            else:
-                own = {(term.domain, term.op_types[0])} if isinstance(term, Op) and len(term.op_types) == 1 else ()
-                found[id(term)] = frozenset(own).union(*map(needs, _inner(term)))
-        return found[id(term)]
-
-    return frozenset().union(*map(needs, roots))
-
-
-def _inner(term: Term) -> tuple[Term, ...]:
-    if isinstance(term, Op):
-        return term.inputs
-    if isinstance(term, Output):
-        return (term.op,)
-    return (term.inner,) if isinstance(term, (Shaped, Named)) else ()
-
-
-Keys = frozenset[tuple[str, str]]
-
-
-def _operand_keys(term: Term) -> Keys | None:
-    """(domain, operator type) of what can make an operand; None where anything can."""
-    if isinstance(term, (Variable, Number, Tree)):
-        return None
-    if isinstance(term, AnyOf):
-        found = [_operand_keys(alternative) for alternative in term.alternatives]
-        return None if None in found else frozenset().union(*(keys for keys in found if keys is not None))
-    if isinstance(term, (Shaped, Named)):
-        return _operand_keys(term.inner)
-    return frozenset(root_keys(term))
-
-
-def _root_ops(term: Term) -> Iterator[Op | Tree]:
-    if isinstance(term, (Op, Tree)):
-        yield term
-    elif isinstance(term, AnyOf):
-        for alternative in term.alternatives:
-            yield from _root_ops(alternative)
-    elif isinstance(term, (Output, Shaped, Named)):
-        for inner in _inner(term):
-            yield from _root_ops(inner)
-
-
-def _root_operands(root: Term) -> dict[tuple[str, str], list[tuple[tuple[Keys | None, ...], bool]]]:
-    """For each key a root can have: what its operands must be made by, and whether they may be swapped."""
-    operands: dict[tuple[str, str], list[tuple[tuple[Keys | None, ...], bool]]] = {}
-    for op in _root_ops(root):
-        if isinstance(op, Tree):
-            operands.setdefault(("", op.op_type), []).append(((), False))
-            continue
-        wanted = tuple(_operand_keys(item) for item in op.inputs)
-        for op_type in op.op_types:
-            operands.setdefault((op.domain, op_type), []).append((wanted, op.commutative))
-    return operands
-
-
-def _fits(wanted: Sequence[Keys | None], operands: Sequence[tuple[str, str] | None]) -> bool:
-    constrained = [key in keys for keys, key in zip(wanted, operands, strict=False) if keys is not None]
-    return not constrained or any(
-        constrained
-    )  # one that fits is enough to be worth saying what is wrong with the other

@@ -10,7 +10,7 @@ import pytest
 import onnx_fuse
 from onnx_fuse.errors import PatternError
 from onnx_fuse.patterns import Attribute, Constant, Optional, Pattern, Scalar, Value, pattern
-from onnx_fuse.patterns.language.dsl import AnyOf, Number, Op, Output, Shaped, Tree
+from onnx_fuse.patterns.language.terms import AnyOf, Number, Op, Output, Shaped, Tree
 
 
 @pattern
