@@ -5,43 +5,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnx import AttributeProto, ModelProto, ValueInfoProto, helper
+from onnx import ModelProto
 
 from onnx_fuse import installation
-from onnx_fuse.errors import ModelError, UsageError, VerificationError
+from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.external_data import external_files
-from onnx_fuse.passes.files.staging import Staging, write_file
+from onnx_fuse.passes.files.staging import Staging
 from onnx_fuse.passes.graph.inlining import inline_calls
 from onnx_fuse.passes.precision import NARROW, convert, precision_of, quantized_types
 from onnx_fuse.passes.select import cost_model
 from onnx_fuse.passes.select import predicted as select
 from onnx_fuse.passes.select.predicted import Selection
 from onnx_fuse.runtime.device import engine_file, gpus
-from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor
+from onnx_fuse.runtime.device.engine_file import EngineRecord
 from onnx_fuse.runtime.measure.selection import selected
 from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.config import EngineConfig, Profile
-from onnx_fuse.runtime.tensorrt.parse import (
-    ParsedNetwork,
-    ParseResult,
-    TensorInfo,
-    creator,
+from onnx_fuse.runtime.tensorrt.parse import ParseResult, parse_network, serialized
+from onnx_fuse.runtime.tensorrt.plan import layers_of, plan_of, require_accepted, tensors_of
+from onnx_fuse.runtime.tensorrt.plugin_nodes import (
+    check_fields,
     fused_nodes,
     is_plugin,
     operators_without_plugin,
-    parse_network,
-    serialized,
-    text_of,
+    without_plugin,
 )
 from onnx_fuse.runtime.tensorrt.profiles import profiles_for
 from onnx_fuse.runtime.verify.accuracy import Accuracy, measure
@@ -50,20 +46,6 @@ from onnx_fuse.runtime.verify.random_inputs import input_specs
 from onnx_fuse.versions import __version__
 
 _BLOCK = 1 << 22
-_MOST_ERRORS = 5
-_FOR_TENSORRT = ("plugin_namespace", "plugin_version")
-_FIELD_TYPES = {
-    AttributeProto.INT: ("INT32", "INT64"),
-    AttributeProto.INTS: ("INT32", "INT64"),
-    AttributeProto.FLOAT: ("FLOAT32", "FLOAT64"),
-    AttributeProto.FLOATS: ("FLOAT32", "FLOAT64"),
-    AttributeProto.STRING: ("CHAR",),
-}
-_REMEDIES = {
-    "workspace": "Give the engine more workspace, or do not limit it (--workspace).",
-    "memory": "Free memory, or build on a larger machine.",
-    "profile": "Check the shapes (--shapes) against what the model can run on.",
-}
 _FAR = {"float16": TOLERANCES["float16"], "bfloat16": 8 * TOLERANCES["float16"]}  # bfloat16 has three bits less
 _QUANTIZERS = "NVIDIA's nvidia-modelopt (modelopt.onnx.quantization) and onnxruntime.quantization add them"
 
@@ -168,7 +150,7 @@ def build(
     binding.load_plugins(libraries)
     profiles, assumed = profiles_for(input_specs(source.proto), config)
     targets, notes = _targets(config)
-    without = _without_plugin(source.proto, libraries)
+    without = without_plugin(source.proto, libraries)
     selection = _selected(source, config, profiles, targets, say)
     if selection is not None and (left_out := selection.left_out):
         source = replace(source, proto=select.without(source.proto, left_out))
@@ -205,18 +187,18 @@ def build(
     # Those of plugins that cannot stand where they are come on top.
     inlined = dict(Counter(prepared.inlined) + Counter(parsed.result.inlined))
     result = replace(parsed.result, inlined=inlined, missing=operators_without_plugin(source.proto))
-    _check_accepted(result, source.name)
+    require_accepted(result, source.name)
     wanted = [node.name for node in fused_nodes(prepared.proto) if is_plugin(node)]
     if missing := [name for name in wanted if name not in result.plugins]:
         without = {**without, "TensorRT made no plugin layer of it": tuple(missing)}
     say("building the engine")
     with binding.listening(listener):
-        plan = _plan(parsed, config, record, assumed)
+        plan = plan_of(parsed, config, record, assumed)
     record = replace(
         record,
-        inputs=_tensors(source.proto.graph.input, result.inputs),
-        outputs=_tensors(source.proto.graph.output, result.outputs),
-        layers=_layers(parsed),
+        inputs=tensors_of(source.proto.graph.input, result.inputs),
+        outputs=tensors_of(source.proto.graph.output, result.outputs),
+        layers=layers_of(parsed),
         sha256=hashlib.sha256(plan).hexdigest(),
     )
     with Staging() as staging:
@@ -372,46 +354,7 @@ def _present(output: Path, wanted: EngineRecord) -> tuple[EngineRecord | None, s
     return None, f"The engine {output} is out of date: the model, onnx-fuse or the GPU has changed."
 
 
-# --- fused nodes and their plugins ------------------------------------------------------------------------------------
-
-
-def _without_plugin(proto: ModelProto, libraries: Sequence[Path]) -> dict[str, tuple[str, ...]]:
-    """Reason -> fused nodes for which no plugin is registered."""
-    found: dict[str, tuple[str, ...]] = {}
-    for node in fused_nodes(proto):
-        if not is_plugin(node):
-            wanted = (
-                f"{text_of(node, 'plugin_namespace')}::{node.op_type} version {text_of(node, 'plugin_version') or '1'}"
-            )
-            reason = f"no loaded library has a plugin {wanted}" if libraries else "no plugin library is loaded"
-            found[reason] = (*found.get(reason, ()), node.name or node.output[0])
-    return found
-
-
-def _check_fields(proto: ModelProto) -> None:
-    """Holds each fused node's attributes against the fields that its plugin takes: TensorRT drops what is not among them.
-
-    Raises:
-        VerificationError: an attribute is no field, or of another type.
-    """
-    for node in fused_nodes(proto):
-        maker = creator(node, text_of(node, "plugin_namespace"))
-        if maker is None:
-            continue
-        fields = {field.name: field.type.name for field in maker.field_names}
-        for attribute in node.attribute:
-            kinds = _FIELD_TYPES.get(attribute.type)
-            if attribute.name in _FOR_TENSORRT or (kinds and fields.get(attribute.name) in (*kinds, "UNKNOWN")):
-                continue
-            if attribute.name in fields and kinds is None:
-                continue  # a tensor or shape: the creator says what it makes of it
-            has = f"is {fields[attribute.name]} there" if attribute.name in fields else "is no field of the plugin"
-            kind = AttributeProto.AttributeType.Name(attribute.type)
-            raise VerificationError(
-                f"Node {node.name or node.output[0]} ({node.op_type}): attribute {attribute.name} ({kind}) {has}, so TensorRT "
-                "would build something else than the model says.",
-                "Fuse the model and build the plugin library with the same version of onnx-fuse, or build without plugins.",
-            )
+# --- what the parser gets ---------------------------------------------------------------------------------------------
 
 
 def _prepare(source: _Source, config: EngineConfig, say: Callable[[str], None]) -> _Prepared:
@@ -426,7 +369,7 @@ def _prepare(source: _Source, config: EngineConfig, say: Callable[[str], None]) 
     bodies = list(source.proto.functions)
     overloads = {node.output[0]: node.overload for node in proto.graph.node if is_plugin(node)}
     proto, inlined = inline_calls(proto, is_plugin)
-    _check_fields(proto)
+    check_fields(proto)
     kept = set()
     for node in proto.graph.node:
         if overload := overloads.get(next(iter(node.output), "")):
@@ -471,108 +414,3 @@ def _wanted_precision(proto: ModelProto, config: EngineConfig) -> str | None:
             "Export it in float32, or leave the precision out.",
         )
     return wanted
-
-
-# --- TensorRT ---------------------------------------------------------------------------------------------------------
-
-
-def _check_accepted(result: ParseResult, name: str) -> None:
-    if result.mistaken:
-        raise VerificationError(
-            f"TensorRT takes {', '.join(result.mistaken)} for operators of its own: they have its names, and no plugin is "
-            "registered for them.",
-            "Load the plugin library, or call the operators something that TensorRT does not know.",
-        )
-    if not result.accepted and result.lacking:
-        raise VerificationError(
-            f"{result.module} does not accept {name}: it has no plugin for {', '.join(result.lacking)}, and the model no body.",
-            plugin_library.how_to_get(result.lacking),
-        )
-    if not result.accepted:
-        shown = [
-            f"{issue.node or 'the model'} ({issue.op_type}): {issue.message}" for issue in result.errors[:_MOST_ERRORS]
-        ]
-        raise VerificationError(
-            f"{result.module} does not accept {name}: {'; '.join(shown)}", "`onnx-fuse parse` shows all errors by node."
-        )
-
-
-def _plan(parsed: ParsedNetwork, config: EngineConfig, record: EngineRecord, assumed: Sequence[str]) -> bytes:
-    settings = configure(parsed, config, record.profiles, record.targets)
-    with binding.logged() as log:
-        plan = parsed.builder.build_serialized_network(parsed.network, settings)
-    if plan is None:
-        reason = next((line for line in log if "ERROR" in line), "it gives no reason")
-        if "profile" in reason and assumed:
-            remedy = f"It was assumed that {' and '.join(assumed)}: give shapes that the model runs on (--shapes)."
-        else:
-            known = (text for word, text in _REMEDIES.items() if word in reason.lower())
-            remedy = next(known, "Run it with -v for TensorRT's log.")
-        raise VerificationError(f"{record.module} builds no engine of {record.model}: {reason}", remedy)
-    if config.timing_cache is not None and binding.features().timing_cache:
-        write_file(config.timing_cache, bytes(settings.get_timing_cache().serialize()))
-    return bytes(plan)
-
-
-def configure(parsed: ParsedNetwork, config: EngineConfig, profiles: Iterable[Profile], targets: Sequence[str]) -> Any:
-    """TensorRT's builder configuration for a network.
-
-    Raises:
-        UsageError: a range of shapes is refused, or an input's values would have to be given.
-    """
-    trt, can = binding.module(), binding.features()
-    settings = parsed.builder.create_builder_config()
-    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that layers keep the names of their nodes
-    if config.opt_level is not None:
-        settings.builder_optimization_level = config.opt_level
-    if config.workspace is not None:
-        settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace)
-    if can.targets and tuple(targets) != can.portable:
-        settings.num_compute_capabilities = len(targets)
-        for index, target in enumerate(targets):
-            settings.set_compute_capability(getattr(trt.ComputeCapability, target), index)
-    if config.timing_cache is not None and can.timing_cache:
-        path = Path(config.timing_cache)
-        settings.set_timing_cache(settings.create_timing_cache(path.read_bytes() if path.is_file() else b""), False)
-    inputs = [parsed.network.get_input(index) for index in range(parsed.network.num_inputs)]
-    for shapes in profiles:
-        profile = parsed.builder.create_optimization_profile()
-        for tensor in inputs:
-            if tensor.is_shape_tensor:
-                raise UsageError(
-                    f"The values of input {tensor.name} become a shape in the model, and an engine needs a range for them.",
-                    "Export the model so that shapes follow from those of its inputs.",
-                )
-            if -1 in tuple(tensor.shape):
-                profile.set_shape(
-                    tensor.name, shapes[tensor.name].min, shapes[tensor.name].opt, shapes[tensor.name].max
-                )
-        with binding.logged() as log:
-            added = settings.add_optimization_profile(profile)
-        if added < 0:
-            raise UsageError(f"TensorRT refuses the shapes: {' '.join(log) or 'it gives no reason'}", "Check --shapes.")
-    return settings
-
-
-def _tensors(declared: Iterable[ValueInfoProto], seen: Iterable[TensorInfo]) -> tuple[EngineTensor, ...]:
-    """Inputs or outputs: types as in the model, sizes as TensorRT knows them, names for those that may differ."""
-    by_name = {value.name: value for value in declared}
-    found = []
-    for tensor in seen:
-        value = by_name[tensor.name]
-        dims = [dim.dim_param or f"{tensor.name}:{axis}" for axis, dim in enumerate(value.type.tensor_type.shape.dim)]
-        shape = tensor.shape if tensor.shape is not None else tuple(dims)
-        named = tuple(
-            dim if isinstance(dim, int) and dim >= 0 else (dims[axis] if axis < len(dims) else f"{tensor.name}:{axis}")
-            for axis, dim in enumerate(shape)
-        )
-        kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        found.append(EngineTensor(tensor.name, kind.name, named))
-    return tuple(found)
-
-
-def _layers(parsed: ParsedNetwork) -> dict[str, tuple[str, ...]]:
-    """Layer of the network -> the ONNX nodes it came from, as the parser noted them."""
-    layers = map(parsed.network.get_layer, range(parsed.network.num_layers))
-    found = {layer.name: tuple(re.findall(r"\[ONNX Layer: (.*?)\](?=$|\s|\[)", layer.metadata)) for layer in layers}
-    return {name: nodes for name, nodes in found.items() if nodes}

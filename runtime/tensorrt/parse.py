@@ -19,6 +19,7 @@ from onnx_fuse.errors import ModelError, reason
 from onnx_fuse.passes.graph.inlining import inline_calls, nodes_of
 from onnx_fuse.runtime.plugins import harness, plugin_library
 from onnx_fuse.runtime.tensorrt import binding
+from onnx_fuse.runtime.tensorrt.plugin_nodes import fused_nodes, is_plugin, operators_without_plugin
 
 _INLINED = re.compile(r"__\d+$")  # what onnx's inliner adds to the names of a body's nodes
 _NO_WORKSPACE = "needs workspace, which TensorRT does not have inside If, Loop and Scan"
@@ -198,17 +199,6 @@ def prepare(model: ModelProto | str | Path) -> tuple[ModelProto, Counter[str]]:
     return inline_calls(_own_copy(model), is_plugin)
 
 
-def fused_nodes(model: ModelProto) -> list[NodeProto]:
-    """The nodes that are meant for a plugin, those of functions too."""
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    return [node for node in nodes_of(nodes) if text_of(node, "plugin_namespace")]
-
-
-def operators_without_plugin(model: ModelProto) -> tuple[str, ...]:
-    """`domain::operator` of the nodes that are meant for a plugin for which none is registered."""
-    return tuple(sorted({f"{node.domain}::{node.op_type}" for node in fused_nodes(model) if not is_plugin(node)}))
-
-
 def _without_workspace(network: Any, model: ModelProto) -> dict[str, str]:
     """Name -> operator of the plugin layers of subgraphs that need workspace: the builder fails on them without saying why."""
     inside = {node.name: node for outer in model.graph.node for node in islice(nodes_of([outer]), 1, None)}
@@ -259,30 +249,6 @@ def serialized(model: ModelProto) -> bytes:
             "The model is larger than 2 GB in memory, more than one ONNX file can hold.",
             "Save it with external data (onnx.save_model(..., save_as_external_data=True)) and pass the path.",
         ) from error
-
-
-def text_of(node: NodeProto, name: str) -> str:
-    """The text in an attribute, "" where the node does not carry it."""
-    return next((attribute.s.decode() for attribute in node.attribute if attribute.name == name), "")
-
-
-def is_plugin(node: NodeProto) -> bool:
-    """Whether TensorRT makes a plugin of the node even where the model has a body, or TensorRT an importer, of that name.
-
-    It does so when `plugin_namespace` leads to a registered creator. The domain leads to one only where there is neither.
-    """
-    named = creator(node, text_of(node, "plugin_namespace"))
-    if named is not None or creator(node, node.domain) is not None:
-        binding.require_plugin_nodes()
-    return named is not None
-
-
-def creator(node: NodeProto, namespace: str) -> Any:
-    """The plugin creator that is registered for a node in a namespace; None where there is none, or no namespace."""
-    if not namespace:
-        return None
-    version = text_of(node, "plugin_version") or "1"
-    return binding.module().get_plugin_registry().get_creator(node.op_type, version, namespace)
 
 
 def _issue(error: Any) -> ParseIssue:

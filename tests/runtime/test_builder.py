@@ -17,11 +17,12 @@ from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError, OutputError, UsageError, VerificationError
-from onnx_fuse.runtime import EngineConfig, build, builder, read_shapes
+from onnx_fuse.runtime import EngineConfig, build, read_shapes
 from onnx_fuse.runtime.device import engine_file, gpus
 from onnx_fuse.runtime.device.engine_file import EngineTensor, ShapeRange
 from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.parse import parse_network
+from onnx_fuse.runtime.tensorrt.plan import configure
 from tests.helpers import model
 
 try:
@@ -150,9 +151,7 @@ def test_targets_that_there_are(saved: Path, tmp_path: Path) -> None:
     assert "SM86" in error.value.remedy
     built = build(saved, tmp_path / "mlp.plan", EngineConfig(targets=["SM86", "SM120"], timing_cache=tmp_path / "t"))
     assert built.record.targets == ("SM86", "SM120")
-    settings = builder.configure(
-        parse_network(saved, plugins=()), EngineConfig(), built.record.profiles, ("SM86", "SM120")
-    )
+    settings = configure(parse_network(saved, plugins=()), EngineConfig(), built.record.profiles, ("SM86", "SM120"))
     assert [settings.get_compute_capability(index).name for index in range(2)] == ["SM86", "SM120"]
     assert "no timing cache" in built.warnings[0] and not (tmp_path / "t").exists()
 
@@ -341,7 +340,7 @@ def test_every_fused_operator_is_a_plugin_in_float16_where_it_shall_be(tmp_path:
 
 
 class Double:
-    """What `builder.configure` calls of TensorRT 10 and 11, noted."""
+    """What `configure` calls of TensorRT 10 and 11, noted."""
 
     IBuilderConfig = object
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
@@ -374,7 +373,7 @@ def test_a_module_without_targets(saved: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "cache").write_bytes(b"measured")
     config = EngineConfig(workspace="1K", opt_level=4, timing_cache=tmp_path / "cache")
     network: Any = SimpleNamespace(builder=double, network=SimpleNamespace(num_inputs=0))
-    builder.configure(network, config, (), ())
+    configure(network, config, (), ())
     assert double.calls == [("workspace", 1024), ("timing cache", b"measured")]
     assert (double.builder_optimization_level, double.profiling_verbosity) == (4, "detailed")
 
