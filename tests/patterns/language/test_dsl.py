@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -102,35 +101,6 @@ class TestTracing:
             return op.Relu(total), total
 
         assert len(both.others) == 1 and both.size == 2
-
-
-class TestSize:
-    def test_a_shared_node_counts_once_and_of_alternatives_the_largest(self) -> None:
-        @pattern
-        def shared(op, x):
-            root = op.Sqrt(op.Abs(x))
-            return op.Div(op.any_of(x, op.Neg(root)), root)
-
-        assert silu.size == 3 and shared.size == 4
-
-    def test_trees_count_their_least(self) -> None:
-        @pattern
-        def looked_up(op, table, ids):
-            return op.LayerNormalization(op.tree("Add", op.Gather(table, ids), least=3))
-
-        assert looked_up.size == 1 + 2 + 3
-
-    def test_it_is_found_quickly_whatever_the_alternatives(self) -> None:
-        started = time.process_time()
-
-        @pattern
-        def nested(op, x):
-            term = op.Abs(x)
-            for _ in range(60):
-                term = op.Add(op.any_of(term, term), term)
-            return term
-
-        assert nested.size == 61 and time.process_time() - started < 2
 
 
 class TestMistakes:
