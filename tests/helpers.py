@@ -10,9 +10,10 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, parser, shape_inference
 
-from onnx_fuse.passes.fuse.fuse_pass import FusePass, inferred_types
+from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.pipeline import Pipeline
 from onnx_fuse.passes.report import Report

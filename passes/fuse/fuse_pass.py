@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import gc
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import FunctionProto, ModelProto, NodeProto
 
-from onnx_fuse.passes.fuse.onnx_inference import disagreement
+from onnx_fuse.passes.fuse.body_check import disagreement
 from onnx_fuse.passes.fuse.repeats import carried_over, excerpt
 from onnx_fuse.passes.fuse.rewrite import Candidate, Planned, Refusal, Replacement, Rewriter
 from onnx_fuse.passes.graph import blocks, function_bodies
 from onnx_fuse.passes.graph.function_inputs import CallTypes
-from onnx_fuse.passes.graph.index import Graph, graphs
-from onnx_fuse.passes.graph.node import Node
+from onnx_fuse.passes.graph.index import Graph, Node, graphs
+from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.opset_conversion import OLDEST, opset_of
 from onnx_fuse.passes.report import Log, MatchRecord, NearMissRecord
@@ -27,7 +25,6 @@ from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import Pattern
 from onnx_fuse.patterns.language.operator import Fusion
 
-_SMALL = 1024
 _BEHIND = 24
 
 
@@ -482,43 +479,3 @@ def _left_out(item: Planned, view: View, refusals: Sequence[Refusal]) -> Iterato
         reasons = [refusal.reason for refusal in candidates if refusal.candidate.fusion is fusion]
         reasons += [miss.reason for miss in _misses_at(reader, fusion, view)]
         yield f"{reader.name}: " + next(iter(reasons), f"{reader.op_type} is no part of the pattern here")
-
-
-def inferred_types(graph: Graph) -> Callable[[], dict[str, onnx.TypeProto]] | None:
-    """A function that runs ONNX's shape inference on the main graph, without its weights; None for other graphs."""
-    if graph.path or not isinstance(graph.proto, GraphProto):
-        return None
-
-    def infer() -> dict[str, onnx.TypeProto]:
-        light = without_weights(graph.model)
-        try:
-            inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
-        except Exception:
-            # Shapes are a help, not a need: what needs one it cannot have refuses with a sentence.
-            return {}
-        values = [*inferred.graph.value_info, *inferred.graph.output]
-        return {value.name: value.type for value in values}
-
-    return infer
-
-
-def without_weights(model: ModelProto) -> ModelProto:
-    """A copy of the model in which weights have a type and a shape but no data."""
-    light = ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    graph = light.graph
-    graph.name = model.graph.name
-    graph.node.extend(model.graph.node)
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    graph.value_info.extend(model.graph.value_info)
-    graph.sparse_initializer.extend(model.graph.sparse_initializer)
-    for tensor in model.graph.initializer:
-        if tensor.data_location != TensorProto.EXTERNAL and math.prod(tensor.dims) <= _SMALL:
-            graph.initializer.append(tensor)
-            continue
-        shell = graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        shell.data_location = TensorProto.EXTERNAL
-        shell.external_data.add(key="location", value="weights")
-    return light

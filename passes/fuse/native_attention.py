@@ -14,9 +14,9 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnx_fuse.passes.fuse.fuse_pass import inferred_types
 from onnx_fuse.passes.graph import inlining
 from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.opset_conversion import opset_of
 from onnx_fuse.passes.report import Report
 from onnx_fuse.passes.view.view import View

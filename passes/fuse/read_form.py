@@ -18,11 +18,10 @@ import onnx
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import LearnError
-from onnx_fuse.passes.fuse.fuse_pass import inferred_types
-from onnx_fuse.passes.graph.attributes import Reference as Unknown
 from onnx_fuse.passes.graph.dims import Dim, Product
-from onnx_fuse.passes.graph.index import Graph
-from onnx_fuse.passes.graph.node import Node
+from onnx_fuse.passes.graph.index import Graph, Node
+from onnx_fuse.passes.graph.index import Reference as Unknown
+from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.view.view import ATTRIBUTE_INPUTS, View
 from onnx_fuse.patterns.language.learned import SHAPED, Form, Reference, Step, Tensor, filling, part_bounds

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from onnx import ModelProto
 
 from onnx_fuse.passes.files.staging import write_file
-from onnx_fuse.passes.fuse.fuse_pass import without_weights
+from onnx_fuse.passes.graph.onnx_inference import without_weights
 from onnx_fuse.versions import __version__
 
 ROUNDS = 40

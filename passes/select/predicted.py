@@ -14,11 +14,10 @@ from typing import Any, Literal
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.errors import UsageError
-from onnx_fuse.passes.fuse.fuse_pass import inferred_types, without_weights
 from onnx_fuse.passes.graph import inlining
 from onnx_fuse.passes.graph.dims import Product
-from onnx_fuse.passes.graph.index import Graph
-from onnx_fuse.passes.graph.node import Node
+from onnx_fuse.passes.graph.index import Graph, Node
+from onnx_fuse.passes.graph.onnx_inference import inferred_types, without_weights
 from onnx_fuse.passes.select import cost_model
 from onnx_fuse.passes.select.measured import Verdict
 from onnx_fuse.passes.select.plugin_facts import PluginFacts, plugin_facts
