@@ -20,9 +20,8 @@ from operator import itemgetter
 import numpy as np
 from onnx import AttributeProto, TensorProto, TypeProto
 
-from onnx_fuse.passes.fuse.rewrite import Replacement
-from onnx_fuse.passes.graph.index import Graph
-from onnx_fuse.passes.graph.node import Node, values_read
+from onnx_fuse.passes.fuse.plan import Replacement
+from onnx_fuse.passes.graph.index import Graph, Node, values_read
 from onnx_fuse.passes.view.view import View
 
 HEAD = 4

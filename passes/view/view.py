@@ -3,7 +3,7 @@
 The view never touches the model. It remembers which values are mere aliases of others, which values a canonical node makes
 instead of the exporter's nodes, and which are constants. **A name that exists in the original always means the same value**;
 nodes and values that exist only here have new names. Matching reads the view; the rewriter brings view-only nodes that a fused
-node needs into the original (`onnx_fuse.passes.fuse.rewrite`).
+node needs into the original (`onnx_fuse.passes.fuse.commit`).
 """
 
 from __future__ import annotations

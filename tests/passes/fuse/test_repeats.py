@@ -93,7 +93,7 @@ def set_weight(made: ModelProto, name: str, array: Any) -> None:
 def taken(made: ModelProto) -> bool:
     """Whether a few blocks stood for all; fails unless the model and the report are those of looking at all blocks."""
     decided: list[bool] = []
-    ask = fuse_pass.FusePass._decide_once
+    ask = fuse_pass.FusePass._decide_on_excerpt
 
     def spy(*arguments: Any) -> Any:
         decision = ask(*arguments)
@@ -101,7 +101,7 @@ def taken(made: ModelProto) -> bool:
         return decision
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fuse_pass.FusePass, "_decide_once", spy)
+        patch.setattr(fuse_pass.FusePass, "_decide_on_excerpt", spy)
         few = _fused(made)
         patch.setattr(fuse_pass, "excerpt", lambda graph: None)
         assert few == _fused(made)

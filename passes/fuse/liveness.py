@@ -1,0 +1,113 @@
+"""Which nodes of the original graph nothing needs any more once some values come from elsewhere, and who needs the others.
+
+"No outside reader" is asked of the original graph, not of the view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from onnx_fuse.passes.graph.index import Graph, Node, values_read
+
+
+class Liveness:
+    """Answers for one graph, which stays as it is meanwhile.
+
+    Args:
+        graph: the original graph.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    @cached_property
+    def idle(self) -> frozenset[int]:
+        """Positions of nodes that no graph output depends on: dead already, so nobody outside."""
+        producers = self.graph.producers
+        live: set[int] = set()
+        pending = [producers[name] for name in self.graph.outputs if name in producers]
+        while pending:
+            node = pending.pop()
+            if node.position not in live:
+                live.add(node.position)
+                read = values_read(node) if node.nests else node.inputs
+                pending.extend([producers[name] for name in read if name in producers])
+        return frozenset([node.position for node in self.graph.nodes if node.position not in live])
+
+    def dead(self, made: Iterable[str], kept: set[str]) -> set[int]:
+        """Positions of the nodes that nothing needs once the values in `made` come from elsewhere.
+
+        Args:
+            made: values that the graph's own nodes need not make any more.
+            kept: values that are read from then on, whoever else reads them.
+        """
+        cut = set(made)
+        dead: set[int] = set()
+        producers = self.graph.producers
+        pending = [producers[value] for value in cut]
+        while pending:
+            node = pending.pop()
+            if node.position in dead or self._is_needed(node, cut, dead, kept):
+                continue
+            dead.add(node.position)
+            pending.extend([producers[value] for value in node.inputs if value in producers])
+        return dead | self._stranded(dead, cut) if self.idle else dead
+
+    def _is_needed(self, node: Node, cut: set[str], dead: set[int], kept: set[str]) -> bool:
+        graph, idle = self.graph, self.idle
+        for output in node.outputs:
+            if output in cut or not output:
+                continue
+            if output in kept or output in graph.outputs:
+                return True
+            for reader in graph.readers.get(output, ()):
+                position = reader.position
+                if position not in dead and position not in idle:
+                    return True
+        return False
+
+    def _stranded(self, dead: set[int], cut: set[str]) -> set[int]:
+        """Nodes that were dead all along and read what is about to go."""
+        stranded: set[int] = set()
+        pending = sorted(dead)
+        while pending:
+            for value in self.graph.nodes[pending.pop()].outputs:
+                if value in cut:
+                    continue
+                for reader in self.graph.readers.get(value, ()):
+                    if reader.position not in dead and reader.position not in stranded:
+                        stranded.add(reader.position)
+                        pending.append(reader.position)
+        return stranded
+
+    def read_outside(self, value: str, dead: set[int]) -> str | None:
+        """Who needs a value besides the nodes in `dead`, as a phrase; None for nobody."""
+        if value in self.graph.outputs:
+            return "is a graph output"
+        for reader in self.graph.readers.get(value, ()):
+            if reader.position not in dead and reader.position not in self.idle:
+                return f"is also read by {reader.name} outside the match"
+        return None
+
+    def why_it_stays(self, node: Node, dead: set[int], covers: frozenset[int]) -> tuple[Node, str]:
+        """The node, or the covered one that stays for its sake, that is needed outside a match, and by whom.
+
+        Args:
+            node: a covered node that stays.
+            dead: positions of the nodes that go.
+            covers: positions of the nodes that the match covers.
+        """
+        pending, seen = [node], {node.position}
+        while pending:
+            item = pending.pop(0)
+            for output in filter(None, item.outputs):
+                phrase = self.read_outside(output, dead | covers)
+                if phrase is not None:
+                    return item, f"its output {output} {phrase}"
+                readers = [
+                    reader for reader in self.graph.readers.get(output, ()) if reader.position not in dead | seen
+                ]
+                pending += readers
+                seen.update(reader.position for reader in readers)
+        return node, "what it makes would be read by the fused node as well"

@@ -1,0 +1,216 @@
+"""Near misses: which of the attempts that failed are worth telling, and the sentences that tell them.
+
+Nothing that looks like a fusion goes without a sentence, and nothing is told twice: of attempts that failed for the same reason
+the furthest is kept, and none that ran into what was fused anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from onnx_fuse.passes.fuse.plan import Plan, Planned, Refusal
+from onnx_fuse.passes.graph import blocks
+from onnx_fuse.passes.graph.index import Graph, Node
+from onnx_fuse.passes.report import NearMissRecord
+from onnx_fuse.passes.view.matcher import NearMiss, match_at
+from onnx_fuse.passes.view.view import View
+from onnx_fuse.patterns.language.dsl import Pattern
+from onnx_fuse.patterns.language.operator import Fusion
+
+_STEPS_BEFORE = 4
+"""How far before a root its anchor is looked for."""
+
+_NODES_BEHIND = 24
+"""How many nodes behind an anchor are looked at for an attempt that stopped on the way to it."""
+
+
+class Attempt(NamedTuple):
+    """A fusion tried at a node, in vain."""
+
+    fusion: Fusion
+    miss: NearMiss
+
+
+# -- while matching ------------------------------------------------------------------------------------------------------
+
+
+def is_interesting(miss: NearMiss, fusion: Fusion, view: View) -> bool:
+    """Whether an attempt came upon what makes a place look like the fusion."""
+    if fusion.anchor is None:
+        return miss.matched >= min(2, miss.pattern.size)
+    # An attempt that stopped at its root tells nothing, though the root be the anchor.
+    if any(
+        op_type == fusion.anchor and (miss.matched or position != miss.root.position)
+        for op_type, position in miss.reached
+    ):
+        return True
+    # The outermost node may be the right operator with another attribute: then nothing before it was looked at.
+    return miss.matched == 0 and miss.failed_at == miss.root.name and _is_before(fusion.anchor, miss.root, view)
+
+
+def _is_before(op_type: str, node: Node, view: View) -> bool:
+    """Whether one of the last few steps on the way to a node is such an operator."""
+    frontier = [node]
+    for _ in range(_STEPS_BEFORE):
+        makers = {id(maker): maker for item in frontier for value in item.inputs if (maker := view.producer(value))}
+        frontier = list(makers.values())
+        if any(maker.key == ("", op_type) for maker in frontier):
+            return True
+    return False
+
+
+def in_other_domains(pattern: Pattern, fusion: Fusion, view: View, told: Sequence[NearMiss]) -> list[NearMiss]:
+    """Nodes that carry a root's or the anchor's operator name in another domain: they are another operator."""
+    names = {op_type for domain, op_type in pattern.root_keys if domain == ""} | {fusion.anchor}
+    reached = {position for miss in told for _, position in miss.reached}
+    misses: list[NearMiss] = []
+    for domain, op_type in view.operators():
+        if domain and op_type in names:
+            reason = f"{op_type} of domain {domain} is not ONNX's {op_type}"
+            unsaid = [node for node in view.nodes([(domain, op_type)]) if node.position not in reached]
+            misses.extend(NearMiss(pattern, node, node.name, 0, reason, frozenset()) for node in unsaid)
+    return misses
+
+
+# -- once it is planned --------------------------------------------------------------------------------------------------
+
+
+def worth_telling(
+    fusions: Iterable[Fusion], attempts: Sequence[Attempt], plan: Plan, view: View
+) -> list[NearMissRecord]:
+    """The near misses of a graph, the furthest one of each (fusion, place of failure, reason).
+
+    Args:
+        fusions: those that were tried.
+        attempts: the interesting ones among their attempts.
+        plan: what is fused, and which matches were refused.
+        view: the view in which all that was found.
+    """
+    graph, planned = view.graph, plan.planned
+    records = [_record(miss, miss.pattern.name, graph) for miss in view.near_misses if not view.recognised(miss.root)]
+    records += [
+        _record(miss, fusion.name, graph)
+        for fusion, miss in _furthest(attempts)
+        if not _ran_into_another(miss, fusion, planned)
+    ]
+    for fusion in fusions:
+        own = [attempt.miss for attempt in attempts if attempt.fusion is fusion]
+        records += [_record(miss, fusion.name, graph) for miss in _unexplained(fusion, view, plan, own)]
+    records += [_record(_refused(item), item.candidate.fusion.name, graph) for item in _losers(plan)]
+    fused = {(item.candidate.fusion.name, node.name) for item in planned for node in item.candidate.match.nodes}
+    best: dict[tuple[str, str, str], NearMissRecord] = {}
+    for record in records:
+        if (record.fusion, record.failed_at) in fused and (record.fusion, record.node) in fused:
+            continue
+        key = (record.fusion, record.failed_at, record.reason)
+        if key not in best or best[key].matched < record.matched:
+            best[key] = record
+    return list(best.values())
+
+
+def _furthest(attempts: Iterable[Attempt]) -> list[Attempt]:
+    """Of the attempts of a fusion that came upon the same anchors and failed for the same reason, the furthest one."""
+    best: dict[Any, Attempt] = {}
+    for attempt in attempts:
+        fusion, miss = attempt
+        anchors = frozenset(position for op_type, position in miss.reached if op_type == fusion.anchor)
+        key = (fusion.name, miss.reason, anchors or miss.root.position)
+        if key not in best or best[key].miss.matched < miss.matched:
+            best[key] = attempt
+    return list(best.values())
+
+
+def _ran_into_another(miss: NearMiss, fusion: Fusion, planned: Sequence[Planned]) -> bool:
+    """Whether all that made an attempt look like the fusion has been fused by it elsewhere."""
+    anchors = {position for op_type, position in miss.reached if op_type == fusion.anchor}
+    if fusion.anchor is None:
+        anchors = {miss.root.position}
+    fused = {position for item in planned if item.candidate.fusion is fusion for position in item.candidate.covers}
+    return bool(anchors) and anchors <= fused
+
+
+def _unexplained(fusion: Fusion, view: View, plan: Plan, attempts: Sequence[NearMiss]) -> list[NearMiss]:
+    """A near miss for each anchor that was neither fused nor reached by any attempt: nothing goes without a sentence."""
+    if fusion.anchor is None or not fusion.explain_every_anchor:
+        return []
+    explained = {position for miss in attempts for op_type, position in miss.reached if op_type == fusion.anchor}
+    candidates = [item.candidate for item in plan.planned] + [item.candidate for item in plan.refusals]
+    explained |= {position for candidate in candidates for position in candidate.covers}
+    pattern = fusion.patterns[0]
+    misses = [NearMiss(pattern, node, node.name, 0, reason, frozenset()) for node, reason in view.refusals]
+    for node in view.nodes([("", fusion.anchor)]):
+        if node.position in explained:
+            continue
+        readers = ", ".join(f"{reader.op_type} {reader.name}" for reader in view.readers(node.outputs[0])[:3])
+        reason = f"what reads it is no part of the pattern: {readers or 'nothing'}"
+        miss = NearMiss(pattern, node, node.name, 1, reason, frozenset())
+        misses.append(_stopped_behind(node, fusion, view) or miss)
+    return misses
+
+
+def _stopped_behind(anchor: Node, fusion: Fusion, view: View) -> NearMiss | None:
+    """The attempt from further on that came closest to the anchor, if it failed between the two."""
+    behind, frontier = {anchor.name: anchor}, [anchor]
+    while frontier and len(behind) < _NODES_BEHIND:
+        following = [reader for node in frontier for value in node.outputs for reader in view.readers(value)]
+        frontier = [node for node in following if node.name not in behind]
+        behind.update((node.name, node) for node in frontier)
+    attempts = [miss for node in behind.values() for miss in _misses_at(node, fusion, view) if miss.reached]
+    attempts = [miss for miss in attempts if miss.failed_at in behind]
+    return max(attempts, key=lambda miss: miss.matched, default=None)
+
+
+def _misses_at(node: Node, fusion: Fusion, view: View) -> list[NearMiss]:
+    """Why the fusion's patterns do not match with the node as their root."""
+    results = [match_at(pattern, node, view) for pattern in fusion.patterns if node.key in pattern.root_keys]
+    return [result for result in results if isinstance(result, NearMiss)]
+
+
+def _losers(plan: Plan) -> Iterator[Refusal]:
+    """The matches that were refused and whose root no match of the same fusion replaces."""
+    replaced_by = {
+        (item.candidate.fusion.name, position) for item in plan.planned for position in item.replacement.dead
+    }
+    for refusal in plan.refusals:
+        # A core whose root the same fusion replaces anyway was fused with its rim: it is no loser.
+        if (refusal.candidate.fusion.name, refusal.candidate.root.position) not in replaced_by:
+            yield refusal
+
+
+def _refused(refusal: Refusal) -> NearMiss:
+    match = refusal.candidate.match
+    return NearMiss(match.pattern, match.root, refusal.failed_at, len(match.nodes), refusal.reason, frozenset())
+
+
+def _record(miss: NearMiss, fusion: str, graph: Graph) -> NearMissRecord:
+    return NearMissRecord(
+        fusion=fusion,
+        node=miss.root.name,
+        op_type=miss.root.op_type,
+        graph=graph.path,
+        failed_at=miss.failed_at,
+        matched=miss.matched,
+        total=miss.pattern.size,
+        reason=miss.reason,
+        block=blocks.block_of(graph.nodes[miss.root.position].proto),
+        advice=blocks.advise(miss.reason, graph),
+    )
+
+
+# -- beside what is fused ------------------------------------------------------------------------------------------------
+
+
+def left_out(item: Planned, refusals: Sequence[Refusal], view: View) -> Iterator[str]:
+    """Why the nodes that follow a match were not swallowed with it: one sentence for each."""
+    fusion, match = item.candidate.fusion, item.candidate.match
+    if set(fusion.rim) <= set(item.replacement.parts):
+        return
+    followers = [reader for value in item.replacement.outputs.values() for reader in view.readers(value)]
+    for reader in followers:
+        if reader in match.nodes:
+            continue
+        candidates = [refusal for refusal in refusals if refusal.candidate.root is reader]
+        reasons = [refusal.reason for refusal in candidates if refusal.candidate.fusion is fusion]
+        reasons += [miss.reason for miss in _misses_at(reader, fusion, view)]
+        yield f"{reader.name}: " + next(iter(reasons), f"{reader.op_type} is no part of the pattern here")
