@@ -151,7 +151,7 @@ def _match_fusion(fusion: Fusion, view: View) -> tuple[list[Candidate], list[Nea
     for pattern in fusion.patterns:
         if pattern.others and not pattern.needs <= present:
             continue  # the patterns of fewer results tell more
-        for node in view.nodes(pattern.root_keys):
+        for node in view.nodes(sorted(pattern.root_keys)):  # in one order also where one exported node became several
             result = match_at(pattern, node, view)
             if isinstance(result, Match):
                 fused = fusion.fused(result, view)
