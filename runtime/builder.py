@@ -22,8 +22,7 @@ from onnx_fuse.passes.files.staging import Staging
 from onnx_fuse.passes.graph.inlining import inline_calls
 from onnx_fuse.passes.precision import NARROW, convert, precision_of, quantized_types
 from onnx_fuse.passes.select import cost_model
-from onnx_fuse.passes.select import predicted as select
-from onnx_fuse.passes.select.predicted import Selection
+from onnx_fuse.passes.select.decisions import Selection, leave_out
 from onnx_fuse.runtime.device import engine_file, gpus
 from onnx_fuse.runtime.device.engine_file import EngineRecord
 from onnx_fuse.runtime.measure.selection import selected
@@ -153,7 +152,7 @@ def build(
     without = without_plugin(source.proto, libraries)
     selection = _selected(source, config, profiles, targets, say)
     if selection is not None and (left_out := selection.left_out):
-        source = replace(source, proto=select.without(source.proto, left_out))
+        source = replace(source, proto=leave_out(source.proto, left_out))
         without["its plugin is not predicted to pay" if config.select == "auto" else "its plugin does not pay"] = tuple(
             item.node for item in selection.decisions if not item.keep
         )
@@ -298,7 +297,7 @@ def _selected(
 
     def of_operators(predicted: Selection, kept: Collection[str]) -> ModelProto:
         others = [item.node for item in predicted.decisions if item.operator not in kept]
-        return select.without(source.proto, others)
+        return leave_out(source.proto, others)
 
     return selected(
         config.select,

@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from onnx import ModelProto
 
 from onnx_fuse.passes.files.staging import write_file
 from onnx_fuse.passes.graph.onnx_inference import without_weights
+from onnx_fuse.passes.select.decisions import Decision, Selection
 from onnx_fuse.versions import __version__
 
 ROUNDS = 40
@@ -165,3 +166,23 @@ def choose(
             kept.append(operator)
             current = candidate  # None where the verdict was remembered: opened when it is needed
     return found
+
+
+def by_measurement(predicted: Selection, verdicts: Mapping[str, Verdict], timer: str) -> Selection:
+    """The selection by what was measured for each operator, in place of what was predicted.
+
+    Args:
+        predicted: the same nodes as the cost model decided.
+        verdicts: operator -> what was measured.
+        timer: name of the device that was measured on.
+    """
+
+    def decision(item: Decision) -> Decision:
+        verdict = verdicts[item.operator]
+        share = f"{verdict.ratio:.3f} of the time ({verdict.low:.3f} to {verdict.high:.3f}) with {item.operator}"
+        reason = f"{share}, in {verdict.runs} pairs of runs"
+        return replace(item, keep=verdict.wins, before_us=None, after_us=None, reason=reason, ratio=verdict.ratio)
+
+    decisions = tuple(decision(item) for item in predicted.decisions)
+    notes = tuple(note for note in predicted.notes if "assumed" not in note)
+    return replace(predicted, method="measured", device=timer, decisions=decisions, notes=notes)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from onnx_fuse.passes.select.measured import Verdicts, choose
-from onnx_fuse.passes.select.predicted import Alternative, Selection, measured, select_fused
+from onnx_fuse.passes.select.decisions import Selection
+from onnx_fuse.passes.select.measured import Verdicts, by_measurement, choose
+from onnx_fuse.passes.select.opened_model import Alternative
+from onnx_fuse.passes.select.predicted import select_fused
 
 
 def selected(
@@ -59,4 +61,4 @@ def selected(
         sizes=predicted.sizes,
         progress=progress,
     )
-    return measured(predicted, verdicts, timer.name)
+    return by_measurement(predicted, verdicts, timer.name)

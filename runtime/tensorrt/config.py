@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import UsageError, reason
-from onnx_fuse.passes.select.predicted import METHODS
+from onnx_fuse.passes.select.decisions import METHODS
 from onnx_fuse.runtime.device.engine_file import ShapeRange
 
 Profile = Mapping[str, ShapeRange]
