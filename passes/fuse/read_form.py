@@ -14,26 +14,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import LearnError
-from onnx_fuse.passes.graph.dims import Dim, Product
+from onnx_fuse.passes.fuse.constant_origins import ConstantOrigins
+from onnx_fuse.passes.fuse.learnable import NORMS, attributes_of, require_learnable
+from onnx_fuse.passes.graph.dims import Dim
 from onnx_fuse.passes.graph.index import Graph, Node
-from onnx_fuse.passes.graph.index import Reference as Unknown
 from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.view.view import ATTRIBUTE_INPUTS, View
-from onnx_fuse.patterns.language.learned import SHAPED, Form, Reference, Step, Tensor, filling, part_bounds
+from onnx_fuse.patterns.language.learned import SHAPED, Form, Reference, Step, Tensor, part_bounds
 
-_LARGEST = 1 << 26
-_NORMS = ("LayerNormalization", "RMSNormalization")
 _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-_RANDOM = re.compile(r"Random|Multinomial|Bernoulli|Dropout")
-_NOT_LEARNED = {
-    "Pad": "what newer opsets can say of its axes",
-    "CastLike": "the type it casts to",
-}
 
 
 @dataclass(frozen=True)
@@ -134,6 +127,7 @@ class _Reading:
         self.view = View(self.graph, inferred_types(self.graph))
         normalize(self.view)
         self.parameters = frozenset(parameters)
+        self.origins = ConstantOrigins(self.view, parameters)
         self.names: dict[str, str] = {}
         self.inputs: dict[str, Tensor] = {}
         self.steps: list[Step] = []
@@ -142,7 +136,6 @@ class _Reading:
         self.sizes: dict[str, Any] = {}
         self.epsilons: dict[float, str] = {}
         self.results: list[str] = []
-        self._origins: dict[str, frozenset[str] | None] = {}
 
     def read(self) -> None:
         initializers = set(self.graph.initializers)
@@ -230,7 +223,7 @@ class _Reading:
         value = self.view.resolve(value)
         if not value or value in self.names:
             return self.names.get(value, "")
-        origin = self._origin(value)
+        origin = self.origins.of(value)
         if origin is not None:
             name = f"leaf_{len(self.leaves)}"
             self.leaves[name] = self._leaf(value, origin, reader)
@@ -246,45 +239,13 @@ class _Reading:
         self.names[value] = name
         return name
 
-    def _origin(self, value: str) -> frozenset[str] | None:
-        """The parameters that a constant was computed from; None for what is no constant."""
-        value = self.view.resolve(value)
-        if value not in self._origins:
-            self._origins[value] = None  # a value is no constant while it is being looked at
-            self._origins[value] = self._origin_uncached(value)
-        return self._origins[value]
-
-    def _origin_uncached(self, value: str) -> frozenset[str] | None:
-        if value in self.graph.initializers or self.view.is_array(value) or self.graph.tensor(value) is not None:
-            return frozenset({value} & self.parameters)
-        node = self.view.producer(value)
-        if node is None or node.domain or _RANDOM.match(node.op_type):
-            return None
-        if self.view.info(value).content is not None and self.view.constant(value) is not None:
-            return frozenset()
-        origins = [self._origin(name) for name in node.inputs if name]
-        if not origins or any(origin is None for origin in origins):
-            return None
-        return frozenset().union(*(origin for origin in origins if origin is not None))
-
     def _leaf(self, value: str, origin: frozenset[str], reader: str) -> Leaf:
         tensor = self._tensor(value, reader)
         order = [name for name in self.graph.initializers if name in origin]
-        array = self._array(value)
+        array = self.origins.array(value)
         if array is None or array.dtype.kind == "O":
             raise LearnError(f"The constant {value} (for {reader}) cannot be read.", "Make it an input of the example.")
         return Leaf(tensor, tuple(order), array, reader, value in self.parameters)
-
-    def _array(self, value: str) -> np.ndarray | None:
-        """The value of a constant, also of one that only the view computes from others."""
-        value = self.view.resolve(value)
-        array = self.view.constant(value, _LARGEST)
-        node = self.view.producer(value)
-        if array is not None or node is None:
-            return array
-        feeds = {name: self._array(name) for name in node.inputs if name}
-        known = {name: item for name, item in feeds.items() if item is not None}
-        return self.view.evaluate(node, known).get(value) if len(known) == len(feeds) else None
 
     def _known_size(self, value: str) -> Any:
         """The elements of an integer tensor that is known from the shapes of the inputs."""
@@ -313,7 +274,7 @@ class _Reading:
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
     def _step(self, node: Node, value: str) -> None:
-        self._require_learnable(node)
+        require_learnable(node)
         part = self._part(node, value)
         if part is not None:
             source, outputs = self._value(node.inputs[0], node.name), [value]
@@ -326,7 +287,9 @@ class _Reading:
         inputs = tuple(self._value(name, f"{node.op_type} {node.name}") for name in data)
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
-        attributes = {} if node.op_type in SHAPED else self._attributes(node)
+        attributes = {} if node.op_type in SHAPED else attributes_of(node, self.view)
+        if node.op_type in NORMS:
+            attributes["epsilon"] = Reference(self._epsilon(float(attributes["epsilon"])))
         if node.op_type == "ConstantOfShape" and inputs[0] not in self.sizes:
             raise LearnError(f"The shape that {node.name} fills is not known.", "Fill the shape of an input.")
         self._add(node.op_type, inputs, list(node.outputs), attributes)
@@ -354,25 +317,6 @@ class _Reading:
             raise LearnError(f"{node.name} splits an axis of unknown size.", "Split an axis of fixed size.")
         return part
 
-    def _require_learnable(self, node: Node) -> None:
-        what = f"{node.op_type} {node.name}"
-        if node.domain:
-            raise LearnError(
-                f"{what} is an operator of domain {node.domain}.", "Learn from an example of ONNX operators."
-            )
-        if _RANDOM.match(node.op_type):
-            raise LearnError(f"{what} is random.", "Call module.eval(), or leave it out of the example.")
-        if any(item.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for item in node.proto.attribute):
-            raise LearnError(f"{what} holds subgraphs.", "Control flow cannot be learned: take an example without it.")
-        if node.op_type in ("Shape", "Size"):
-            raise LearnError(
-                f"{what} computes a size that is none of the inputs' dimensions.",
-                "Name the dimensions of the inputs that vary, and compute with those.",
-            )
-        if node.op_type in _NOT_LEARNED or "Sequence" in node.op_type:
-            reason = _NOT_LEARNED.get(node.op_type, "sequences of tensors")
-            raise LearnError(f"{what} cannot be learned: patterns do not see {reason}.", "Write the pattern by hand.")
-
     def _require_determined(self, node: Node, tensor: Tensor) -> None:
         """A Reshape leads where the dimensions of the inputs say, but for one that follows from the rest."""
         unknown = [dim for dim in tensor.dims if isinstance(dim, str) and dim not in self.dims]
@@ -381,48 +325,6 @@ class _Reading:
                 f"{node.op_type} {node.name} makes the sizes {', '.join(unknown)}, which are no dimensions of the inputs.",
                 "Take an example whose shapes follow from those of its inputs.",
             )
-
-    def _attributes(self, node: Node) -> dict[str, Any]:
-        opset = self.graph.opset() or 1
-        names = {item.name for item in node.proto.attribute} | set(ATTRIBUTE_INPUTS.get(node.op_type, ()))
-        defaults: dict[str, Any] = {}
-        for version in (opset, onnx.defs.onnx_opset_version()):
-            if onnx.defs.has(node.op_type, version, ""):
-                for name, attribute in onnx.defs.get_schema(node.op_type, version, "").attributes.items():
-                    names.add(name)
-                    if attribute.default_value.name:
-                        default = helper.get_attribute_value(attribute.default_value)
-                        defaults[name] = default.decode() if isinstance(default, bytes) else default
-        found: dict[str, Any] = {}
-        for name in sorted(names):
-            value = self.view.attribute(node, name)
-            found[name] = self._checked(node, name, defaults.get(name) if value is None else value)
-        rank = self.view.rank(node.inputs[0]) if node.inputs else None
-        for name in ("axis", "axes"):
-            if rank and found.get(name) is not None:
-                axes = found[name]
-                found[name] = [axis % rank for axis in axes] if isinstance(axes, list) else axes % rank
-        if node.op_type == "Slice":
-            found["axes"] = found["axes"] or list(range(len(found["starts"])))
-            found["steps"] = found["steps"] or [1] * len(found["starts"])
-        if node.op_type in _NORMS:
-            if found["axis"] != (rank or 0) - 1:
-                raise LearnError(f"{node.name} normalises axis {found['axis']}.", "Only a last axis can be learned.")
-            found["epsilon"] = Reference(self._epsilon(float(found["epsilon"])))
-        return found
-
-    def _checked(self, node: Node, name: str, value: Any) -> Any:
-        if node.op_type == "ConstantOfShape":
-            return filling(value)
-        items = value if isinstance(value, list) else [value]
-        if isinstance(value, Unknown) or any(isinstance(item, Product) for item in items):
-            raise LearnError(
-                f"{name} of {node.op_type} {node.name} is computed while the model runs.",
-                "Take an example that fixes it.",
-            )
-        if any(item is not None and not isinstance(item, (int, float, str)) for item in items):
-            raise LearnError(f"{name} of {node.op_type} {node.name} is no number.", "Write the pattern by hand.")
-        return value
 
     def _epsilon(self, value: float) -> str:
         """The attribute for the epsilon of a norm: equal ones are one attribute."""
