@@ -11,11 +11,12 @@ from typing import NamedTuple
 from onnx import FunctionProto, ModelProto
 
 from onnx_fuse.passes.fuse import near_misses
+from onnx_fuse.passes.fuse.carry_over import carried_over
 from onnx_fuse.passes.fuse.commit import commit
+from onnx_fuse.passes.fuse.excerpt import excerpt
 from onnx_fuse.passes.fuse.match_notes import MatchNotes
 from onnx_fuse.passes.fuse.near_misses import Attempt
 from onnx_fuse.passes.fuse.plan import Candidate, Planner, Replacement
-from onnx_fuse.passes.fuse.repeats import carried_over, excerpt
 from onnx_fuse.passes.graph import function_bodies
 from onnx_fuse.passes.graph.function_inputs import CallTypes
 from onnx_fuse.passes.graph.index import Graph, graphs
