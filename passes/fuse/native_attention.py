@@ -25,7 +25,7 @@ from onnx_fuse.patterns.language.operator import DOMAIN, FusedOp
 
 SINCE = 23
 """The opset that brought Attention."""
-ABOVE = 512
+MOST_HIDDEN = 512
 """Hidden size up to which the plugin can run attention with its rim in one launch; beyond it, TensorRT's own layer is taken."""
 
 _OPERATOR = "FusedAttentionLayerNorm"
@@ -42,10 +42,10 @@ def to_native(model: ModelProto, report: Report) -> ModelProto:
     view = _view(model)
     chosen: dict[str, NodeProto] = {}
     for node in nodes:
-        hidden = _hidden(node, view)
-        if hidden is not None and hidden <= ABOVE:
+        hidden = _hidden_size(node, view)
+        if hidden is not None and hidden <= MOST_HIDDEN:
             continue
-        problem = _problem(node, view, opset_of(model))
+        problem = _why_not(node, view, opset_of(model))
         if problem is None:
             chosen[node.name] = node
         else:
@@ -84,7 +84,7 @@ def _inputs(node: NodeProto) -> dict[str, str]:
     return dict(zip(_attributes(node)["inputs"].split(","), node.input, strict=True))
 
 
-def _hidden(node: NodeProto, view: View) -> int | None:
+def _hidden_size(node: NodeProto, view: View) -> int | None:
     attributes = _attributes(node)
     size = (view.shape(node.input[0]) or (None,))[-1]
     if not isinstance(size, int):
@@ -92,7 +92,7 @@ def _hidden(node: NodeProto, view: View) -> int | None:
     return size * attributes["num_heads"] if attributes["layout"] == "BHSD" else size
 
 
-def _problem(node: NodeProto, view: View, opset: int) -> str | None:
+def _why_not(node: NodeProto, view: View, opset: int) -> str | None:
     """Why ONNX's Attention does not compute the same; None where it does."""
     attributes, inputs = _attributes(node), _inputs(node)
     if opset < SINCE:
