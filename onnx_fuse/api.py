@@ -21,12 +21,11 @@ from onnx_fuse.passes.files.graphsurgeon import is_surgeon_graph, to_surgeon
 from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.graph.function_bodies import Functions
-from onnx_fuse.passes.graph.inlining import drop_bodies, inline_bodies
-from onnx_fuse.passes.normalize.sweep import rule_names
-from onnx_fuse.passes.opset_conversion import OLDEST, Convert
-from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline, as_pass
-from onnx_fuse.passes.report import LayerRecord, NearMissRecord, Report
-from onnx_fuse.passes.select.decisions import METHODS, Selection
+from onnx_fuse.passes.graph.index import graphs
+from onnx_fuse.passes.opset_conversion import Convert
+from onnx_fuse.passes.pipeline import Pass, Pipeline, as_pass
+from onnx_fuse.passes.report import Report
+from onnx_fuse.passes.select.decisions import METHODS
 from onnx_fuse.patterns import fusions as builtin_fusions
 from onnx_fuse.patterns.language.operator import Fusion
 

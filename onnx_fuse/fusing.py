@@ -24,7 +24,7 @@ from onnx_fuse.passes.normalize.sweep import rule_names
 from onnx_fuse.passes.opset_conversion import OLDEST, Convert
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline
 from onnx_fuse.passes.report import LayerRecord, Report
-from onnx_fuse.passes.select.predicted import Selection
+from onnx_fuse.passes.select.decisions import Selection
 from onnx_fuse.patterns.language.operator import Fusion
 from onnx_fuse.runtime.measure.selection import selected
 from onnx_fuse.runtime.verify.verification import Suspects

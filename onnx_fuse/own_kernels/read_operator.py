@@ -14,8 +14,8 @@ from onnx_fuse import learning, torch_export
 from onnx_fuse.errors import OnnxFuseError
 from onnx_fuse.learning import learned_file
 from onnx_fuse.own_kernels.declaration import OwnKernel
-from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.learned import Tensor
 from onnx_fuse.patterns.language.learned_body import operator_of

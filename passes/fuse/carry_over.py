@@ -15,7 +15,7 @@ from onnx import TypeProto
 from onnx_fuse.passes.fuse.excerpt import MODEL, Excerpt
 from onnx_fuse.passes.fuse.plan import Replacement
 from onnx_fuse.passes.fuse.repeats import HEAD, TAIL, Run
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.view import View
 
 

@@ -13,7 +13,8 @@ from onnx_fuse.errors import ModelError, RewriteError
 from onnx_fuse.passes.fuse.plan import Replacement
 from onnx_fuse.passes.fuse.view_only import writable_maker
 from onnx_fuse.passes.graph import function_bodies
-from onnx_fuse.passes.graph.index import Graph, Node
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.view import View
 
 

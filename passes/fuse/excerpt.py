@@ -8,7 +8,8 @@ from itertools import chain
 from onnx import TensorProto
 
 from onnx_fuse.passes.fuse.repeats import HEAD, TAIL, Run, longest_run
-from onnx_fuse.passes.graph.index import Graph, Node, values_read
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import Node, values_read
 
 MODEL = HEAD - 2
 """Number of the kept block that stands for those left out."""

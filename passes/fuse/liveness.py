@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
-from onnx_fuse.passes.graph.index import Graph, Node, values_read
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import Node, values_read
 
 
 class Liveness:

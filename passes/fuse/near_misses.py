@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from onnx_fuse.passes.fuse.plan import Plan, Planned, Refusal
 from onnx_fuse.passes.graph import blocks
-from onnx_fuse.passes.graph.index import Graph, Node
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.report import NearMissRecord
 from onnx_fuse.passes.view.matcher import NearMiss, match_at
 from onnx_fuse.passes.view.view import View

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from onnx_fuse.passes.fuse.body_check import disagreement
 from onnx_fuse.passes.fuse.liveness import Liveness
 from onnx_fuse.passes.fuse.view_only import carriers, read_beside, sources
-from onnx_fuse.passes.graph.index import Graph, Node
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.matcher import Match
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.operator import Fused, Fusion

@@ -20,7 +20,8 @@ from onnx_fuse.errors import LearnError
 from onnx_fuse.passes.fuse.constant_origins import ConstantOrigins
 from onnx_fuse.passes.fuse.learnable import NORMS, attributes_of, require_learnable
 from onnx_fuse.passes.graph.dims import Dim
-from onnx_fuse.passes.graph.index import Graph, Node
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.view.view import ATTRIBUTE_INPUTS, View

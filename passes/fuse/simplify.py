@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_fuse.passes.graph.index import Graph, Node, captures, graphs, subgraphs
+from onnx_fuse.passes.graph.index import Graph, graphs
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.onnx_inference import inferred_types
+from onnx_fuse.passes.graph.subgraphs import captures, subgraphs
 from onnx_fuse.passes.normalize.sweep import RULES, normalize, select_rules
 from onnx_fuse.passes.report import Log
 from onnx_fuse.passes.view.rule import Rules

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from onnx import helper
 
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.layout_transform import MOVES
 from onnx_fuse.passes.view.view import View
 

@@ -10,7 +10,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.passes.graph import inlining
 from onnx_fuse.passes.graph.dims import Product
-from onnx_fuse.passes.graph.index import Graph, Node
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.select import cost_model
 from onnx_fuse.passes.select.sizes import LENGTH
