@@ -13,8 +13,10 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from onnx_fuse.passes.graph.index import Node, Reference
+from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.view.attribute_terms import attribute_problem
 from onnx_fuse.passes.view.facts import ATTRIBUTE_INPUTS
+from onnx_fuse.passes.view.furthest_failure import FurthestFailure, describe_value, operator_label
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import (
     AnyOf,
@@ -94,7 +96,7 @@ def match_at(pattern: Pattern, node: Node, view: View) -> Match | NearMiss:
     """Tries the pattern with `node` as its root."""
     if not pattern.may_start_at(node.key, view.maker_keys(node)):
         return NearMiss(pattern, node, node.name, 1, "no operand is made by what the pattern wants", frozenset())
-    return _Attempt(pattern, node, view).run()
+    return _Search(pattern, node, view).run()
 
 
 _position = attrgetter("position")
@@ -107,7 +109,12 @@ class _BudgetSpent(Exception):
 Continuation = Callable[[], bool]
 
 
-class _Attempt:
+class _Search:
+    """The search for one pattern from one root: what is bound and matched so far, and the choices that are left.
+
+    A method that matches a term calls `then` for what follows it and returns whether all of it fits; else it undoes what it did.
+    """
+
     def __init__(self, pattern: Pattern, root: Node, view: View) -> None:
         self.pattern = pattern
         self.root = root
@@ -116,9 +123,7 @@ class _Attempt:
         self.nodes: dict[tuple[int, str], Node] = {}
         self.suffix = ""
         self.steps = 0
-        self.best = (-1, 0)
-        self.wanted: list[Op] = []
-        self.failure: tuple[str, Callable[[], str]] = (root.name, lambda: "nothing matched")
+        self.failure = FurthestFailure(self.nodes, root.name)
         self.reached: set[tuple[str, int]] = set()
         self.values: list[str] = []
         self.found: Match | None = None
@@ -134,12 +139,11 @@ class _Attempt:
             sentence = (
                 f"more than {STEP_BUDGET} steps were needed" if spent else "it has more inputs than can be followed"
             )
-            self.best, self.failure = (len(self.nodes), 0), (self.root.name, lambda: sentence)
-        failed_at, reason = self.failure
-        self.failure = ("", str)  # the sentence holds this attempt: nothing should be left to the garbage collector
+            self.failure.settle(self.root.name, sentence)
+        failed_at, count, reason = self.failure.take()
         if matched and self.found is not None:
             return self.found
-        return NearMiss(self.pattern, self.root, failed_at, max(self.best[0], 0), reason(), frozenset(self.reached))
+        return NearMiss(self.pattern, self.root, failed_at, count, reason(), frozenset(self.reached))
 
     def _match(self) -> Match:
         nodes = sorted({id(node): node for node in self.nodes.values()}.values(), key=_position)
@@ -159,7 +163,7 @@ class _Attempt:
             if self._term(term, value, lambda: self._others(index + 1)):
                 return True
             self.values.pop()
-        return self._fail(self.root.name, lambda: f"no node beside it fits result {index + 2} of the pattern")
+        return self.failure.note(self.root.name, lambda: f"no node beside it fits result {index + 2} of the pattern")
 
     def _candidates(self, term: Term) -> Iterator[str]:
         """Values that could be another result of the pattern: made by a node near what is bound already."""
@@ -187,29 +191,11 @@ class _Attempt:
         for requirement in self.pattern.requirements:
             sentence = requirement(match, self.view)
             if sentence is not None:
-                return self._fail(self.root.name, lambda text=sentence: text, 3)  # type: ignore[misc]
+                return self.failure.note(self.root.name, lambda text=sentence: text, 3)  # type: ignore[misc]
         self.found = match
         return True
 
     # -- bookkeeping -----------------------------------------------------------------------------------------------
-
-    def _fail(self, where: str, reason: Callable[[], str], weight: int = 1) -> bool:
-        """Keeps the failure that tells most: the one with most nodes matched; among equals a requirement (weight 3), then
-        a number that is none (2), then a property of the right operator (1), then another operator (0)."""
-        if (len(self.nodes), weight) > self.best:
-            self.best = (len(self.nodes), weight)
-            self.failure, self.wanted = (where, reason), []
-        return False
-
-    def _fail_op(self, where: str, found: Callable[[], str], op: Op) -> bool:
-        """As `_fail`, with weight 0; where several operators would have done, all are named."""
-        key = (len(self.nodes), 0)
-        again = self.best == key and self.failure[0] == where and bool(self.wanted)
-        if again or key > self.best:
-            self.wanted = [*(self.wanted if again else []), op]
-            self.best = key
-            self.failure = (where, lambda: f"{found()}, pattern wants {_one_of(self.wanted)}")
-        return False
 
     def _bind(self, name: str, item: Any, then: Continuation) -> bool:
         outer = self.bindings.get(name)
@@ -271,18 +257,18 @@ class _Attempt:
         if not value:
             if term.kind == "optional":
                 return ""
-            self._fail(self.root.name, lambda: f"an input is absent where the pattern wants {name}")
+            self.failure.note(self.root.name, lambda: f"an input is absent where the pattern wants {name}")
             return None
         value = self.view.resolve(value)
         if name in self.bindings:
             bound = self.bindings[name]
             if bound == value or self._equal_constants(bound, value):
                 return ""
-            self._fail(value, lambda: f"{value} stands where {bound} was expected again ({name})")
+            self.failure.note(value, lambda: f"{value} stands where {bound} was expected again ({name})")
         elif term.kind == "constant" and not self.view.is_constant(value):
-            self._fail(value, lambda: f"{value} is not a constant ({name})")
+            self.failure.note(value, lambda: f"{value} is not a constant ({name})")
         elif term.kind == "scalar" and self.view.scalar(value) is None:
-            self._fail(value, lambda: f"{value} is not a constant with one element ({name})", 2)
+            self.failure.note(value, lambda: f"{value} is not a constant with one element ({name})", 2)
         else:
             self.bindings[name] = value
             return name
@@ -295,21 +281,23 @@ class _Attempt:
     def _number(self, term: Number, value: str) -> bool:
         found = self.view.scalar(value) if value else None
         if found is None:
-            return self._fail(value, lambda: f"{self._describe(value)}, pattern wants the constant {term.value:g}", 0)
+            return self.failure.note(
+                value, lambda: f"{describe_value(self.view, value)}, pattern wants the constant {term.value:g}", 0
+            )
         if not math.isclose(found, term.value, rel_tol=term.tolerance, abs_tol=1e-12 if term.value else term.tolerance):
-            return self._fail(value, lambda: f"the constant is {found:g}, pattern wants {term.value:g}")
+            return self.failure.note(value, lambda: f"the constant is {found:g}, pattern wants {term.value:g}")
         return True
 
     def _shaped(self, term: Shaped, value: str, then: Continuation) -> bool:
         inner = term.inner
         if isinstance(inner, Variable) and inner.kind == "constant" and value and not self.view.is_constant(value):
             name = inner.name + self.suffix
-            return self._fail(value, lambda: f"{value} is not a constant ({name})", 0)
+            return self.failure.note(value, lambda: f"{value} is not a constant ({name})", 0)
         shape = self.view.shape(value) if value else None
         wanted = " ".join(str(dim) for dim in term.dims)
         if shape is None or len(shape) != len(term.dims):
             found = "unknown" if shape is None else f"[{', '.join(map(str, shape))}]"
-            return self._fail(value, lambda: f"{value} has shape {found}, pattern wants [{wanted}]")
+            return self.failure.note(value, lambda: f"{value} has shape {found}, pattern wants [{wanted}]")
         added: list[str] = []
         try:
             for axis, (have, want) in enumerate(zip(shape, term.dims, strict=True)):
@@ -326,7 +314,7 @@ class _Attempt:
                     sentence = f"dimension {want} of {value} is {have}, elsewhere in the match it is {bound}"
                 else:
                     sentence = f"axis {axis} of {value} is {have}, pattern wants {want}"
-                return self._fail(value, lambda text=sentence: text)  # type: ignore[misc]
+                return self.failure.note(value, lambda text=sentence: text)  # type: ignore[misc]
             if self._term(term.inner, value, then):
                 added.clear()
                 return True
@@ -349,7 +337,7 @@ class _Attempt:
                 leaves.append(item)
         if not term.least <= len(leaves) <= term.most:
             found = len(leaves)
-            return self._fail(
+            return self.failure.note(
                 self.root.name, lambda: f"{found} operands of {term.op_type}, pattern wants {term.least} to {term.most}"
             )
         for node in inner:
@@ -381,28 +369,32 @@ class _Attempt:
         view = self.view
         node = view.producer(value) if value else None
         if node is None:
-            return self._fail_op(value, lambda: self._describe(value), op)
+            return self.failure.note_operator(value, lambda: describe_value(self.view, value), op)
         self.reached.add((node.op_type, node.position))
         if node.op_type not in op.op_types or node.domain != op.domain:
-            return self._fail_op(node.name, lambda: f"found {_label(node)}", op)
+            return self.failure.note_operator(node.name, lambda: f"found {operator_label(node)}", op)
         outputs = node.outputs
         if (index or len(outputs) != 1) and (
             index >= len(outputs) or view.resolve(outputs[index]) != view.resolve(value)
         ):
-            return self._fail(node.name, lambda: f"{value} is not output {index} of {node.name}")
+            return self.failure.note(node.name, lambda: f"{value} is not output {index} of {node.name}")
         key = id(op), self.suffix
         bound = self.nodes.get(key)
         if bound is not None:
-            return then() if bound is node else self._fail(node.name, lambda: f"pattern wants {bound.name} here again")
+            return (
+                then()
+                if bound is node
+                else self.failure.note(node.name, lambda: f"pattern wants {bound.name} here again")
+            )
         if op.since > 1 or op.until < (1 << 30):
             opset = view.graph.opset(node.domain)
             if not op.since <= opset <= op.until:
-                return self._fail(node.name, lambda: f"opset {opset} is outside {op.since} to {op.until}")
+                return self.failure.note(node.name, lambda: f"opset {opset} is outside {op.since} to {op.until}")
         captured: dict[str, Any] = {}
         for name, wanted in op.attributes.items():
-            problem = self._attribute(node, name, wanted, captured)
+            problem = attribute_problem(view, node, name, wanted, self.bindings, captured, self.suffix)
             if problem is not None:
-                return self._fail(node.name, lambda text=problem: text)  # type: ignore[misc]
+                return self.failure.note(node.name, lambda text=problem: text)  # type: ignore[misc]
         self.nodes[key] = node
         if captured:
             self.bindings.update(captured)
@@ -427,7 +419,9 @@ class _Attempt:
             )
         if len(inputs) > len(terms):
             extra = len(inputs)
-            return self._fail(node.name, lambda: f"{node.op_type} has {extra} inputs, pattern wants {len(terms)}")
+            return self.failure.note(
+                node.name, lambda: f"{node.op_type} has {extra} inputs, pattern wants {len(terms)}"
+            )
         if len(inputs) < len(terms):
             inputs = [*inputs, *[""] * (len(terms) - len(inputs))]
         if self._sequence(terms, inputs, 0, then):
@@ -449,66 +443,14 @@ class _Attempt:
             bound.append(name)
         return then() or self._undo(bound)
 
-    def _attribute(self, node: Node, name: str, wanted: Any, captured: dict[str, Any]) -> str | None:
-        found = self.view.attribute(node, name)
-        if isinstance(found, Reference):
-            return f"attribute {name} is not known before run time ({found!r})"
-        if name in ("axis", "axes") and found is not None and found != wanted:
-            found = self._counted_like(node, found, wanted)
-        if isinstance(wanted, Variable):
-            variable = wanted.name + self.suffix
-            if variable not in self.bindings and variable not in captured:
-                captured[variable] = found
-                return None
-            previous = captured.get(variable, self.bindings.get(variable))
-            if found == previous:
-                return None
-            return f"attribute {name} is {_show(found)}, elsewhere it is {_show(previous)}"
-        if callable(wanted):
-            verdict = wanted(found)
-            if verdict is True:
-                return None
-            return f"attribute {name} is {_show(found)}" + (
-                f", pattern wants {verdict}" if isinstance(verdict, str) else ""
-            )
-        if _same(found, wanted):
-            return None
-        return f"attribute {name} is {_show(found)}, pattern wants {_show(wanted)}"
-
-    def _counted_like(self, node: Node, axes: Any, wanted: Any) -> Any:
-        """Axes counted from the end where the pattern does so, else from the front; unchanged where the rank is unknown."""
-        rank = self.view.rank(node.inputs[0])
-        if not rank:
-            return axes
-        from_end = any(
-            isinstance(item, int) and item < 0 for item in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
-        )
-
-        def counted(axis: Any) -> Any:
-            if not isinstance(axis, int):
-                return axis
-            return axis % rank - rank if from_end else axis % rank
-
-        return [counted(axis) for axis in axes] if isinstance(axes, list) else counted(axes)
-
-    def _describe(self, value: str) -> str:
-        if not value:
-            return "an input is absent"
-        value = self.view.resolve(value)
-        node = self.view.producer(value)
-        if node is not None:
-            return f"found {_label(node)} {node.name}"
-        kind = "the constant" if self.view.is_constant(value) else "the graph input"
-        return f"found {kind} {value}"
-
 
 _HANDLERS: dict[type[Term], Callable[..., bool]] = {
-    Op: _Attempt._op,
-    AnyOf: _Attempt._any_of,
-    Output: _Attempt._output,
-    Shaped: _Attempt._shaped,
-    Named: _Attempt._named,
-    Tree: _Attempt._tree,
+    Op: _Search._op,
+    AnyOf: _Search._any_of,
+    Output: _Search._output,
+    Shaped: _Search._shaped,
+    Named: _Search._named,
+    Tree: _Search._tree,
 }
 """How terms match that leave a choice to what comes after them."""
 
@@ -531,25 +473,3 @@ def _output_index(term: Term) -> int:
     while isinstance(term, (Shaped, Named)):
         term = term.inner
     return term.index if isinstance(term, Output) else 0
-
-
-def _label(node: Node) -> str:
-    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-
-
-def _one_of(ops: Sequence[Op]) -> str:
-    names = (" or ".join(op.op_types) for op in ops)
-    labels = (f"{op.domain}::{name}" if op.domain else name for op, name in zip(ops, names, strict=True))
-    return " or ".join(dict.fromkeys(labels))
-
-
-def _show(value: Any) -> str:
-    return "absent" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _same(found: Any, wanted: Any) -> bool:
-    if isinstance(wanted, float) or isinstance(found, float):
-        return isinstance(found, (int, float)) and math.isclose(float(found), float(wanted), rel_tol=1e-6)
-    if isinstance(wanted, tuple):
-        wanted = list(wanted)
-    return bool(found == wanted)

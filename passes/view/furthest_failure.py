@@ -1,0 +1,83 @@
+"""Of all the ways in which a pattern did not fit at a node, the one that tells most, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Sized
+
+from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.view.view import View
+from onnx_fuse.patterns.language.dsl import Op
+
+
+class FurthestFailure:
+    """Keeps the failure that tells most: the one with most nodes matched.
+
+    Among equals: a requirement (weight 3), then a number that is none (2), then a property of the right operator (1), then
+    another operator (0). A sentence is put together only if it is asked for.
+
+    Args:
+        matched: what is matched at any time; its length counts.
+        root: name of the node the attempt starts at.
+    """
+
+    def __init__(self, matched: Sized, root: str) -> None:
+        self._matched = matched
+        self._best = (-1, 0)
+        self._where = root
+        self._sentence: Callable[[], str] = lambda: "nothing matched"
+        self._wanted: list[Op] = []
+
+    def note(self, where: str, sentence: Callable[[], str], weight: int = 1) -> bool:
+        """A failure at a node or value; False, which is what the attempt comes to."""
+        if (len(self._matched), weight) > self._best:
+            self._best = (len(self._matched), weight)
+            self._where, self._sentence, self._wanted = where, sentence, []
+        return False
+
+    def note_operator(self, where: str, found: Callable[[], str], op: Op) -> bool:
+        """A failure of weight 0: another operator; where several would have done, all are named."""
+        key = (len(self._matched), 0)
+        again = self._best == key and self._where == where and bool(self._wanted)
+        if again or key > self._best:
+            self._wanted = [*(self._wanted if again else []), op]
+            self._best = key
+            self._where = where
+            self._sentence = lambda: f"{found()}, pattern wants {_one_of(self._wanted)}"
+        return False
+
+    def settle(self, where: str, sentence: str) -> None:
+        """What ended the attempt, whatever failed before."""
+        self._best = (len(self._matched), 0)
+        self._where, self._sentence = where, lambda: sentence
+
+    def take(self) -> tuple[str, int, Callable[[], str]]:
+        """Where it failed, how many nodes were matched, and the sentence; nothing is left here.
+
+        The sentence holds the attempt, which holds this: else the garbage collector would have to find them.
+        """
+        taken = self._where, max(self._best[0], 0), self._sentence
+        self._where, self._sentence = "", str
+        return taken
+
+
+def operator_label(node: Node) -> str:
+    """A node's operator, with its domain unless it is ONNX's."""
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+
+
+def describe_value(view: View, value: str) -> str:
+    """What was found where a pattern wants something else."""
+    if not value:
+        return "an input is absent"
+    value = view.resolve(value)
+    node = view.producer(value)
+    if node is not None:
+        return f"found {operator_label(node)} {node.name}"
+    kind = "the constant" if view.is_constant(value) else "the graph input"
+    return f"found {kind} {value}"
+
+
+def _one_of(ops: Sequence[Op]) -> str:
+    names = (" or ".join(op.op_types) for op in ops)
+    labels = (f"{op.domain}::{name}" if op.domain else name for op, name in zip(ops, names, strict=True))
+    return " or ".join(dict.fromkeys(labels))
