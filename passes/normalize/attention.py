@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_fuse.passes.graph.node import Node
-from onnx_fuse.passes.graph.shapes.inference import Info
+from onnx_fuse.passes.graph import dims as d
+from onnx_fuse.passes.graph.dims import Dim
+from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.shapes import Info
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 
@@ -19,15 +22,15 @@ def decompose_attention(view: View, node: Node) -> bool:
     if problem is not None:
         view.refusals.append((node, problem))
         return False
-    operands = _heads(view, node)
-    if operands is None:
+    heads = _heads(view, node)
+    if heads is None:
         view.refusals.append((node, "the shapes or head counts of its inputs are unknown"))
         return False
-    query, key, value = operands
-    size = (view.shape(query) or (0,))[-1]
+    size = heads.size
     if not isinstance(size, int):
         view.refusals.append((node, f"the head size is {size}, it must be known"))
         return False
+    query, key, value = _operands(view, node, heads)
     scale = view.attribute(node, "scale")
     kind = helper.tensor_dtype_to_np_dtype(view.dtype(node.inputs[0]) or TensorProto.FLOAT)
     name = node.outputs[0]
@@ -73,47 +76,71 @@ def _beyond(view: View, node: Node) -> str | None:
     return None
 
 
-def _heads(view: View, node: Node) -> tuple[str, str, str] | None:
-    """Query, key and value as [B, h, S, d], key and value repeated to the query's heads; None where shapes are unknown."""
-    shapes = [view.shape(value) for value in node.inputs[:3]]
-    if any(shape is None or len(shape) not in (3, 4) for shape in shapes):
+class _Heads(NamedTuple):
+    """How an Attention's inputs hold heads.
+
+    Attributes:
+        query, key: number of heads of the query, and of key and value; whole numbers if they differ.
+        repeats: how many heads of the query share one of key and value.
+        size: of a head of the query; a text where it is not known to be a whole number.
+        side_by_side: whether the heads lie in the last axis, [B, S, h*d], and not in one of their own, [B, h, S, d].
+    """
+
+    query: Dim
+    key: Dim
+    repeats: int
+    size: Dim | str
+    side_by_side: bool
+
+
+def _heads(view: View, node: Node) -> _Heads | None:
+    """What the shapes say of the heads; None where they, or the head counts, are unknown or do not fit."""
+    shapes = [shape for value in node.inputs[:3] if (shape := view.shape(value)) is not None]
+    ranks = {len(shape) for shape in shapes}
+    if len(shapes) != 3 or ranks not in ({3}, {4}):
         return None
-    ranks = {len(shape) for shape in shapes if shape is not None}
-    heads, groups = view.attribute(node, "q_num_heads"), view.attribute(node, "kv_num_heads")
-    operands = list(node.inputs[:3])
+    query, key = shapes[:2]
     if ranks == {3}:
-        if not heads or not groups:
+        heads, groups = view.attribute(node, "q_num_heads"), view.attribute(node, "kv_num_heads")
+        if not isinstance(heads, int) or not isinstance(groups, int) or not heads or not groups:
             return None
-        operands = [
-            _split(view, value, count, node) for value, count in zip(operands, (heads, groups, groups), strict=True)
-        ]
-    elif ranks != {4}:
+        width = d.divide(query[2], heads)
+        size = f"{query[2]}/{heads}" if width is None else width
+    else:
+        heads, groups, size = query[1], key[1], query[3]
+    if heads == groups:
+        return _Heads(heads, groups, 1, size, side_by_side=ranks == {3})
+    if not isinstance(heads, int) or not isinstance(groups, int) or not heads or not groups or heads % groups:
         return None
-    query, key = (view.shape(value) for value in operands[:2])
-    if query is None or key is None:
-        return None
-    if query[1] != key[1]:
-        if not isinstance(query[1], int) or not isinstance(key[1], int) or query[1] % key[1]:
-            return None
-        operands[1:] = [_repeated(view, value, query[1], key[1], node) for value in operands[1:]]
-    return operands[0], operands[1], operands[2]
+    return _Heads(heads, groups, heads // groups, size, side_by_side=ranks == {3})
 
 
-def _split(view: View, value: str, heads: int, node: Node) -> str:
+def _operands(view: View, node: Node, heads: _Heads) -> list[str]:
+    """Query, key and value as [B, h, S, d], key and value repeated to the query's heads."""
+    operands = list(node.inputs[:3])
+    counts = (heads.query, heads.key, heads.key)
+    if heads.side_by_side:
+        operands = [_split(view, value, count, node) for value, count in zip(operands, counts, strict=True)]
+    if heads.repeats > 1:
+        operands[1:] = [_repeated(view, value, heads, node) for value in operands[1:]]
+    return operands
+
+
+def _split(view: View, value: str, heads: Dim, node: Node) -> str:
     target = view.array(np.array([0, 0, heads, -1], dtype=np.int64), node.outputs[0])
     split = view.add("Reshape", [value, target], like=node, covers=[node])
     return view.add("Transpose", [split], {"perm": [0, 2, 1, 3]}, like=node, covers=[node])
 
 
-def _repeated(view: View, value: str, heads: int, groups: int, node: Node) -> str:
-    """Each key-value head, heads / groups times in a row."""
+def _repeated(view: View, value: str, heads: _Heads, node: Node) -> str:
+    """Each key-value head, as many times in a row as heads of the query share it."""
 
-    def ints(*numbers: int) -> str:
+    def ints(*numbers: Dim) -> str:
         return view.array(np.array(numbers, dtype=np.int64), node.outputs[0])
 
     size = (view.shape(value) or (-1,))[-1]
     five = view.add("Unsqueeze", [value, ints(2)], like=node, covers=[node])
-    five = view.add("Expand", [five, ints(1, 1, heads // groups, 1, 1)], like=node, covers=[node])
+    five = view.add("Expand", [five, ints(1, 1, heads.repeats, 1, 1)], like=node, covers=[node])
     return view.add(
-        "Reshape", [five, ints(0, heads, -1, size if isinstance(size, int) else 0)], like=node, covers=[node]
+        "Reshape", [five, ints(0, heads.query, -1, size if isinstance(size, int) else 0)], like=node, covers=[node]
     )

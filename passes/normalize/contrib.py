@@ -286,15 +286,15 @@ def fused_matmul(view: View, node: Node) -> bool:
     """FusedMatMul: alpha a b, either of them transposed in its last two axes."""
     if node.attribute("transBatchA") or node.attribute("transBatchB"):
         return False
+    turned = [bool(node.attribute(name)) for name in ("transA", "transB")]
+    ranks = [view.rank(value) for value in node.inputs]
+    if any(turn and rank is None for turn, rank in zip(turned, ranks, strict=True)):
+        return False
     op = _Maths(view, node)
     operands = []
-    for value, name in zip(node.inputs, ("transA", "transB"), strict=True):
-        rank = view.rank(value)
-        turned = bool(node.attribute(name))
-        if turned and rank is None:
-            return False
+    for value, turn, rank in zip(node.inputs, turned, ranks, strict=True):
         # One axis has nothing to turn.
-        if turned and rank is not None and rank > 1:
+        if turn and rank is not None and rank > 1:
             value = op("Transpose", value, perm=[*range(rank - 2), rank - 1, rank - 2])
         operands.append(value)
     alpha = _number(node, "alpha", 1.0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onnx_fuse.passes.graph.dims import Dim
-from onnx_fuse.passes.graph.node import Node
-from onnx_fuse.passes.view.layout_transform import MOVES, Groups, Move, find_move, permutation, write_move
+from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.view.layout_transform import MOVES, Groups, Move, find_move, is_writable, permutation, write_move
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
 
@@ -39,15 +41,16 @@ def einsum_as_matmul(view: View, node: Node) -> bool:
         _move(operands[0], left, sizes, [*kept, tuple(summed)]),
         _move(operands[1], right, sizes, [*((letter,) for letter in batch), tuple(summed), tuple(columns)]),
     ]
-    moved = [write_move(view, move, node) for move in moves]
-    if None in moved:
-        return False
-    product = view.add("MatMul", [str(item) for item in moved], like=node, covers=[node])
     number = {letter: atom for atom, letter in enumerate(sizes)}
     before = tuple(tuple(number[letter] for letter in group) for group in [*kept, tuple(columns)])
     after = tuple((number[letter],) for letter in out)
     sized = {number[letter]: sizes[letter] for letter in out}
-    return write_move(view, Move(product, sized, before, after), node, node.outputs[0], [node]) is not None
+    back = Move("", sized, before, after)
+    if not is_writable(*moves, back):
+        return False
+    product = view.add("MatMul", [write_move(view, move, node) for move in moves], like=node, covers=[node])
+    write_move(view, replace(back, base=product), node, node.outputs[0], [node])
+    return True
 
 
 def _letters(view: View, node: Node) -> tuple[str, str, str] | None:
@@ -94,12 +97,14 @@ def head_bias_before_move(view: View, node: Node) -> bool:
         if inner != move.before[-1] or move.shape[-len(shape) :] != shape or len(move.before) < 2:
             continue
         axes = tuple((axis,) for axis in range(len(shape)))
-        flat = write_move(view, Move(bias, dict(enumerate(shape)), axes, (tuple(range(len(shape))),)), node)
-        if flat is None:
+        flat = Move(bias, dict(enumerate(shape)), axes, (tuple(range(len(shape))),))
+        if not is_writable(flat):
             continue
-        result = view.add("Add", [move.base, flat], like=node, covers=[node])
-        moved = Move(result, move.sizes, move.before, move.after)
-        return write_move(view, moved, node, node.outputs[0], [node]) is not None
+        if not is_writable(move):
+            return False
+        result = view.add("Add", [move.base, write_move(view, flat, node)], like=node, covers=[node])
+        write_move(view, replace(move, base=result), node, node.outputs[0], [node])
+        return True
     return False
 
 
@@ -128,10 +133,10 @@ def flat_bias(view: View, node: Node) -> bool:
         if producer is None or producer.key != ("", "MatMul") or view.rank(producer.inputs[1]) != 2:
             continue
         last = len(shape) - 1
-        flat = write_move(view, Move(bias, {last: shape[-1]}, (*((),) * last, (last,)), ((last,),)), node)
-        if flat is None:
+        flat = Move(bias, {last: shape[-1]}, (*((),) * last, (last,)), ((last,),))
+        if not is_writable(flat):
             continue
-        view.replace(node.outputs[0], "Add", [value, flat], like=node, covers=[node])
+        view.replace(node.outputs[0], "Add", [value, write_move(view, flat, node)], like=node, covers=[node])
         return True
     return False
 
@@ -152,6 +157,8 @@ def sum_before_move(view: View, node: Node) -> bool:
     flattened = left.keeps_order and right.keeps_order and len(left.shape) < len(left.base_shape)
     if not flattened and (permutation(left) is None or permutation(left) != permutation(right)):
         return False
+    if not is_writable(left):
+        return False
     result = view.add("Add", [left.base, right.base], like=node, covers=[node])
-    moved = Move(result, left.sizes, left.before, left.after)
-    return write_move(view, moved, node, node.outputs[0], [node]) is not None
+    write_move(view, replace(left, base=result), node, node.outputs[0], [node])
+    return True

@@ -174,8 +174,7 @@ def _declare(
     whole = identity(made, replace(picked, batch=0).shape)
     after = list(whole.after[1:])
     after.insert(picked.batch, whole.after[0])
-    if write_move(view, replace(whole, after=tuple(after)), node, value, [node]) is None:
-        return False
+    write_move(view, replace(whole, after=tuple(after)), node, value, [node])
     _supersede(view, node)
     return True
 

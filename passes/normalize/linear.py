@@ -6,13 +6,23 @@ with a two-dimensional weight acts on the last axis alone, so every move of the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.attributes import Reference
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize.norms import NORMS, spans_last_axis
-from onnx_fuse.passes.view.layout_transform import MOVES, Groups, Move, find_move, is_moved, permutation, write_move
+from onnx_fuse.passes.view.layout_transform import (
+    MOVES,
+    Groups,
+    Move,
+    find_move,
+    is_moved,
+    is_writable,
+    permutation,
+    write_move,
+)
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
 
@@ -100,14 +110,14 @@ def _before_move(
     if parts is None:
         return False
     merge, rows = parts
-    # Both moves must be expressible before anything is changed.
-    moved = write_move(view, merge, node)
-    if moved is None:
-        return False
-    result = view.add(node.op_type, [moved, *others], attributes, like=node, covers=[node])
     last = rows.before[-1][0]
-    move_after = Move(result, {**rows.sizes, last: width[-1]}, rows.before, rows.after)
-    return write_move(view, move_after, node, node.outputs[0], [node]) is not None
+    move_after = replace(rows, sizes={**rows.sizes, last: width[-1]})
+    if not is_writable(merge, move_after):
+        return False
+    moved = write_move(view, merge, node)
+    result = view.add(node.op_type, [moved, *others], attributes, like=node, covers=[node])
+    write_move(view, replace(move_after, base=result), node, node.outputs[0], [node])
+    return True
 
 
 def _factor(move: Move) -> tuple[Move, Move] | None:

@@ -77,4 +77,5 @@ def merge_moves(view: View, node: Node) -> bool:
         return False
     producer = view.producer(node.inputs[0])
     covers = [node] if producer is None or move.base == view.resolve(node.inputs[0]) else [producer, node]
-    return write_move(view, move, node, value, covers) is not None
+    write_move(view, move, node, value, covers)
+    return True

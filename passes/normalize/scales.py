@@ -76,8 +76,8 @@ def scale_after_matmul(view: View, node: Node) -> bool:
             inputs[index] = found[0]
             factor *= found[1]
             covers.append(producer)
-    scale = _scalar_like(view, factor, view.dtype(node.outputs[0]), node)
-    if not covers or scale is None:
+    scale = _scalar_like(view, factor, view.dtype(node.outputs[0]), node) if covers else None
+    if scale is None:
         return False
     product = view.add("MatMul", inputs, like=node, covers=[node])
     view.replace(node.outputs[0], "Mul", [product, scale], like=node, covers=covers)

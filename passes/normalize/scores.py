@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim
@@ -14,6 +15,7 @@ from onnx_fuse.passes.view.layout_transform import (
     find_move,
     identity,
     is_moved,
+    is_writable,
     permutation,
     regroup,
     write_move,
@@ -52,14 +54,13 @@ def batched_matmul_before_move(view: View, node: Node) -> bool:
     operands = []
     for move in (left, right):
         batch = tuple((atom,) for group in move.after[:-2] for atom in group if move.sizes[atom] != 1)
-        operands.append(write_move(view, Move(move.base, move.sizes, move.before, (*batch, *move.after[-2:])), node))
-    if None in operands:
+        operands.append(replace(move, after=(*batch, *move.after[-2:])))
+    merged = regroup(identity("", (*parts[0], left.shape[-2], right.shape[-1])), (*left.shape[:-1], right.shape[-1]))
+    if merged is None or not is_writable(*operands, merged):
         return False
-    product = view.add("MatMul", [str(item) for item in operands], like=node, covers=[node])
-    merged = regroup(
-        identity(product, (*parts[0], left.shape[-2], right.shape[-1])), (*left.shape[:-1], right.shape[-1])
-    )
-    return merged is not None and write_move(view, merged, node, node.outputs[0], [node]) is not None
+    product = view.add("MatMul", [write_move(view, move, node) for move in operands], like=node, covers=[node])
+    write_move(view, replace(merged, base=product), node, node.outputs[0], [node])
+    return True
 
 
 def _batch_parts(move: Move) -> list[Dim]:
@@ -80,16 +81,16 @@ def mask_before_merge(view: View, node: Node) -> bool:
     if found is None:
         return False
     index, (move, factor) = found
-    others = [split_like(view, value, move, node) for place, value in enumerate(node.inputs) if place != index]
-    if None in others:
+    splits = [split_like(view, value, move) for place, value in enumerate(node.inputs) if place != index]
+    others = [split for split in splits if split is not None]
+    if len(others) < len(splits) or not is_writable(*others, move):
         return False
+    inputs = [write_move(view, split, node) for split in others]
     scores = move.base if factor is None else view.add("Mul", [move.base, factor], like=node)
-    inputs = [str(item) for item in others]
     inputs.insert(index, scores)
     result = view.add(node.op_type, inputs, like=node, covers=[node])
-    return (
-        write_move(view, Move(result, move.sizes, move.before, move.after), node, node.outputs[0], [node]) is not None
-    )
+    write_move(view, replace(move, base=result), node, node.outputs[0], [node])
+    return True
 
 
 @reads("Mul", *MOVES)
@@ -100,13 +101,12 @@ def softmax_before_move(view: View, node: Node) -> bool:
     if found is None or rank is None or view.attribute(node, "axis") not in (-1, rank - 1):
         return False
     move, factor = found
-    if len(move.after[-1]) != 1 or move.after[-1] != move.before[-1]:
+    if len(move.after[-1]) != 1 or move.after[-1] != move.before[-1] or not is_writable(move):
         return False
     scores = move.base if factor is None else view.add("Mul", [move.base, factor], like=node)
     result = view.add("Softmax", [scores], {"axis": -1}, like=node, covers=[node])
-    return (
-        write_move(view, Move(result, move.sizes, move.before, move.after), node, node.outputs[0], [node]) is not None
-    )
+    write_move(view, replace(move, base=result), node, node.outputs[0], [node])
+    return True
 
 
 def merged_scores(
@@ -145,13 +145,15 @@ def _permutes(move: Move) -> bool:
     return permutation(move) is not None
 
 
-def split_like(view: View, value: str, merge: Move, node: Node) -> str | None:
-    """`value`, which broadcasts with the merged scores, with the axes the scores had before."""
+def split_like(view: View, value: str, merge: Move) -> Move | None:
+    """The move that gives `value`, which broadcasts with the merged scores, the axes the scores had before."""
     shape = view.shape(value)
     if shape is None or len(shape) > len(merge.after):
         return None
-    if not shape or all(dim == 1 for dim in shape):
-        return view.resolve(value) if not shape else None
+    if not shape:
+        return identity(view.resolve(value), shape)
+    if all(dim == 1 for dim in shape):
+        return None
     shape = (1,) * (len(merge.after) - len(shape)) + shape
     wanted: list[Dim] = []
     for have, group in zip(shape, merge.after, strict=True):
@@ -164,8 +166,7 @@ def split_like(view: View, value: str, merge: Move, node: Node) -> str | None:
         else:
             return None
     move = find_move(view, value)
-    split = None if move is None else regroup(move, tuple(wanted))
-    return None if split is None else write_move(view, split, node)
+    return None if move is None else regroup(move, tuple(wanted))
 
 
 def is_scores(view: View, value: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from onnx_fuse.passes.graph.node import Node
+from dataclasses import replace
+
+from onnx_fuse.passes.graph.index import Node
 from onnx_fuse.passes.normalize.scales import scaled
 from onnx_fuse.passes.normalize.scores import is_scores, merged_scores, split_like
-from onnx_fuse.passes.view.layout_transform import MOVES, Move, write_move
+from onnx_fuse.passes.view.layout_transform import MOVES, Move, is_writable, write_move
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
 
@@ -16,7 +18,7 @@ _STEPS = frozenset({"Mul", "Div", "Where"})
 def swish_before_merge(view: View, node: Node) -> bool:
     """Swish(merge(scores)) is merge(Swish(scores))."""
     found = merged_scores(view, node.inputs[0])
-    if found is None:
+    if found is None or not is_writable(found[0]):
         return False
     move, factor = found
     scores = move.base if factor is None else view.add("Mul", [move.base, factor], like=node)
@@ -37,20 +39,20 @@ def weights_before_merge(view: View, node: Node) -> bool:
         if found is None or (node.op_type == "Div" and place == 1):
             continue
         move, factor = found
-        others = [
-            None if index == place else split_like(view, item, move, node) for index, item in enumerate(node.inputs)
-        ]
-        if others.count(None) > 1:
+        splits = [split_like(view, item, move) for index, item in enumerate(node.inputs) if index != place]
+        others = [split for split in splits if split is not None]
+        if len(others) < len(splits) or not is_writable(*others, move):
             return False
+        inputs = [write_move(view, split, node) for split in others]
         weights = move.base if factor is None else view.add("Mul", [move.base, factor], like=node)
-        inputs = [weights if item is None else item for item in others]
+        inputs.insert(place, weights)
         return _merge(view, node, view.add(node.op_type, inputs, like=node, covers=[node]), move)
     return False
 
 
 def _merge(view: View, node: Node, result: str, move: Move) -> bool:
-    merged = Move(result, move.sizes, move.before, move.after)
-    return write_move(view, merged, node, node.outputs[0], [node]) is not None
+    write_move(view, replace(move, base=result), node, node.outputs[0], [node])
+    return True
 
 
 def _is_weights(view: View, value: str) -> bool:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnx_fuse.passes.graph.node import Node
-from onnx_fuse.passes.view.layout_transform import MOVES, Move, find_move, identity, is_moved, permutation, write_move
+from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.view.layout_transform import (
+    MOVES,
+    Move,
+    find_move,
+    identity,
+    is_moved,
+    is_writable,
+    permutation,
+    write_move,
+)
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
 
@@ -31,7 +40,10 @@ def concat_of_split(view: View, node: Node) -> bool:
     before, after = list(first.before), list(first.after)
     before[along], after[axis] = (place, *before[along]), (place, *after[axis])
     moved = Move(view.resolve(source), {**first.sizes, place: len(parts)}, tuple(before), tuple(after))
-    return write_move(view, moved, node, node.outputs[0], [node]) is not None
+    if not is_writable(moved):
+        return False
+    write_move(view, moved, node, node.outputs[0], [node])
+    return True
 
 
 @reads(*MOVES)
@@ -46,15 +58,16 @@ def batch_axes_in_order(view: View, node: Node) -> bool:
     operands = []
     for move in (left, right):
         after = (*(move.after[axis] for axis in order), *move.after[-2:])
-        operands.append(write_move(view, Move(move.base, move.sizes, move.before, after), node))
-    if None in operands:
-        return False
-    product = view.add("MatMul", [str(item) for item in operands], like=node, covers=[node])
+        operands.append(replace(move, after=after))
     last = len(order)
     shape = (*(left.shape[axis] for axis in order), left.shape[-2], right.shape[-1])
     after = (*((order.index(axis),) for axis in range(last)), (last,), (last + 1,))
-    back = replace(identity(product, shape), after=after)
-    return write_move(view, back, node, node.outputs[0], [node]) is not None
+    back = replace(identity("", shape), after=after)
+    if not is_writable(*operands, back):
+        return False
+    product = view.add("MatMul", [write_move(view, move, node) for move in operands], like=node, covers=[node])
+    write_move(view, replace(back, base=product), node, node.outputs[0], [node])
+    return True
 
 
 def _batch_order(move: Move) -> list[int] | None:
@@ -80,8 +93,9 @@ def guard_before_permutation(view: View, node: Node) -> bool:
         or view.scalar(node.inputs[1]) is None
     ):
         return False
-    if view.resolve(test.inputs[0]) != view.resolve(value):
+    if view.resolve(test.inputs[0]) != view.resolve(value) or not is_writable(move):
         return False
     undefined = view.add("IsNaN", [move.base], like=node, covers=[test])
     result = view.add("Where", [undefined, node.inputs[1], move.base], like=node, covers=[node])
-    return write_move(view, replace(move, base=result), node, node.outputs[0], [node]) is not None
+    write_move(view, replace(move, base=result), node, node.outputs[0], [node])
+    return True

@@ -241,23 +241,30 @@ def steps_of(move: Move) -> list[Step] | None:
     return steps
 
 
-def write_move(
-    view: View, move: Move, like: Node, output: str | None = None, covers: Sequence[Node] = ()
-) -> str | None:
+def is_writable(*moves: Move) -> bool:
+    """Whether canonical nodes can make all of these, to be asked before anything is made; of what a base is nothing depends."""
+    return all(steps_of(coalesce(move)) is not None for move in moves)
+
+
+def write_move(view: View, move: Move, like: Node, output: str | None = None, covers: Sequence[Node] = ()) -> str:
     """Adds the canonical nodes of a move to the view: Reshape, Transpose, Reshape, each only where needed.
 
     Args:
+        move: a move that `is_writable`.
         like: the node whose place and name the new nodes take.
         output: the value the move makes; None for a new one.
         covers: nodes the new ones stand for.
 
     Returns:
-        The name of the result, or None (and no change) where a Reshape target cannot be told.
+        The name of the result.
+
+    Raises:
+        ValueError: if a Reshape target cannot be told from the shape before it.
     """
     move = coalesce(move)
     steps = steps_of(move)
     if steps is None:
-        return None
+        raise ValueError(f"no Reshape leads from {move.base_shape} to {move.shape}")
     if not steps:
         return _take_over(view, move.base, output)
     value = move.base

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
 
-from onnx_fuse.passes.graph.index import Graph
-from onnx_fuse.passes.graph.node import Node
-from onnx_fuse.passes.normalize.sweep import normalize
-from onnx_fuse.passes.view.rule import reads
+from onnx_fuse.passes.graph.index import Graph, Node
+from onnx_fuse.passes.normalize import sweep
+from onnx_fuse.passes.normalize.sweep import READING, normalize
+from onnx_fuse.passes.view.rule import Rule, Rules, reads
 from onnx_fuse.passes.view.view import View
 from tests.drawn import transformer
 from tests.helpers import assert_same_results, bfloat16, model, operators, run, simplified, view_of
@@ -543,6 +543,67 @@ def test_no_rule_would_fire_where_it_says_that_it_does_not(opset: int, half: boo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("onnx_fuse.passes.normalize.sweep.may_fire", lambda *_: True)
         assert nodes() == found
+
+
+def traces_of_declined_rules(made: ModelProto, rules: Rules = READING) -> list[str]:
+    """The rules that made something in the view and then did not fire, each of them tried at every node of its operators."""
+    traces: list[str] = []
+
+    def watched(rule: Rule, view: View, node: Node) -> bool:
+        before = len(view.graph.names), len(view.all_nodes())
+        fired = applied(rule, view, node)
+        if not fired and before != (len(view.graph.names), len(view.all_nodes())):
+            traces.append(f"{rule.__name__} at {node.name}")
+        return fired
+
+    applied = sweep._applied
+    view = View(Graph(made.graph, made))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "may_fire", lambda *_: True)
+        patch.setattr(sweep, "_applied", watched)
+        normalize(view, rules)
+    assert not view.errors
+    return traces
+
+
+SCORES = """a = MatMul(q, k) t = Constant<value=int64[3] {-1,5,5}>() s = Reshape(a, t)
+    u = Constant<value=int64[4] {-1,2,5,5}>() """
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body"),
+    [
+        ("float[B,S,8] x, float[B,8,S] k", "y = MatMul(x, k)"),
+        ("float16[B,S,8] x, float16[B,8,S] k", "y = MatMul(x, k)"),
+        ("float[B,2,5,4] q, float[B,2,4,5] k, bool[5,5] m, float[1,1,1] c", SCORES + "y = Where(m, s, c)"),
+        (
+            "float[B,2,5,4] q, float[B,2,4,5] k, bool[5,5] m, float[1,1,1] c",
+            SCORES + "g = Sigmoid(s) p = Mul(s, g) y = Where(m, p, c)",
+        ),
+        ("float[B,S,D] x, float[B,S,D] k", "y = Attention<q_num_heads=2, kv_num_heads=2>(x, k, k)"),
+        ("float[B,S,6] x, float[B,S,4] k", "y = Attention<q_num_heads=3, kv_num_heads=2>(x, k, k)"),
+        ("float[4,S] x, float[n,4] k", "z = my.Unknown(k) y = com.microsoft.FusedMatMul<transA=1, transB=1>(x, z)"),
+    ],
+)
+def test_a_rule_that_declines_leaves_no_trace(inputs: str, body: str) -> None:
+    made = model(f"({inputs}) => (float[k] y) {{ {body} }}", opset=23)
+    assert traces_of_declined_rules(made) == []
+
+
+def test_a_trace_of_a_declined_rule_is_found() -> None:
+    def hasty(view: View, node: Node) -> bool:
+        view.array(np.ones(1, np.float32))
+        return False
+
+    made = model("(float[2] x) => (float[2] y) { [here] y = Abs(x) }")
+    assert traces_of_declined_rules(made, {"Abs": (hasty,)}) == ["hasty at here"]
+
+
+@pytest.mark.parametrize(("opset", "half"), [(14, False), (17, True)])
+@settings(derandomize=True, deadline=None, max_examples=15, database=None)
+@given(data=st.data())
+def test_no_rule_leaves_a_trace_where_it_declines(opset: int, half: bool, data: st.DataObject) -> None:
+    assert traces_of_declined_rules(transformer(data, opset, half=half)) == []
 
 
 @pytest.mark.parametrize(("opset", "half"), [(14, False), (17, False), (17, True)])
