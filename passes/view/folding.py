@@ -112,9 +112,9 @@ class Folding:
                     not item or item in self._candidates for item in node.inputs
                 ):
                     self._candidates.update(node.outputs)
-        if value in self._candidates or self._overlay.is_array(value):
+        if value in self._candidates:
             return True
-        return value not in graph.producers and graph.tensor(value) is not None
+        return value not in graph.producers and self._stored.has(value)
 
     def _fold(self, value: str, limit: int, depth: int) -> np.ndarray | None:
         own = self._overlay.array_of(value)
