@@ -1,4 +1,4 @@
-"""Rules that recognise LayerNorm, RMSNorm, Gelu and SiLU written out in smaller operators."""
+"""Rules that recognise LayerNorm and RMSNorm written out in smaller operators."""
 
 from __future__ import annotations
 
@@ -41,35 +41,11 @@ def rms_norm(op, x, epsilon: Scalar):  # type: ignore[no-untyped-def]
     return _over_root(op, x, op.Add(op.ReduceMean(square, axes=LAST_AXIS, keepdims=1), epsilon))
 
 
-@pattern
-def swish(op, x, beta: Scalar):  # type: ignore[no-untyped-def]
-    """x * sigmoid(beta x)."""
-    return op.Mul(x, op.Sigmoid(op.any_of(op.Mul(x, beta), x)))
-
-
-@pattern
-def gelu_erf(op, x):  # type: ignore[no-untyped-def]
-    """0.5 x (1 + erf(x / sqrt(2))), the factors in any order."""
-    gate = op.Add(op.Erf(op.Mul(x, op.number(0.70710678, 1e-3))), 1.0)
-    return op.any_of(op.Mul(x, op.Mul(gate, 0.5)), op.Mul(op.Mul(x, gate), 0.5), op.Mul(op.Mul(x, 0.5), gate))
-
-
-@pattern
-def gelu_tanh(op, x):  # type: ignore[no-untyped-def]
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the factors in any order."""
-    cube = op.any_of(op.Pow(x, 3.0), op.Mul(x, op.Mul(x, x)))
-    small, outer = op.number(0.044715, 1e-3), op.number(0.79788456, 1e-3)
-    polynomial = op.Mul(op.Add(x, op.Mul(cube, small)), outer)
-    factored = op.Mul(op.Mul(x, outer), op.Add(op.Mul(op.Mul(x, small), x), 1.0))
-    gate = op.Add(op.Tanh(op.any_of(polynomial, factored)), 1.0)
-    return op.any_of(op.Mul(x, op.Mul(gate, 0.5)), op.Mul(op.Mul(x, gate), 0.5), op.Mul(op.Mul(x, 0.5), gate))
-
-
 @begins(layer_norm, rms_norm)
 def bare_norm(view: View, node: Node) -> bool:
     """Recognises the part of a LayerNorm or RMSNorm before its scale."""
     for found_pattern, op_type in ((layer_norm, "LayerNormalization"), (rms_norm, "RMSNormalization")):
-        match = _attempt(view, found_pattern, node)
+        match = attempt(view, found_pattern, node)
         if match is None:
             continue
         odd = _scaled_otherwise(view, node)
@@ -125,30 +101,6 @@ def layer_norm_shift(view: View, node: Node) -> bool:
     return False
 
 
-@begins(swish)
-def swish_rule(view: View, node: Node) -> bool:
-    """x * sigmoid(beta x) is Swish."""
-    match = _attempt(view, swish, node)
-    if match is None:
-        return False
-    beta = view.scalar(match["beta"]) if "beta" in match else 1.0
-    view.replace(node.outputs[0], "Swish", [match["x"]], {"alpha": float(beta or 0.0)}, like=node, covers=match.nodes)
-    return True
-
-
-@begins(gelu_erf, gelu_tanh)
-def gelu(view: View, node: Node) -> bool:
-    """Gelu in its erf and tanh forms."""
-    for found_pattern, approximate in ((gelu_erf, "none"), (gelu_tanh, "tanh")):
-        match = _attempt(view, found_pattern, node)
-        if match is not None:
-            view.replace(
-                node.outputs[0], "Gelu", [match["x"]], {"approximate": approximate}, like=node, covers=match.nodes
-            )
-            return True
-    return False
-
-
 def spans_last_axis(view: View, vector: str, value: str) -> bool:
     """Whether `vector` has one axis, as long as the last axis of `value`."""
     shape, whole = view.shape(vector), view.shape(value)
@@ -157,7 +109,8 @@ def spans_last_axis(view: View, vector: str, value: str) -> bool:
     return whole is None or (len(whole) > 0 and whole[-1] == shape[0])
 
 
-def _attempt(view: View, found_pattern: Pattern, node: Node) -> Match | None:
+def attempt(view: View, found_pattern: Pattern, node: Node) -> Match | None:
+    """The match at a node of what keeps the shape of its x; None, with a near miss where it came close, if there is none."""
     if node.key not in found_pattern.root_keys:
         return None
     result = match_at(found_pattern, node, view)

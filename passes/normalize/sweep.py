@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize import (
+    activations,
     attention,
     casts,
     contrib,
@@ -89,8 +90,8 @@ RULES: Rules = {
         tensorflow_norms.scaled_norm,
         norms.norm_scale,
         linear.scale_before_move,
-        norms.swish_rule,
-        norms.gelu,
+        activations.swish_rule,
+        activations.gelu,
         silu_weights.weights_before_merge,
     ),
 }
