@@ -134,7 +134,7 @@ def test_links_lead_somewhere(document: str) -> None:
 def test_the_docs_count_patterns_and_rules_as_they_are() -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from onnx_fuse.passes.normalize import norms, tensorflow_norms
+    from onnx_fuse.passes.normalize import activations, norms, tensorflow_norms
     from onnx_fuse.passes.normalize.sweep import READING, rule_names
     from onnx_fuse.patterns import fusions
     from onnx_fuse.patterns.language.dsl import Pattern
@@ -143,7 +143,10 @@ def test_the_docs_count_patterns_and_rules_as_they_are() -> None:
     patterns = {fusion.name: len(fusion.patterns) for fusion in fusions()}
     assert patterns.pop("FusedAttentionLayerNorm") == 1
     parts = [
-        item for module in (norms, tensorflow_norms) for item in vars(module).values() if isinstance(item, Pattern)
+        item
+        for module in (activations, norms, tensorflow_norms)
+        for item in vars(module).values()
+        if isinstance(item, Pattern)
     ]
     text = " ".join((ROOT / "docs" / "patterns.md").read_text(encoding="utf-8").split())
     for sentence in (
