@@ -12,7 +12,8 @@ from onnx_fuse.errors import LearnError
 from onnx_fuse.passes.graph.attributes import Reference as Unknown
 from onnx_fuse.passes.graph.dims import Product
 from onnx_fuse.passes.graph.node import Node
-from onnx_fuse.passes.view.view import ATTRIBUTE_INPUTS, View
+from onnx_fuse.passes.view.facts import ATTRIBUTE_INPUTS
+from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.learned import filling
 
 NORMS = ("LayerNormalization", "RMSNormalization")

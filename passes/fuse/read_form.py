@@ -26,7 +26,7 @@ from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.view.facts import ATTRIBUTE_INPUTS
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.language.learned import SHAPED, Form, Reference, Step, Tensor, filling, part_bounds
+from onnx_fuse.patterns.language.learned import SHAPED, Form, Reference, Step, Tensor, part_bounds
 
 _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 

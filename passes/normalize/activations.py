@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize.norms import attempt
 from onnx_fuse.passes.view.rule import begins
 from onnx_fuse.passes.view.view import View

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim
-from onnx_fuse.passes.graph.index import Node
-from onnx_fuse.passes.graph.shapes import Info
+from onnx_fuse.passes.graph.node import Node
+from onnx_fuse.passes.graph.shapes.inference import Info
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 

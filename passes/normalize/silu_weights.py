@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize.scales import scaled
 from onnx_fuse.passes.normalize.scores import is_scores, merged_scores, split_like
 from onnx_fuse.passes.view.layout_transform import MOVES, Move, is_writable, write_move

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from onnx_fuse.passes.graph.index import Node, Reference
+from onnx_fuse.passes.graph.attributes import Reference
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.language.dsl import Variable
+from onnx_fuse.patterns.language.terms import Variable
 
 
 def attribute_problem(

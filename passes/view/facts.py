@@ -10,8 +10,10 @@ from typing import Any
 
 import onnx
 
-from onnx_fuse.passes.graph.index import Node, Reference, attribute_default
-from onnx_fuse.passes.graph.shapes import UNKNOWN, Inference, Info, type_info
+from onnx_fuse.passes.graph.attributes import Reference, attribute_default
+from onnx_fuse.passes.graph.node import Node
+from onnx_fuse.passes.graph.shapes.inference import UNKNOWN, Inference, Info, type_info
+from onnx_fuse.passes.graph.shapes.rules import RULES
 from onnx_fuse.passes.view.folding import Folding
 from onnx_fuse.passes.view.overlay import Overlay
 from onnx_fuse.passes.view.stored_constants import StoredConstants
@@ -62,7 +64,7 @@ class Facts:
         self._outside = outside
         self._inferred: dict[str, onnx.TypeProto] | None = None
         self.inferred: set[str] = set()
-        self.inference = Inference(overlay.definition, self._leaf, self._fallback, self.attribute, stored.array)
+        self.inference = Inference(RULES, overlay.definition, self._leaf, self._fallback, self.attribute, stored.array)
 
     def release(self) -> None:
         """Says that no more is asked than what nodes carry: what works out the rest holds these facts, and they the view."""

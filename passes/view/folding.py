@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnx_fuse.passes.graph.index import CONSTANT_LIMIT, MadeNode, Node
-from onnx_fuse.passes.graph.shapes import Info
+from onnx_fuse.passes.graph.constants import CONSTANT_LIMIT
+from onnx_fuse.passes.graph.node import MadeNode, Node
+from onnx_fuse.passes.graph.shapes.inference import Info
 from onnx_fuse.passes.view.overlay import Overlay
 from onnx_fuse.passes.view.stored_constants import StoredConstants
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
 
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.language.dsl import Op
+from onnx_fuse.patterns.language.terms import Op
 
 
 class FurthestFailure:

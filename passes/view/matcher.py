@@ -13,24 +13,14 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from onnx_fuse.passes.graph.index import Node
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.attribute_terms import attribute_problem
 from onnx_fuse.passes.view.facts import ATTRIBUTE_INPUTS
 from onnx_fuse.passes.view.furthest_failure import FurthestFailure, describe_value, operator_label
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.language.dsl import (
-    AnyOf,
-    Named,
-    Number,
-    Op,
-    Output,
-    Pattern,
-    Shaped,
-    Term,
-    Tree,
-    Variable,
-    root_keys,
-)
+from onnx_fuse.patterns.language.dsl import Pattern
+from onnx_fuse.patterns.language.term_facts import root_keys
+from onnx_fuse.patterns.language.terms import AnyOf, Named, Number, Op, Output, Shaped, Term, Tree, Variable
 
 STEP_BUDGET = 20_000
 """Most terms tried at one node; a pattern that needs more is refused there, and says so."""

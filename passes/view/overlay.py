@@ -10,7 +10,8 @@ from operator import attrgetter
 
 import numpy as np
 
-from onnx_fuse.passes.graph.index import Graph, MadeNode, Node
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import MadeNode, Node
 
 _position = attrgetter("position")
 

@@ -9,8 +9,8 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.passes.files.external_data import read_small
-from onnx_fuse.passes.graph.index import CONSTANT_LIMIT, decode
-from onnx_fuse.passes.graph.shapes import Info, array_info
+from onnx_fuse.passes.graph.constants import CONSTANT_LIMIT, decode
+from onnx_fuse.passes.graph.shapes.inference import Info, array_info
 from onnx_fuse.passes.view.overlay import Overlay
 
 # Element types and number of elements of what may say a shape, whose content is worth following.

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_fuse.passes.graph.constants import CONSTANT_LIMIT
 from onnx_fuse.passes.graph.dims import Dim, Shape, broadcast
-from onnx_fuse.passes.graph.index import CONSTANT_LIMIT, Graph, MadeNode, Node
-from onnx_fuse.passes.graph.shapes import Info
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import MadeNode, Node
+from onnx_fuse.passes.graph.shapes.inference import Info
 from onnx_fuse.passes.view.facts import Facts
 from onnx_fuse.passes.view.folding import Folding
 from onnx_fuse.passes.view.overlay import Overlay

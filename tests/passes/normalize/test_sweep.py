@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
 
-from onnx_fuse.passes.graph.index import Graph, Node
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize import sweep
 from onnx_fuse.passes.normalize.sweep import READING, normalize
 from onnx_fuse.passes.view.rule import Rule, Rules, reads

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from onnx import TensorProto, helper
 
+from onnx_fuse.passes.graph.attributes import Reference
 from onnx_fuse.passes.graph.dims import symbol
-from onnx_fuse.passes.graph.index import Graph, Reference
+from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.view.view import View
 from tests.helpers import Builder, model, view_of
 

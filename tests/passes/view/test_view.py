@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from onnx_fuse.passes.graph.attributes import Reference
 from onnx_fuse.passes.graph.dims import symbol
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.view.view import View
