@@ -168,11 +168,23 @@ class Fusing:
             roots = [root_of[item.node] for item in predicted.decisions if item.operator in kept]
             return self._again([*others, *roots])
 
-        # Fused nodes that the model came with are not ours to leave out.
+        from onnx_fuse.runtime.builder import build
+
         selection = selected(
-            method, self.fused, of_operators, among=root_of.keys(), sizes=sizes, device=device, alternative="original",
-            folder=self.given.folder, progress=self.say,
-        ).keeping({match.node for match in self.report.matches if {match.fusion, match.operator} & {*required}})  # fmt: skip
+            method,
+            self.fused,
+            of_operators,
+            among=root_of.keys(),  # fused nodes that the model came with are not ours to leave out
+            build_engine=build,
+            sizes=sizes,
+            device=device,
+            alternative="original",
+            folder=self.given.folder,
+            progress=self.say,
+        )
+        selection = selection.keeping(
+            {match.node for match in self.report.matches if {match.fusion, match.operator} & {*required}}
+        )
         self.report.selection = selection.to_dict()
         roots = [match.root for match in self.report.matches if match.node not in selection.left_out]
         if len(roots) < len(self.report.matches):

@@ -304,6 +304,7 @@ def _selected(
         source.proto,
         of_operators,
         among=plugins_of,
+        build_engine=build,
         sizes={name: of.opt for name, of in profiles[0].items()} if profiles else None,
         device=None if device is None else device.name,
         precision=config.precision if config.precision in ("float32", *NARROW) else None,

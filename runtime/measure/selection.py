@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto
 
@@ -12,6 +13,7 @@ from onnx_fuse.passes.select.decisions import Selection
 from onnx_fuse.passes.select.measured import Verdicts, by_measurement, choose
 from onnx_fuse.passes.select.opened_model import Alternative
 from onnx_fuse.passes.select.predicted import select_fused
+from onnx_fuse.runtime.plugins.plugin_library import cache_folder
 
 
 def selected(
@@ -20,6 +22,7 @@ def selected(
     build: Callable[[Selection, Sequence[str]], ModelProto],
     *,
     among: Set[str],
+    build_engine: Callable[..., Any],
     sizes: Mapping[str, int | Sequence[int]] | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -33,6 +36,7 @@ def selected(
         method: "auto" or "measured".
         fused: the model with all of them.
         build: for "measured", the model in which only some operators are fused, of a prediction and their names.
+        build_engine: makes a TensorRT engine of a model, for "measured".
         among: names of the nodes to decide on; others stay.
         sizes, device, precision, alternative: as for `select_fused`; "measured" takes "cpu" for a device, or the GPU there is.
         folder: of the external data.
@@ -46,10 +50,9 @@ def selected(
     predicted = replace(predicted, decisions=tuple(item for item in predicted.decisions if item.node in among))
     if method == "auto":
         return predicted
-    from onnx_fuse.runtime.measure.timers import timer_for
-    from onnx_fuse.runtime.plugins.plugin_library import cache_folder
+    from onnx_fuse.runtime.measure.timers import timer_for  # brings onnxruntime along
 
-    timer = timer_for(device, predicted.sizes, folder)
+    timer = timer_for(device, predicted.sizes, folder, build_engine)
     gains: dict[str, float] = {}
     for item in predicted.decisions:
         gains[item.operator] = gains.get(item.operator, 0.0) + (item.before_us or 0.0) - (item.after_us or 0.0)

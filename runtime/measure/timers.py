@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import platform
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,24 @@ from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.select.measured import Run, Timer
 from onnx_fuse.runtime.device import gpus
 from onnx_fuse.runtime.device.engine_file import ShapeRange
+from onnx_fuse.runtime.engine import Engine
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.plugins import plugin_library
+from onnx_fuse.runtime.tensorrt import binding
+from onnx_fuse.runtime.tensorrt.config import EngineConfig
 from onnx_fuse.runtime.verify.random_inputs import DRAWS, Array, draw_inputs, input_specs
 
+BuildEngine = Callable[..., Any]
+"""`onnx_fuse.runtime.builder.build`, which selects with these timers and so is handed to them."""
 
-def timer_for(device: str | None, sizes: Mapping[str, int], base_dir: Path | None) -> Timer:
+
+def timer_for(device: str | None, sizes: Mapping[str, int], base_dir: Path | None, build_engine: BuildEngine) -> Timer:
     """The timer of a device: "cpu" for ONNX Runtime, otherwise the GPU of this machine.
 
     Args:
         sizes: dimension -> size that models are run with.
         base_dir: folder of their external data.
+        build_engine: makes a TensorRT engine of a model.
 
     Raises:
         UsageError: there is no GPU.
@@ -41,7 +47,7 @@ def timer_for(device: str | None, sizes: Mapping[str, int], base_dir: Path | Non
             f'select="measured" times TensorRT engines, and no GPU can be used: {problem or "the driver shows none"}.',
             'Use select="auto", which predicts, or time ONNX Runtime with device="cpu".',
         )
-    return EngineTimer(found[0], sizes, base_dir)
+    return EngineTimer(found[0], sizes, base_dir, build_engine)
 
 
 class OrtTimer:
@@ -70,15 +76,16 @@ class OrtTimer:
 class EngineTimer:
     """TensorRT engines on a GPU, the time between two events of its stream. It was never run: it needs a GPU."""
 
-    def __init__(self, gpu: gpus.Gpu, sizes: Mapping[str, int], base_dir: Path | None = None) -> None:
-        from onnx_fuse.runtime.tensorrt import binding
-
+    def __init__(
+        self, gpu: gpus.Gpu, sizes: Mapping[str, int], base_dir: Path | None, build_engine: BuildEngine
+    ) -> None:
         trt = binding.module()
         found = [plugin_library.described(path) for path in plugin_library.find()]
         hashes = [library.sha256[:12] for library in found if library is not None]
         self.name = f"{gpu.name}, {trt.__name__} {trt.__version__}, plugins {' '.join(hashes) or 'none'}"
         self._sizes = sizes
         self._base_dir = base_dir
+        self._build_engine = build_engine
         self._folder = tempfile.TemporaryDirectory(prefix="onnx-fuse-")
         self._count = 0
 
@@ -86,15 +93,12 @@ class EngineTimer:
         """Raises:
         OnnxFuseError: it cannot be built or run.
         """
-        builder, config, engine = (
-            importlib.import_module(f"onnx_fuse.runtime.{name}") for name in ("builder", "tensorrt.config", "engine")
-        )
         inputs = drawn(model, self._sizes)
         shapes = {name: ShapeRange(array.shape, array.shape, array.shape) for name, array in inputs.items()}
         self._count += 1
         target = Path(self._folder.name) / f"{self._count}.engine"
-        builder.build(model, target, config.EngineConfig(profiles=[shapes], select="all"), base_dir=self._base_dir)
-        opened: Any = engine.Engine(target)
+        self._build_engine(model, target, EngineConfig(profiles=[shapes], select="all"), base_dir=self._base_dir)
+        opened = Engine(target)
 
         def run() -> float:
             _, timing = opened.timed(inputs)

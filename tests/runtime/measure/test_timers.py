@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from onnx_fuse.runtime import builder, engine
 from onnx_fuse.runtime.device.engine_file import ShapeRange
 from onnx_fuse.runtime.device.gpus import Gpu
+from onnx_fuse.runtime.measure import timers
 from onnx_fuse.runtime.measure.timers import EngineTimer
 from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.config import EngineConfig
@@ -33,10 +33,9 @@ def test_an_engine_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
             return {}, SimpleNamespace(compute=0.25)
 
     monkeypatch.setattr(binding, "module", lambda: SimpleNamespace(__name__="tensorrt", __version__="10.7"))
-    monkeypatch.setattr(builder, "build", build)
-    monkeypatch.setattr(engine, "Engine", Engine)
+    monkeypatch.setattr(timers, "Engine", Engine)
     monkeypatch.setenv("ONNX_FUSE_PLUGINS", "")
-    timer = EngineTimer(Gpu("L4", 89, 24 << 30), {"n": 3}, tmp_path)
+    timer = EngineTimer(Gpu("L4", 89, 24 << 30), {"n": 3}, tmp_path, build)
     assert timer.name == "L4, tensorrt 10.7, plugins none"
     assert timer.open(model("(float[n,4] x) => (float[n,4] y) { y = Relu(x) }"))() == 0.25
     ((_, config, base_dir),) = built
