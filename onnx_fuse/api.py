@@ -22,6 +22,7 @@ from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.graph.function_bodies import Functions
 from onnx_fuse.passes.graph.index import graphs
+from onnx_fuse.passes.graph.spans import Source
 from onnx_fuse.passes.opset_conversion import Convert
 from onnx_fuse.passes.pipeline import Pass, Pipeline, as_pass
 from onnx_fuse.passes.report import Report
@@ -43,17 +44,33 @@ class FuseResult:
     """A fused model and the report on how it came about.
 
     Attributes:
-        model: the model, as it came: a ModelProto (weights in external data not loaded), or an onnx_graphsurgeon.Graph.
         report: what was fused and why the rest was not.
         source: the file the model came from, if any.
         changed: False where nothing was rewritten; `save` then writes the source's own bytes.
     """
 
-    model: Any
+    _model: Any = field(repr=False)
     report: Report
     source: Path | None = None
     changed: bool = True
     _proto: ModelProto = field(default_factory=ModelProto, repr=False)
+    _opened: Source | None = field(default=None, repr=False)  # the file, in which large weights may still be
+
+    @property
+    def model(self) -> Any:
+        """The model, as it came: a ModelProto (weights in external data not loaded), or an onnx_graphsurgeon.Graph.
+
+        Raises:
+            ModelError: it came from a file, which was written to before its weights were read.
+        """
+        if self._opened is not None:
+            io.materialise(self._proto)
+            self._opened = None
+        return self._model
+
+    def __getstate__(self) -> dict[str, Any]:
+        _ = self.model  # a copy reads no weights from the file
+        return self.__dict__
 
     def save(self, path: str | os.PathLike[str], *, external_data: Literal["auto", "keep", "copy"] = "auto") -> None:
         """Writes the model; see `onnx_fuse.passes.files.io.save`.
@@ -127,7 +144,8 @@ def fuse(
     check_required(required, chosen)
     started = time.perf_counter()
     run = Fusing(
-        Given.of(model),
+        # Passes of the user's want the numbers, and a model that is timed runs as it will run.
+        Given.of(model, lazily=not passes and select != "measured"),
         chosen,
         own=[as_pass(item) for item in passes],
         attention=attention,
@@ -149,7 +167,7 @@ def fuse(
         raise problem
     check_met(required, report, chosen)
     result = to_surgeon(run.fused) if is_surgeon_graph(model) else run.fused
-    return FuseResult(result, report, run.given.path, run.changed, run.fused)
+    return FuseResult(result, report, run.given.path, run.changed, run.fused, run.given.opened)
 
 
 @blames_text

@@ -20,6 +20,7 @@ from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.graph.function_bodies import Functions
 from onnx_fuse.passes.graph.inlining import drop_bodies, inline_bodies
+from onnx_fuse.passes.graph.spans import Source
 from onnx_fuse.passes.normalize.sweep import rule_names
 from onnx_fuse.passes.opset_conversion import OLDEST, Convert
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline
@@ -36,29 +37,37 @@ Progress = Callable[[str], None]
 _PACKAGES = ("onnx-fuse", "onnx", "onnxruntime", "numpy")  # whose versions a report has
 
 
-@dataclass(frozen=True)
+@dataclass
 class Given:
     """A model as it was given: it is never changed, and there again whenever it is needed.
 
     Attributes:
         model: the model in memory, or the path of its file.
+        lazily: leave large weights in the file, if it is one.
+        opened: the file, once a model was read from it whose large weights are still there.
     """
 
     model: ModelProto | Path
+    lazily: bool = True
+    opened: Source | None = None
 
     @classmethod
-    def of(cls, model: Any) -> Given:
+    def of(cls, model: Any, *, lazily: bool = True) -> Given:
         """A path, a ModelProto or an onnx_graphsurgeon.Graph.
+
+        Args:
+            model: what was given.
+            lazily: leave large weights in the file, if it is one.
 
         Raises:
             UsageError: it is something else.
         """
         if isinstance(model, ModelProto):
-            return cls(model)
+            return cls(model, lazily)
         if is_surgeon_graph(model):
-            return cls(from_surgeon(model))
+            return cls(from_surgeon(model), lazily)
         if isinstance(model, (str, os.PathLike)):
-            return cls(Path(model))
+            return cls(Path(model), lazily)
         raise UsageError(
             f"A model cannot be a {type(model).__name__}.",
             "Give a path, an onnx.ModelProto or an onnx_graphsurgeon.Graph.",
@@ -80,7 +89,7 @@ class Given:
         Raises:
             ModelError: the file cannot be read.
         """
-        return io.load(self.model) if isinstance(self.model, Path) else self.model
+        return self._load(self.model) if isinstance(self.model, Path) else self.model
 
     def fresh(self) -> ModelProto:
         """The model, for the caller to change.
@@ -89,10 +98,19 @@ class Given:
             ModelError: the file cannot be read.
         """
         if isinstance(self.model, Path):
-            return io.load(self.model)
+            return self._load(self.model)
         copy = ModelProto()
         copy.CopyFrom(self.model)
         return copy
+
+    def _load(self, path: Path) -> ModelProto:
+        if not self.lazily:
+            return io.load(path)
+        model, opened = io.load_lazily(path)
+        if self.opened not in (None, opened):
+            raise ModelError(f"{path} was changed while it was worked on.", "Leave the file alone, and start again.")
+        self.opened = opened
+        return model
 
     def new_report(self) -> Report:
         """A report in which nothing has happened yet."""

@@ -12,8 +12,9 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 
 from onnx_fuse.passes.files.encoding import blames_text
 from onnx_fuse.passes.files.external_data import byte_size, external_files, tensors
-from onnx_fuse.passes.files.io import load
+from onnx_fuse.passes.files.io import load_lazily
 from onnx_fuse.passes.graph.node import Node
+from onnx_fuse.passes.graph.spans import is_external
 from onnx_fuse.passes.graph.subgraphs import subgraphs
 
 FUSED_DOMAIN = "gr.ml.infra"
@@ -115,7 +116,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         ModelError: the file cannot be read or is no model.
     """
     path = Path(path)
-    model = load(path)
+    model, _file = load_lazily(path)
     operators: Counter[str] = Counter()
     fused: list[FusedNode] = []
     graph = model.graph
@@ -149,8 +150,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         ),
         weights=len(weights),
         parameters=sum(_elements(tensor) for tensor in weights),
-        embedded_bytes=sum(byte_size(t) for t in weights if t.data_location != TensorProto.EXTERNAL),
-        external_bytes=sum(byte_size(t) for t in weights if t.data_location == TensorProto.EXTERNAL),
+        embedded_bytes=sum(byte_size(t) for t in weights if not is_external(t)),
+        external_bytes=sum(byte_size(t) for t in weights if is_external(t)),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx import ModelProto, version_converter
 
+from onnx_fuse.passes.files.external_data import materialise
 from onnx_fuse.passes.report import Log
 
 OLDEST = 13
@@ -26,6 +27,7 @@ class Convert:
         opset = opset_of(model)
         if opset == 0 or opset >= self.least:
             return model
+        materialise(model)  # the converter drops what it finds in no field of numbers
         try:
             converted = version_converter.convert_version(model, self.least)
         except Exception as error:

@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.passes.graph import inlining
+from onnx_fuse.passes.graph.spans import filled, is_external
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.verify import verification
 from onnx_fuse.runtime.verify.compare import Comparison, compare, tolerance
@@ -180,8 +181,8 @@ def debug(
         UsageError: the inputs do not fit, or the models do not take and give the same.
         VerificationError: the fused model cannot be loaded or run where the original can.
     """
-    first, base_dir = verification.loaded(original, None)
-    second, fused_dir = verification.loaded(fused, None)
+    first, base_dir, _original_file = verification.loaded(original, None)
+    second, fused_dir, _fused_file = verification.loaded(fused, None)
     if problem := verification.other_interface(first, second):
         raise UsageError(problem, "Compare a model with what was made from it.")
     specs = input_specs(first)
@@ -354,6 +355,7 @@ def _changes(
 
 
 def _same(one: TensorProto, other: TensorProto) -> bool:
+    one, other = filled(one), filled(other)
     return one == other or one.SerializeToString() == other.SerializeToString()
 
 
@@ -403,9 +405,9 @@ def _opened_values(
 def _weights(model: ModelProto, names: set[str]) -> dict[str, Array]:
     """Weights that are in the model itself."""
     return {
-        tensor.name: numpy_helper.to_array(tensor)
+        tensor.name: numpy_helper.to_array(filled(tensor))
         for tensor in model.graph.initializer
-        if tensor.name in names and tensor.data_location != TensorProto.EXTERNAL
+        if tensor.name in names and not is_external(tensor)
     }
 
 

@@ -153,7 +153,8 @@ def _check_paths(
     if inputs is not None and not inputs.is_file():
         raise UsageError(f"{inputs} does not exist or is no file.", "Give an .npz file, written with numpy.savez.")
     if external_data is ExternalData.keep and model.parent.resolve() != out.parent.resolve():
-        io.plan_copies(io.load(model), out, model, "keep")
+        proto, _file = io.load_lazily(model)
+        io.plan_copies(proto, out, model, "keep")
 
 
 def _write_report(target: str | None, report: Report | None) -> None:

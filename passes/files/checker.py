@@ -9,7 +9,8 @@ from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto
 
 from onnx_fuse.errors import ModelError
-from onnx_fuse.passes.files.external_data import byte_size, external_tensors
+from onnx_fuse.passes.files.external_data import byte_size, tensors
+from onnx_fuse.passes.graph.spans import span_of
 
 # Embedded weights above this size are not handed to onnx's checker, which would copy them twice.
 _LARGE_TENSOR = 1 << 20
@@ -83,9 +84,12 @@ def _checkable(model: ModelProto, name: str) -> bytes:
         stripped.graph.node[index].domain = "com.microsoft"
     if foreign and all(entry.domain != "com.microsoft" for entry in stripped.opset_import):
         stripped.opset_import.add(domain="com.microsoft", version=1)
-    for tensor, _ in external_tensors(stripped) if external else ():
-        # Rare: weights of a subgraph or of a Constant node. Zeros of the same size stand for them.
-        tensor.raw_data = bytes(byte_size(tensor))
+    for tensor, _ in tensors(stripped) if external else ():
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        # Rare: weights of a subgraph or of a Constant node. Zeros of the same size stand for them; weights in the model's own
+        # file have the size that they should have, so one byte does.
+        tensor.raw_data = bytes(byte_size(tensor) if span_of(tensor) is None else 1)
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
     return bytes(stripped.SerializeToString())

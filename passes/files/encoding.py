@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from onnx_fuse.errors import ModelError, OnnxFuseError
-from onnx_fuse.passes.files.io import load
+from onnx_fuse.passes.files.io import load_lazily
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -46,7 +46,7 @@ def _broken(item: Any) -> str | None:
         return broken_text(item)
     if isinstance(item, (str, os.PathLike)) and os.path.isfile(item):
         try:
-            return broken_text(load(item))
+            return broken_text(load_lazily(item)[0])
         except OnnxFuseError:
             return None
     return None

@@ -12,6 +12,7 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnx_fuse.errors import ModelError
+from onnx_fuse.passes.graph import spans
 
 READ_LIMIT = 1 << 20
 """Tensors in external data with more bytes than this are weights, and not read."""
@@ -95,10 +96,40 @@ def tensors(model: ModelProto) -> Iterator[tuple[TensorProto, NodeProto | None]]
 
 
 def external_tensors(model: ModelProto) -> Iterator[tuple[TensorProto, NodeProto | None]]:
-    """Those of `tensors` that lie in external data."""
+    """Those of `tensors` that lie in external data, other files than the model's own."""
     for tensor, node in tensors(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
+        if spans.is_external(tensor):
             yield tensor, node
+
+
+def materialise(model: ModelProto) -> ModelProto:
+    """Reads the weights that `io.load_lazily` has left in the model's file into the model, and returns it.
+
+    Raises:
+        ModelError: the file was changed.
+    """
+    for tensor, _ in tensors(model):
+        spans.fill(tensor)
+    return model
+
+
+def source_of(model: ModelProto) -> spans.Source | None:
+    """The file that weights of the model are still in; None where it has them all."""
+    found = (spans.span_of(tensor) for tensor, _ in tensors(model))
+    return next((span.source for span in found if span is not None), None)
+
+
+def whole(model: ModelProto) -> ModelProto:
+    """A copy of the model with the weights that are still in its file; itself where it has them all.
+
+    Raises:
+        ModelError: the file was changed.
+    """
+    if source_of(model) is None:
+        return model
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return materialise(copy)
 
 
 def external_files(model: ModelProto) -> list[ExternalFile]:

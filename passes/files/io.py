@@ -5,22 +5,30 @@ from __future__ import annotations
 import difflib
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from onnx_fuse import installation
 from onnx_fuse.errors import ModelError, OutputError, UsageError, reason
+from onnx_fuse.passes.files import wire
 from onnx_fuse.passes.files.checker import check, one_sentence
-from onnx_fuse.passes.files.external_data import external_files, validate
+from onnx_fuse.passes.files.external_data import external_files, materialise, source_of, validate, whole
 from onnx_fuse.passes.files.staging import Staging, check_output
+from onnx_fuse.passes.files.wire import Piece
+from onnx_fuse.passes.graph import spans
+from onnx_fuse.passes.graph.spans import Source
 
-__all__ = ["ExternalDataMode", "check", "check_output", "load", "plan_copies", "save"]
+__all__ = ["ExternalDataMode", "check", "check_output", "load", "load_lazily", "materialise", "plan_copies", "save"]
 
 ExternalDataMode: TypeAlias = Literal["auto", "keep", "copy"]
+
+WORTHWHILE = 1 << 24
+"""Bytes of a file from which it pays to leave large tensors in it."""
 
 _PROTOBUF_LIMIT = (1 << 31) - 1
 _EMBED_LESS = "Keep its weights in external data: onnx.save(model, path, save_as_external_data=True)."
@@ -50,15 +58,58 @@ def load(path: str | os.PathLike[str]) -> ModelProto:
             missing, too short or outside the model's folder.
     """
     path = Path(path)
-    data = _read(path)
+    return _loaded(_read(path), path)
+
+
+def load_lazily(path: str | os.PathLike[str]) -> tuple[ModelProto, Source | None]:
+    """Reads a model as `load` does, but leaves large tensors in the file.
+
+    Such a tensor reads as external data that lies in the model's own file. `save` writes it as the file has it; `materialise`
+    reads those of a model, `onnx_fuse.passes.graph.spans` one of them.
+
+    Returns:
+        The model, and the file, to be kept as long as the model is used; None if the model was read as a whole.
+
+    Raises:
+        ModelError: as `load` does; and when the file is changed meanwhile.
+    """
+    path = Path(path)
+    if _readable_size(path) < WORTHWHILE or _text_format(path) is not None or not _can_lie_in(path):
+        return load(path), None
+    try:
+        source = spans.opened(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    data = wire.skim(source)
+    if data is None:
+        return load(path), None
+    try:
+        model = _loaded(data, path)
+    except ModelError:  # reading all of it tells better what is wrong
+        return load(path), None
+    source.require_unchanged()
+    return model, source
+
+
+def _can_lie_in(path: Path) -> bool:
+    """Whether a tensor can be said to lie in this file, and read there."""
+    return hasattr(os, "pread") and not any("\ud800" <= letter <= "\udfff" for letter in path.name)
+
+
+def _loaded(data: bytes, path: Path) -> ModelProto:
     model = _parse(data, path)
     # External tensors carry this word. Looking for it costs nothing beside walking all attributes of all nodes.
-    may_be_external = b"location" in data or _text_format(path) is not None
+    may_be_external = _text_format(path) is not None or _mentions_files(data)
     del data
     _require_model(model, path)
-    if may_be_external or any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+    if may_be_external or any(map(spans.is_external, model.graph.initializer)):
         validate(model, path)
     return model
+
+
+def _mentions_files(data: bytes) -> bool:
+    """Whether a model, as bytes, may have tensors in other files than its own: quickly, and now and then wrongly so."""
+    return data.count(b"location") > len(spans.marks(data))
 
 
 def save(
@@ -86,21 +137,23 @@ def save(
     """
     path = Path(path)
     source = None if source is None else Path(source)
-    same_form = source is not None and _text_format(source) == _text_format(path)
-    data = None if unchanged and same_form else _serialise(model, path)
-    written = data if data is not None or source is None else _read(source)
-    copies = plan_copies(model, path, source, external_data, written)
-    del written
+    as_it_is = source if unchanged and source is not None and _text_format(source) == _text_format(path) else None
+    opened = None if as_it_is is None else source_of(model)
+    data = _serialise(model, path) if as_it_is is None or opened is not None else _read(as_it_is)
+    copies = plan_copies(model, path, source, external_data, data)
+    pieces = _pieces(model, data, path) if as_it_is is None else [opened.whole] if opened is not None else None
+    del data
     with Staging() as staging:
         for original, target in copies:
             staging.copy(original, target)
         # The model comes last: a reader who sees it finds its data there.
-        if data is not None:
-            staging.write(path, data)
-        elif source is not None and os.path.realpath(source) != os.path.realpath(path):
-            staging.copy(source, path)
-        else:
+        in_place = opened is None or opened.is_in_place
+        if as_it_is is not None and in_place and os.path.realpath(as_it_is) == os.path.realpath(path):
             check_output(path)
+        elif as_it_is is not None and pieces is None:
+            staging.copy(as_it_is, path)
+        else:
+            staging.write(path, pieces or [])
         staging.commit()
 
 
@@ -118,7 +171,7 @@ def plan_copies(
     """
     if mode not in ("auto", "keep", "copy"):
         raise UsageError(f"external_data is {mode!r}.", "Use 'auto', 'keep' or 'copy'.")
-    if data is not None and _text_format(path) is None and b"location" not in data:  # as in `load`
+    if data is not None and _text_format(path) is None and not _mentions_files(data):
         return []
     locations = [file.location for file in external_files(model)]
     if not locations:
@@ -148,7 +201,12 @@ def plan_copies(
     return [(original, target) for original, target in copies if not _is_there(original, target, folder)]
 
 
-def _read(path: Path) -> bytes:
+def _readable_size(path: Path) -> int:
+    """The size in bytes of a file that can be a model.
+
+    Raises:
+        ModelError: there is no such file, or it is none.
+    """
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -159,16 +217,25 @@ def _read(path: Path) -> bytes:
             raise ModelError(f"{path} is not a regular file.", "Save the model as a file first.")
         if status.st_size > _PROTOBUF_LIMIT:
             raise ModelError(f"{path} is larger than 2 GiB, which protobuf cannot read.", _EMBED_LESS)
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"{path} does not exist.", _similar(path)) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise ModelError(
-            f"Cannot read {path}: {reason(error)}.", "Check the path and the permissions of the file."
-        ) from error
-    if not data:
+        raise _unreadable(path, error) from error
+    if not status.st_size:
         raise ModelError(f"{path} is empty.", "Export, copy or download it again.")
-    return data
+    return status.st_size
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ModelError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return ModelError(f"{path} does not exist.", _similar(path))
+    return ModelError(f"Cannot read {path}: {reason(error)}.", "Check the path and the permissions of the file.")
+
+
+def _read(path: Path) -> bytes:
+    _readable_size(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _similar(path: Path) -> str:
@@ -270,16 +337,24 @@ def _serialise(model: ModelProto, path: Path) -> bytes:
     form = _text_format(path)
     try:
         if form is not None:
-            serialised: bytes | str = onnx.serialization.registry.get(form).serialize_proto(model)
+            serialised: bytes | str = onnx.serialization.registry.get(form).serialize_proto(whole(model))
             return serialised.encode() if isinstance(serialised, str) else serialised
         data: bytes = model.SerializeToString()
     except (EncodeError, ValueError) as error:
         raise OutputError(
             f"Cannot write {path}: protobuf cannot serialise the model ({error}).", _EMBED_LESS
         ) from error
-    if len(data) > _PROTOBUF_LIMIT:
-        raise OutputError(f"Cannot write {path}: the model is larger than 2 GiB, which no one could read.", _EMBED_LESS)
     return data
+
+
+def _pieces(model: ModelProto, data: bytes, path: Path) -> Sequence[Piece]:
+    """What `save` writes for a model, of which the bytes that the library makes are at hand."""
+    pieces: Sequence[Piece] = [data]
+    if _text_format(path) is None and spans.marks(data):
+        pieces = wire.spliced(data) or [_serialise(whole(model), path)]
+    if wire.size(pieces) > _PROTOBUF_LIMIT:
+        raise OutputError(f"Cannot write {path}: the model is larger than 2 GiB, which no one could read.", _EMBED_LESS)
+    return pieces
 
 
 def _is_there(original: Path, target: Path, folder: Path) -> bool:

@@ -9,13 +9,16 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from onnx_fuse.errors import ModelError, OutputError
+from onnx_fuse.passes.files.wire import Piece
+from onnx_fuse.passes.graph.spans import Span
 
+_PART = 1 << 22  # bytes of a span in memory at a time
 _FICLONE = 0x40049409  # <linux/fs.h>: make one file share the blocks of another
 
 # What a filesystem answers when it cannot clone or copy inside the kernel, as opposed to when the copy itself fails.
@@ -80,7 +83,7 @@ class Staging:
 
     def __init__(self) -> None:
         self._staged: list[tuple[Path, Path]] = []
-        self._streams: list[tuple[Path, bytes]] = []
+        self._streams: list[tuple[Path, Sequence[Piece]]] = []
         self._folders: list[Path] = []
         self._new: list[Path] = []
         self._committed = False
@@ -100,14 +103,27 @@ class Staging:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
-    def write(self, path: Path, data: bytes) -> None:
-        """Stages a file with these contents; a link is followed, an existing file keeps its permissions."""
+    def write(self, path: Path, data: bytes | Sequence[Piece]) -> None:
+        """Stages a file with these contents; a link is followed, an existing file keeps its permissions.
+
+        Raises:
+            ModelError: a file that spans lie in was changed.
+        """
+        pieces = [data] if isinstance(data, bytes) else data
         with writing(path):
             if _is_stream(path):
-                self._streams.append((path, data))
+                self._streams.append((path, pieces))
                 return
             with self._temporary(path) as file:
-                file.write(data)
+                for piece in pieces:
+                    if isinstance(piece, Span):
+                        file.flush()
+                        _copy_span(piece, file.fileno())
+                    else:
+                        file.write(piece)
+                # Only now is it known that what was copied is what was there when the model was read.
+                for source in {piece.source for piece in pieces if isinstance(piece, Span)}:
+                    source.require_unchanged()
 
     def copy(self, source: Path, path: Path) -> None:
         """Stages a copy of `source`, sharing its blocks where the filesystem can; folders on the way are made."""
@@ -119,7 +135,7 @@ class Staging:
             ) from error
         with contents, writing(path):
             if _is_stream(path):
-                self._streams.append((path, contents.read()))
+                self._streams.append((path, [contents.read()]))
                 return
             self._make_folders(path.parent)
             with self._temporary(path) as file:
@@ -133,9 +149,10 @@ class Staging:
                 os.replace(temporary, target)
                 if is_new:
                     self._new.append(target)
-        for path, data in self._streams:
+        for path, pieces in self._streams:
             with writing(path), path.open("wb", buffering=0) as file:
-                _write_all(file, data)
+                for data in _in_memory(pieces):
+                    _write_all(file, data)
         self._committed = True
         for folder in {target.parent for _, target in self._staged}:
             _flush_folder(folder)
@@ -206,6 +223,33 @@ def _copy_contents(source: BinaryIO, target: BinaryIO) -> None:
                 raise
     # Both descriptors stand where the kernel's copy ended; at the end of the file nothing is left to do.
     shutil.copyfileobj(source, target, 1 << 22)
+
+
+def _copy_span(span: Span, target: int) -> None:
+    """Copies a span to where a file stands, inside the kernel where it can."""
+    source, offset, left = span.source.descriptor, span.offset, span.length
+    try:
+        while left and (copied := os.copy_file_range(source, target, left, offset)):
+            offset, left = offset + copied, left - copied
+    except AttributeError:  # not on Linux
+        pass
+    except OSError as error:
+        if error.errno not in _CANNOT_COPY_IN_KERNEL:
+            raise
+    for data in _in_memory([Span(span.source, offset, left)]):
+        view = memoryview(data)
+        while view:
+            view = view[os.write(target, view) :]
+
+
+def _in_memory(pieces: Sequence[Piece]) -> Iterator[bytes]:
+    """The bytes of the pieces, of a span a part at a time."""
+    for piece in pieces:
+        if not isinstance(piece, Span):
+            yield piece
+            continue
+        for start in range(0, piece.length, _PART):
+            yield piece.source.read(piece.offset + start, min(_PART, piece.length - start))
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_fuse.passes.graph import spans
 from onnx_fuse.passes.graph.attributes import Reference
 from onnx_fuse.passes.graph.node import Node
 
@@ -34,7 +35,7 @@ def constant_tensor(node: Node) -> TensorProto | None:
 
 def decode(tensor: TensorProto, limit: int = CONSTANT_LIMIT) -> np.ndarray | None:
     """The tensor as an array; None where it is larger than `limit` elements, lies in external data, or is malformed."""
-    if tensor.data_location == TensorProto.EXTERNAL:
+    if spans.is_external(tensor):
         return None
     size = 1
     for dim in tensor.dims:
@@ -42,6 +43,6 @@ def decode(tensor: TensorProto, limit: int = CONSTANT_LIMIT) -> np.ndarray | Non
     if size > limit or tensor.data_type == TensorProto.STRING:
         return None
     try:
-        return numpy_helper.to_array(tensor)
+        return numpy_helper.to_array(spans.filled(tensor))
     except (KeyError, TypeError, ValueError):  # data and dimensions contradict each other
         return None

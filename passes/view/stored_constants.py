@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from onnx_fuse.passes.files.external_data import read_small
 from onnx_fuse.passes.graph.constants import CONSTANT_LIMIT, decode
 from onnx_fuse.passes.graph.shapes.inference import Info, array_info
+from onnx_fuse.passes.graph.spans import is_external
 from onnx_fuse.passes.view.overlay import Overlay
 
 # Element types and number of elements of what may say a shape, whose content is worth following.
@@ -68,6 +69,6 @@ class StoredConstants:
     def decoded(self, tensor: TensorProto, limit: int = CONSTANT_LIMIT) -> np.ndarray | None:
         """A tensor of the model as an array; None where it has more elements than `limit` or cannot be read."""
         self.looked_at.add(tensor.name)
-        if self._folder is not None and tensor.data_location == TensorProto.EXTERNAL:
+        if self._folder is not None and is_external(tensor):
             return read_small(tensor, self._folder, limit)
         return decode(tensor, limit)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from google.protobuf.message import EncodeError
-from onnx import AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto
 
 from onnx_fuse.errors import ModelError
+from onnx_fuse.passes.files.external_data import tensors, whole
+from onnx_fuse.passes.graph.spans import span_of
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -114,7 +116,13 @@ def message(error: BaseException) -> str:
 
 def _serialized(model: ModelProto, base_dir: str | Path | None, where: str) -> tuple[bytes, Path | None]:
     """The model as bytes, and the folder in which ONNX Runtime shall look for its external data (None: it has none)."""
-    locations = list(_locations(model.graph))
+    sources = {span.source for tensor, _ in tensors(model) if (span := span_of(tensor)) is not None}
+    if sources:
+        folders = {source.path.parent for source in sources}
+        base_dir = next(iter(folders)) if base_dir is None else Path(os.path.abspath(base_dir))
+        if folders != {base_dir} or not all(source.is_in_place for source in sources):
+            model = whole(model)  # ONNX Runtime opens files by their names
+    locations = list(_locations(model))
     folder: Path | None = None
     if locations:
         if base_dir is None:
@@ -147,21 +155,14 @@ def _follow_links(model: ModelProto, files: set[str], base_dir: Path) -> tuple[M
     common = Path(os.path.commonpath([target.parent for target in targets.values()]))
     copy = ModelProto()
     copy.CopyFrom(model)
-    for entry in _locations(copy.graph):
+    for entry in _locations(copy):
         entry.value = targets[entry.value].relative_to(common).as_posix()
     return copy, common
 
 
-def _locations(graph: GraphProto) -> Iterator[StringStringEntryProto]:
-    """Where the external tensors of a graph and of its subgraphs say that their data is."""
-    held = list(graph.initializer)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR:
-                held.append(attribute.t)
-            elif attribute.type == AttributeProto.GRAPH:
-                yield from _locations(attribute.g)
-    for tensor in held:
+def _locations(model: ModelProto) -> Iterator[StringStringEntryProto]:
+    """Where the tensors of a model that do not lie in it as protobuf say that their data is."""
+    for tensor, _ in tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             yield from (entry for entry in tensor.external_data if entry.key == "location")
 

@@ -16,7 +16,8 @@ from onnx import ModelProto, TensorProto
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.files.encoding import blames_text
-from onnx_fuse.passes.files.io import load
+from onnx_fuse.passes.files.io import load_lazily
+from onnx_fuse.passes.graph.spans import Source
 from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare, tolerance
@@ -133,8 +134,8 @@ def _verify(
     suspects: Suspects | None,
     memory_limit: int | None,
 ) -> Verification:
-    original, original_dir = loaded(original, original_dir)
-    fused, fused_dir = loaded(fused, fused_dir or original_dir)
+    original, original_dir, _original_file = loaded(original, original_dir)
+    fused, fused_dir, _fused_file = loaded(fused, fused_dir or original_dir)
     try:
         specs = input_specs(original)
     except ModelError as error:
@@ -277,9 +278,14 @@ def _sentence(case: Case) -> str:
     return f"output {worst.output!r} {worst.problem} ({case.name}){first}"
 
 
-def loaded(model: Model, base_dir: str | Path | None) -> tuple[ModelProto, str | Path | None]:
-    """The model without its external data, which only ONNX Runtime reads, and the folder that the data is in."""
-    return (model, base_dir) if isinstance(model, ModelProto) else (load(model), Path(model).parent)
+def loaded(model: Model, base_dir: str | Path | None) -> tuple[ModelProto, str | Path | None, Source | None]:
+    """The model without its large weights, which only ONNX Runtime reads, the folder of its external data, and its own file, to
+    be kept as long as the model.
+    """
+    if isinstance(model, ModelProto):
+        return model, base_dir, None
+    proto, source = load_lazily(model)
+    return proto, Path(model).parent, source
 
 
 def _open(model: ModelProto, base_dir: str | Path | None, inner: Iterable[str]) -> Any:
