@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import onnx
 from google.protobuf.message import Message
-from onnx import ModelProto, TensorProto
+from onnx import AttributeProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.files.external_data import byte_size, tensors
@@ -14,6 +15,7 @@ from onnx_fuse.passes.graph.spans import span_of
 
 # Embedded weights above this size are not handed to onnx's checker, which would copy them twice.
 _LARGE_TENSOR = 1 << 20
+_SPARSE_SINCE = 11  # opset from which a Constant may have a sparse value
 # What ONNX Runtime's optimisers write in ONNX's domain although it has no such operator before this opset, or at all.
 _RUNTIME_OWN = {"LayerNormalization": 17, "SimplifiedLayerNormalization": 1 << 30}
 
@@ -62,6 +64,9 @@ def _checkable(model: ModelProto, name: str) -> bytes:
     }
     stripped = model
     if set_aside:
+        twice = [held for held, count in Counter(tensor.name for tensor in graph.initializer).items() if count > 1]
+        if twice:  # the checker would not see it
+            raise ModelError(f"{name} has two initializers called {twice[0]!r}.", "Export the model again.")
         stripped = ModelProto()
         _copy_fields(model, stripped, {"graph"})
         _copy_fields(graph, stripped.graph, {"initializer"})
@@ -84,15 +89,26 @@ def _checkable(model: ModelProto, name: str) -> bytes:
         stripped.graph.node[index].domain = "com.microsoft"
     if foreign and all(entry.domain != "com.microsoft" for entry in stripped.opset_import):
         stripped.opset_import.add(domain="com.microsoft", version=1)
-    for tensor, _ in tensors(stripped) if external else ():
+    imports = [*model.opset_import, *(entry for function in model.functions for entry in function.opset_import)]
+    sparse = min((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), default=0) >= _SPARSE_SINCE
+    for tensor, node in [*tensors(stripped)] if external else ():
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
-        # Rare: weights of a subgraph or of a Constant node. Zeros of the same size stand for them; weights in the model's own
-        # file have the size that they should have, so one byte does.
-        tensor.raw_data = bytes(byte_size(tensor) if span_of(tensor) is None else 1)
+        # Rare: weights of a subgraph or of a Constant node. Zeros of the same size stand for them.
+        if node is not None and sparse and span_of(tensor) is not None:
+            _without_numbers(node)
+            continue
+        tensor.raw_data = bytes(byte_size(tensor))
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
     return bytes(stripped.SerializeToString())
+
+
+def _without_numbers(constant: NodeProto) -> None:
+    """Makes the value of a Constant node one of the same type and shape that is zero everywhere, which takes no space."""
+    attribute = next(item for item in constant.attribute if item.name == "value")
+    sparse = SparseTensorProto(values=TensorProto(data_type=attribute.t.data_type, dims=[0]), dims=attribute.t.dims)
+    attribute.CopyFrom(AttributeProto(name="sparse_value", type=AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse))
 
 
 def _foreign(model: ModelProto) -> list[int]:
