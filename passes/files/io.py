@@ -93,7 +93,9 @@ def load_lazily(path: str | os.PathLike[str]) -> tuple[ModelProto, Source | None
 
 def _can_lie_in(path: Path) -> bool:
     """Whether a tensor can be said to lie in this file, and read there."""
-    return hasattr(os, "pread") and not any("\ud800" <= letter <= "\udfff" for letter in path.name)
+    # Names that are no text cannot be in a protobuf; ONNX Runtime takes two dots for a way out of the folder.
+    is_text = not any("\ud800" <= letter <= "\udfff" for letter in path.name)
+    return is_text and not path.name.startswith("..") and hasattr(os, "pread")
 
 
 def _loaded(data: bytes, path: Path) -> ModelProto:

@@ -18,6 +18,7 @@ from onnx import NodeProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
+from onnx_fuse.passes.files import external_data, io, wire
 from onnx_fuse.passes.report import MatchRecord
 from onnx_fuse.runtime.tensorrt.parse import parse
 
@@ -128,6 +129,20 @@ def test_the_fused_model_is_valid_and_fuses_no_further(run: Run, tmp_path: Path)
     assert again.report.fused == {}
     assert not again.changed
     assert again.model.SerializeToString() == path.read_bytes()
+
+
+def test_the_same_with_weights_left_in_the_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "WORTHWHILE", 1)
+    monkeypatch.setattr(wire, "LARGE", 100)
+    embedded = onnx.load(run.path)
+    path, saved, fused = (tmp_path / name for name in ("embedded.onnx", "saved.onnx", "fused.onnx"))
+    path.write_bytes(embedded.SerializeToString())
+    model, source = io.load_lazily(path)
+    assert source is not None and external_data.source_of(model) is source
+    io.save(model, saved)
+    assert saved.read_bytes() == path.read_bytes()
+    onnx_fuse.fuse(path, verify=False).save(fused)
+    assert fused.read_bytes() == onnx_fuse.fuse(embedded, verify=False).model.SerializeToString()
 
 
 def test_tensorrt_takes_the_fused_model(run: Run) -> None:

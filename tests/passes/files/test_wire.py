@@ -545,6 +545,17 @@ class TestSessions:
         assert np.allclose(self.run(model, tmp_path if told else None), self.expected())
         assert len(left_out(model)) == 5
 
+    @pytest.mark.parametrize(
+        ("name", "lazily"),
+        [("we\\ird.onnx", True), ("C:x.onnx", True), (" a\nb%20.onnx", True), ("m", True), ("ü" * 120, True)]
+        + [("...onnx", False), ("\udce9.onnx", False)],
+    )
+    def test_names_of_files(self, tmp_path: Path, name: str, lazily: bool) -> None:
+        written(holding(), tmp_path).rename(tmp_path / name)
+        model, source = io.load_lazily(tmp_path / name)
+        assert (source is not None) == lazily
+        assert np.allclose(self.run(model, tmp_path), self.expected())
+
     def test_from_another_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "models").mkdir()
         written(holding(), tmp_path / "models")
@@ -593,7 +604,8 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
             file.seek(size, os.SEEK_CUR)
         file.truncate()
     script = (
-        "import sys\nfrom benchmarks import common\nimport onnx_fuse.api\n"
+        "import os, sys\nfrom benchmarks import common\nimport onnx_fuse.api\n"
+        "os.fsync = lambda _: None  # as slow as the disk\n"
         "run = lambda: onnx_fuse.api.fuse(sys.argv[1], fusions=['FusedSwish'], verify=False).save(sys.argv[2])\n"
         "print(common.measured(run)[0]['above_mb'])"
     )
