@@ -547,8 +547,10 @@ class TestSessions:
 
     @pytest.mark.parametrize(
         ("name", "lazily"),
-        [("we\\ird.onnx", True), ("C:x.onnx", True), (" a\nb%20.onnx", True), ("m", True), ("ü" * 120, True)]
-        + [("...onnx", False), ("\udce9.onnx", False)],
+        [
+            *((name, True) for name in ("we\\ird.onnx", "C:x.onnx", " a\nb%20.onnx", "m", "ü" * 120)),
+            *((name, False) for name in ("...onnx", "\udce9.onnx")),
+        ],
     )
     def test_names_of_files(self, tmp_path: Path, name: str, lazily: bool) -> None:
         written(holding(), tmp_path).rename(tmp_path / name)
