@@ -77,6 +77,6 @@ def require_readable(model: Path) -> None:
     Raises:
         ModelError: it cannot be read.
     """
-    from onnx_fuse.passes.files.io import load
+    from onnx_fuse.passes.files.io import load_lazily
 
-    load(model)
+    load_lazily(model)

@@ -23,6 +23,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, nu
 
 import onnx_fuse
 from onnx_fuse.errors import ModelError, OnnxFuseError
+from onnx_fuse.fusing import Given
 from onnx_fuse.inspect import inspect
 from onnx_fuse.passes.files import io, wire
 from onnx_fuse.passes.files.external_data import external_files, tensors
@@ -488,6 +489,16 @@ def test_the_result_has_its_weights(tmp_path: Path) -> None:
     result = onnx_fuse.fuse(path, verify=False)
     for other in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result)):
         assert other.model == holding() and other.source == path
+
+
+def test_a_model_that_is_another_when_it_is_needed_again(tmp_path: Path) -> None:
+    path = written(holding(), tmp_path)
+    given = Given.of(path)
+    assert given.fresh() == given.read()
+    path.unlink()
+    written(holding(), tmp_path)
+    with pytest.raises(ModelError, match="was changed while it was worked on"):
+        given.fresh()
 
 
 def test_passes_of_users_see_numbers(tmp_path: Path) -> None:
