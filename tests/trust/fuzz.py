@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -37,6 +38,7 @@ from onnx import ModelProto, TensorProto, helper
 
 import onnx_fuse
 from onnx_fuse.errors import OnnxFuseError, PatternError, RewriteError
+from onnx_fuse.passes.files import io, wire
 from tests.trust.mutations import MUTATIONS, SEEDS, flip_bytes
 
 OPT_IN = ("FusedSkipLayerNorm", "FusedSwish")
@@ -131,13 +133,15 @@ def judge(case: Case, phase: Callable[[int], None] = lambda _: None) -> Outcome:
         before = path.read_bytes() if case.flip else model.SerializeToString(deterministic=True)
         phase(2)
         try:
-            result = onnx_fuse.fuse(
-                given,
-                enable=OPT_IN,
-                verify=False,
-                simplify=case.simplify,
-                functions="inline" if case.inline else "keep",
-            )
+            # Weights stay in the file, as those of a large model do.
+            with mock.patch.object(io, "WORTHWHILE", 1), mock.patch.object(wire, "LARGE", 100):
+                result = onnx_fuse.fuse(
+                    given,
+                    enable=OPT_IN,
+                    verify=False,
+                    simplify=case.simplify,
+                    functions="inline" if case.inline else "keep",
+                )
         except (RewriteError, PatternError) as error:
             return Outcome("internal", str(error))
         except OnnxFuseError as error:
