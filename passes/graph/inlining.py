@@ -6,24 +6,124 @@ All of it goes through onnx's own inliner, which knows functions by name: where 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from google.protobuf.message import EncodeError
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, inliner
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, defs, inliner
 
 from onnx_fuse.errors import ModelError
 
 
 def inline_bodies(model: ModelProto, operators: Iterable[tuple[str, str]]) -> ModelProto:
-    """The model with the bodies of these (domain, name) operators in place of their nodes."""
+    """The model with the bodies of these (domain, name) operators in place of their nodes.
+
+    What has been inlined may be fused again; inlined again, it is what it was.
+    """
     wanted = sorted(set(operators))
     if not wanted:
         return model
+    before = {name for node in model.graph.node for name in node.output}
+    made = {name for node in model.graph.node if (node.domain, node.op_type) in wanted for name in node.output}
     try:
-        return inliner.inline_selected_functions(model, wanted)
+        inlined = inliner.inline_selected_functions(model, wanted)
     except RuntimeError as error:
         cause = f"The bodies of the fused operators cannot be inlined: {str(error).rstrip('.')}."
         raise ModelError(cause, "Keep them as functions (--functions keep).") from error
+    _drop_idle_casts(inlined, before, made)
+    return inlined
+
+
+def _drop_idle_casts(model: ModelProto, before: Collection[str], made: Collection[str]) -> None:
+    """Drops the casts that change nothing, of the bodies just inlined. A body serves every type, and casts to and fro.
+
+    Args:
+        model: it is changed.
+        before: names of values that were there before the bodies were.
+        made: those of them that the bodies make.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    types = _Types(model, producers)
+    used = Counter(name for node in nodes_of(model.graph.node) for name in node.input)
+    used.update(value.name for value in model.graph.output)
+    instead: dict[str, str] = {}
+    idle = []
+    for place, node in enumerate(model.graph.node):
+        if node.op_type not in ("Cast", "CastLike") or node.domain not in ("", "ai.onnx"):
+            continue
+        source, result = instead.get(node.input[0], node.input[0]), node.output[0]
+        if (
+            (result in before and result not in made)
+            or types.of(source) != types.of(result)
+            or types.of(result) is None
+        ):
+            continue
+        if result not in before:
+            instead[result] = source
+        elif source not in before and used[source] == 1 and source == node.input[0]:
+            producer = producers[source]
+            producer.output[list(producer.output).index(source)] = result
+        else:
+            continue  # the value needs both names
+        idle.append(place)
+    for place in reversed(idle):
+        del model.graph.node[place]
+    for node in nodes_of(model.graph.node) if instead else ():
+        for position, name in enumerate(node.input):
+            if name in instead:
+                node.input[position] = instead[name]
+
+
+class _Types:
+    """Element types of values, as far as declarations, casts and the schemas of operators tell them."""
+
+    def __init__(self, model: ModelProto, producers: Mapping[str, NodeProto]) -> None:
+        graph = model.graph
+        self._producers = producers
+        self._opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=1)
+        self._known = {
+            value.name: value.type.tensor_type.elem_type or None
+            for value in (*graph.value_info, *graph.input, *graph.output)
+        }
+        self._known |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+    def of(self, name: str) -> int | None:
+        """The element type of a value; None where it is not known."""
+        way: list[str] = []
+        found: int | None = None
+        while name not in self._known:
+            way.append(name)
+            self._known[name] = None  # while it is looked for: a circle ends here
+            node = self._producers.get(name)
+            given = None if node is None else self._given(node)
+            if given is None or not isinstance(given, str):
+                self._known[name] = given
+                break
+            name = given
+        found = self._known[name]
+        self._known.update(dict.fromkeys(way, found))
+        return found
+
+    def _given(self, node: NodeProto) -> int | str | None:
+        """The type of a node's first output, or the input whose type it has."""
+        if node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type == "Cast":
+            return next((int(item.i) for item in node.attribute if item.name == "to"), None)
+        if node.op_type == "CastLike":
+            return str(node.input[1])
+        if node.op_type == "Constant":
+            kinds = {"value_float": TensorProto.FLOAT, "value_floats": TensorProto.FLOAT}
+            kinds |= {"value_int": TensorProto.INT64, "value_ints": TensorProto.INT64}
+            return next((kinds.get(item.name, item.t.data_type or None) for item in node.attribute), None)
+        try:
+            schema = defs.get_schema(node.op_type, self._opset, "")
+        except defs.SchemaError:
+            return None
+        wanted = schema.outputs[0].type_str if len(node.output) == 1 and schema.outputs else ""
+        for parameter, name in zip(schema.inputs, node.input, strict=False):
+            if parameter.type_str == wanted and name:
+                return str(name)
+        return None
 
 
 def inline_nodes(model: ModelProto, wanted: Callable[[NodeProto], bool]) -> ModelProto:
