@@ -18,6 +18,7 @@ from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.checker import check
 from onnx_fuse.passes.files.encoding import blames_text
 from onnx_fuse.passes.files.graphsurgeon import is_surgeon_graph, to_surgeon
+from onnx_fuse.passes.files.staging import require_apart
 from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.graph.function_bodies import Functions
@@ -77,8 +78,9 @@ class FuseResult:
 
         Raises:
             OutputError: it cannot be written; nothing is then.
-            UsageError: `external_data="keep"` with another folder than the source's.
+            UsageError: `external_data="keep"` with another folder than the source's; or the model or its data would be overwritten.
         """
+        require_apart([("The fused model", path)], [self.source] if self.source else [])
         io.save(self._proto, path, source=self.source, external_data=external_data, unchanged=not self.changed)
 
 

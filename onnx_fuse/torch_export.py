@@ -7,6 +7,7 @@ import copy
 import inspect
 import io
 import logging
+import os
 import runpy
 import sys
 import tempfile
@@ -117,7 +118,7 @@ def module_at(path: Path, name: str, types: str | None) -> tuple[Any, Sequence[A
         UsageError: the file cannot be run, or lacks one of these.
     """
     torch = require_torch()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"{path} does not exist.", "Give a Python file and a class in it: module.py:Class")
     sys.path.insert(0, str(path.resolve().parent))
     try:

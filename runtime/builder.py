@@ -18,7 +18,7 @@ from onnx_fuse import installation
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.external_data import external_files
-from onnx_fuse.passes.files.staging import Staging
+from onnx_fuse.passes.files.staging import Staging, require_apart
 from onnx_fuse.passes.graph.inlining import inline_calls
 from onnx_fuse.passes.precision import NARROW, convert, precision_of, quantized_types
 from onnx_fuse.passes.select import cost_model
@@ -129,7 +129,8 @@ def build(
         listener: called with every line that TensorRT logs.
 
     Raises:
-        UsageError: the configuration does not fit the model or this machine, or TensorRT or a plugin library is missing.
+        UsageError: the configuration does not fit the model or this machine, TensorRT or a plugin library is missing, or an
+            output would overwrite what is read.
         ModelError: the model cannot be read.
         VerificationError: TensorRT does not accept the model, or builds no engine of it.
         OutputError: the engine cannot be written.
@@ -138,14 +139,18 @@ def build(
     say = progress or (lambda _: None)
     config = config or EngineConfig()
     output = Path(output)
-    io.check_output(output)
-    if not isinstance(model, ModelProto) and Path(model).resolve() == output.resolve():
-        raise UsageError(f"The engine would overwrite the model {model}.", "Choose another name for the engine.")
+    outputs = [("The engine", output), ("Its record", engine_file.record_path(output))]
+    if config.timing_cache is not None:
+        outputs.append(("The timing cache", Path(config.timing_cache)))
+    for _, path in outputs:
+        io.check_output(path)
     say("reading the model")
     source = _load(model, base_dir)
     libraries = [
-        path.resolve() for path in (plugin_library.find() if config.plugins is None else map(Path, config.plugins))
+        Path(os.path.realpath(path)) for path in (plugin_library.find() if config.plugins is None else config.plugins)
     ]
+    data = [source.folder / file.location for file in external_files(source.proto)]
+    require_apart(outputs, [*libraries, *data, *([] if isinstance(model, ModelProto) else [model])])
     binding.load_plugins(libraries)
     profiles, assumed = profiles_for(input_specs(source.proto), config)
     targets, notes = _targets(config)
@@ -332,7 +337,7 @@ def _key(source: _Source, record: EngineRecord) -> str:
 
 def _present(output: Path, wanted: EngineRecord) -> tuple[EngineRecord | None, str | None]:
     """The record of the engine that is there if it is the one wanted; else why it has to be built again, if there is one."""
-    if not output.exists():
+    if not os.path.exists(output):
         return None, None
     try:
         found = engine_file.read(output)

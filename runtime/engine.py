@@ -6,6 +6,7 @@ What it runs on stands behind the protocols of `executor.py`; here are names, ty
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import time
 from collections.abc import Iterator, Mapping
@@ -282,12 +283,12 @@ def open(
 
     path = Path(path)
     model = path
-    if path.suffix.lower() in (".engine", ".plan", ".trt") or engine_file.record_path(path).is_file():
+    if path.suffix.lower() in (".engine", ".plan", ".trt") or os.path.isfile(engine_file.record_path(path)):
         try:
             return Engine(path, streams=streams, cuda_graphs=cuda_graphs, nvtx=nvtx)
         except UsageError as error:
             model = path.parent / engine_file.read(path).model
-            if not model.is_file():
+            if not os.path.isfile(model):
                 raise
             if not fallback:
                 remedy = f"Open {model} instead, which runs in ONNX Runtime, or say fallback=True. {error.remedy}"

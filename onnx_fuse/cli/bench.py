@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from onnx_fuse.cli.common import open_console, show_progress
+from onnx_fuse.cli.paths import ENGINE_OR_MODEL, INPUT
 from onnx_fuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,12 +31,16 @@ _TITLES = {
 
 
 def bench(
-    model: Path = typer.Argument(metavar="ENGINE_OR_MODEL", help="An engine, or an ONNX model for ONNX Runtime."),
-    compare: Path | None = typer.Option(None, metavar="OTHER", help="Compare with another model or engine."),
+    model: Annotated[Path, ENGINE_OR_MODEL] = typer.Argument(
+        metavar="ENGINE_OR_MODEL", help="An engine, or an ONNX model for ONNX Runtime."
+    ),
+    compare: Annotated[Path | None, ENGINE_OR_MODEL] = typer.Option(
+        None, metavar="OTHER", help="Compare with another model or engine."
+    ),
     shapes: list[str] = typer.Option([], metavar="NAME:1x64", help="Shape of an input; may be repeated."),
     batch: int = typer.Option(1, min=0, help="Size of open first dimensions."),
     length: int = typer.Option(64, min=0, help="Size of other open dimensions."),
-    inputs: Path | None = typer.Option(None, metavar="X.npz", help="Inputs, instead of random ones."),
+    inputs: Annotated[Path | None, INPUT] = typer.Option(None, metavar="X.npz", help="Inputs, instead of random ones."),
     seed: int = typer.Option(0, min=0, help="Seed of the random inputs."),
     warm_up: float = typer.Option(200, min=0, metavar="MS", help="Milliseconds that do not count."),
     duration: float = typer.Option(3, min=0, metavar="S", help="Seconds that count."),

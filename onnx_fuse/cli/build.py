@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from onnx_fuse.cli.common import Select, open_console, require_model, show_progress, split_names
+from onnx_fuse.cli.paths import CONFIGURATION, LIBRARY, MODEL, NEW_ENGINE, OUTPUT, REPORT
 from onnx_fuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,9 +33,11 @@ class Precision(str, Enum):
 
 
 def build(
-    model: Path = typer.Argument(metavar="MODEL", help="The ONNX model, fused or not."),
-    out: Path = typer.Option(..., "-o", "--output", metavar="ENGINE", help="The engine to write."),
-    config: Path | None = typer.Option(
+    model: Annotated[Path, MODEL] = typer.Argument(metavar="MODEL", help="The ONNX model, fused or not."),
+    out: Annotated[Path, NEW_ENGINE] = typer.Option(
+        ..., "-o", "--output", metavar="ENGINE", help="The engine to write."
+    ),
+    config: Annotated[Path | None, CONFIGURATION] = typer.Option(
         None, metavar="F.build.json", help="The build configuration of the export step; options given here come first."
     ),
     shapes: list[str] = typer.Option(
@@ -48,17 +51,21 @@ def build(
     precision: Precision | None = typer.Option(None, help="What to compute in. [default: as the model]"),
     opt_level: int | None = typer.Option(None, min=0, max=5, help="0 builds fastest, 5 the fastest engine."),
     workspace: str | None = typer.Option(None, metavar="SIZE", help="Memory for intermediate values, such as 2G."),
-    plugins: list[Path] = typer.Option(
+    plugins: Annotated[list[Path], LIBRARY] = typer.Option(
         [], metavar="LIB", help="A plugin library to load instead of the one that is found; may be repeated."
     ),
     no_plugins: bool = typer.Option(False, "--no-plugins", help="Load no plugin library."),
     select: Select = typer.Option(Select.auto, help="Make plugins of all fused nodes, or of those that pay."),
-    timing_cache: Path | None = typer.Option(None, metavar="F", help="Keep TensorRT's measurements in this file."),
+    timing_cache: Annotated[Path | None, OUTPUT] = typer.Option(
+        None, metavar="F", help="Keep TensorRT's measurements in this file."
+    ),
     no_verify: bool = typer.Option(
         False, "--no-verify", help="Do not compare a converted model with the float32 model."
     ),
     target: list[str] = typer.Option([], metavar="SM120,..", help="Build ahead of time for these GPUs (tensorrt-rtx)."),
-    report: str | None = typer.Option(None, metavar="R.json", help="Write what was done as JSON; - for stdout."),
+    report: Annotated[str | None, REPORT] = typer.Option(
+        None, metavar="R.json", help="Write what was done as JSON; - for stdout."
+    ),
     quiet: bool = typer.Option(False, "--quiet", help="Print nothing on success."),
     verbose: bool = typer.Option(False, "-v", help="Print TensorRT's log; a traceback with errors."),
 ) -> None:

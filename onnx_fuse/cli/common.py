@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -67,7 +68,7 @@ def require_model(model: Path) -> None:
     Raises:
         ModelError: it is missing.
     """
-    if not model.is_file():
+    if not os.path.isfile(model):
         require_readable(model)
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from onnx_fuse.cli.common import open_console, require_readable, show_progress
+from onnx_fuse.cli.paths import INPUT, MODEL, OUTPUT
 from onnx_fuse.errors import VerificationError
 
 
 def debug(
-    original: Path = typer.Argument(metavar="ORIGINAL", help="The model as it was."),
-    fused: Path = typer.Argument(metavar="FUSED", help="The model made from it."),
-    inputs: Path | None = typer.Option(None, metavar="X.npz", help="Inputs to compare on; random ones if not given."),
+    original: Annotated[Path, MODEL] = typer.Argument(metavar="ORIGINAL", help="The model as it was."),
+    fused: Annotated[Path, MODEL] = typer.Argument(metavar="FUSED", help="The model made from it."),
+    inputs: Annotated[Path | None, INPUT] = typer.Option(
+        None, metavar="X.npz", help="Inputs to compare on; random ones if not given."
+    ),
     rtol: float | None = typer.Option(
         None, min=0.0, help="Difference allowed, relative to the largest magnitude of a value. [default: by its type]"
     ),
     every: bool = typer.Option(False, "--all", help="Show every value, not just fused ones and those that differ."),
-    dump_network: Path | None = typer.Option(
+    dump_network: Annotated[Path | None, OUTPUT] = typer.Option(
         None, metavar="F", help="Write TensorRT's network of FUSED to a file, as text."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from onnx_fuse.cli.common import open_console, show_progress
+from onnx_fuse.cli.paths import ENGINE_OR_MODEL, LIBRARY, OUTPUT
 
 
 def deploy(
-    model: Path = typer.Argument(metavar="ENGINE_OR_MODEL", help="An engine of `build`, or an ONNX model."),
-    out: Path = typer.Option(..., "-o", "--output", metavar="REPO", help="The folder to write: a new one."),
+    model: Annotated[Path, ENGINE_OR_MODEL] = typer.Argument(
+        metavar="ENGINE_OR_MODEL", help="An engine of `build`, or an ONNX model."
+    ),
+    out: Annotated[Path, OUTPUT] = typer.Option(
+        ..., "-o", "--output", metavar="REPO", help="The folder to write: a new one."
+    ),
     name: str | None = typer.Option(None, metavar="NAME", help="Name of the model. [default: that of the file]"),
     max_batch_size: int | None = typer.Option(
         None, metavar="N", help="Most rows in a batch, 0 for none. [default: what the engine takes, or 32]"
@@ -21,7 +27,9 @@ def deploy(
     gpus: int | None = typer.Option(None, metavar="N", help="GPUs of a pod. [default: 1 for an engine, 0 for a model]"),
     server: str | None = typer.Option(None, metavar="RELEASE", help="Release of the server's image. [default: 26.07]"),
     image: str | None = typer.Option(None, metavar="IMAGE", help="Name of the built image. [default: NAME:1]"),
-    plugins: list[Path] = typer.Option([], metavar="LIB", help="Where a plugin library of the engine is now."),
+    plugins: Annotated[list[Path], LIBRARY] = typer.Option(
+        [], metavar="LIB", help="Where a plugin library of the engine is now."
+    ),
     no_verify: bool = typer.Option(False, "--no-verify", help="Do not run the ONNX model, nor check its batches."),
 ) -> None:
     """Write what NVIDIA Triton Inference Server needs to serve it."""

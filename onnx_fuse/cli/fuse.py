@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onnx_fuse.cli.common import Select, counts, open_console, require_model, show_progress, split_names
+from onnx_fuse.cli.paths import INPUT, LEARNED, MODEL, OUTPUT, REPORT
 from onnx_fuse.errors import OnnxFuseError, UsageError
 
 if TYPE_CHECKING:
@@ -40,12 +42,16 @@ class ExternalData(str, Enum):
 
 
 def fuse(
-    model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
-    out: Path = typer.Option(..., "-o", "--output", metavar="OUT", help="The file to write."),
-    fusions: str = typer.Option("", metavar="NAME,..", help="Apply only these fusions."),
-    enable: list[str] = typer.Option([], metavar="NAME", help="Apply an opt-in fusion too; may be repeated."),
+    model: Annotated[Path, MODEL] = typer.Argument(metavar="MODEL", help="The ONNX model."),
+    out: Annotated[Path, OUTPUT] = typer.Option(..., "-o", "--output", metavar="OUT", help="The file to write."),
+    fusions: Annotated[str, LEARNED] = typer.Option("", metavar="NAME,..", help="Apply only these fusions."),
+    enable: Annotated[list[str], LEARNED] = typer.Option(
+        [], metavar="NAME", help="Apply an opt-in fusion too; may be repeated."
+    ),
     disable: list[str] = typer.Option([], metavar="NAME", help="Leave a fusion out; may be repeated."),
-    learned: list[Path] = typer.Option([], "--with", metavar="F.onnx", help="Apply a learned fusion; may be repeated."),
+    learned: Annotated[list[Path], MODEL] = typer.Option(
+        [], "--with", metavar="F.onnx", help="Apply a learned fusion; may be repeated."
+    ),
     require: list[str] = typer.Option([], metavar="NAME=N", help="Fail (3) unless it fused N times; may be repeated."),
     select: Select = typer.Option(Select.all, help="Fuse all matches, or those predicted or measured to pay."),
     sizes: list[str] = typer.Option([], metavar="NAME=N", help="A dimension's size, for --select; may be repeated."),
@@ -56,8 +62,10 @@ def fuse(
     functions: Functions = typer.Option(Functions.keep, help="Function bodies of the fused operators."),
     simplify: bool = typer.Option(False, "--simplify", help="Also write the canonical form of what did not fuse."),
     no_verify: bool = typer.Option(False, "--no-verify", help="Do not compare with the original in ONNX Runtime."),
-    inputs: Path | None = typer.Option(None, metavar="X.npz", help="Inputs to verify with, before random ones."),
-    report: str | None = typer.Option(
+    inputs: Annotated[Path | None, INPUT] = typer.Option(
+        None, metavar="X.npz", help="Inputs to verify with, before random ones."
+    ),
+    report: Annotated[str | None, REPORT] = typer.Option(
         None, metavar="R.json", help="Write a report: JSON, or a page if it ends in .html; - for stdout."
     ),
     external_data: ExternalData | None = typer.Option(
@@ -109,10 +117,12 @@ def fuse(
 
 
 def explain(
-    model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
+    model: Annotated[Path, MODEL] = typer.Argument(metavar="MODEL", help="The ONNX model."),
     pattern: str | None = typer.Option(None, metavar="NAME", help="Only this fusion."),
     at: str | None = typer.Option(None, metavar="NODE", help="All about one node, given by its name or an output."),
-    learned: list[Path] = typer.Option([], "--with", metavar="F.onnx", help="Try a learned fusion; may be repeated."),
+    learned: Annotated[list[Path], MODEL] = typer.Option(
+        [], "--with", metavar="F.onnx", help="Try a learned fusion; may be repeated."
+    ),
 ) -> None:
     """Say what would fuse, and why the rest does not."""
     require_model(model)
@@ -142,15 +152,14 @@ def _check_paths(
 ) -> None:
     """Finds in advance what would fail after minutes of work."""
     require_model(model)
-    from onnx_fuse.passes.files import io
+    from onnx_fuse.passes.files import io, staging
 
     io.check_output(out)
     if report is not None and report != "-":
         io.check_output(report)
-        for other in (model, out):
-            if Path(report).resolve() == other.resolve() and not str(other).startswith("/dev/"):
-                raise UsageError(f"The report would overwrite {other}.", "Give the report a file of its own.")
-    if inputs is not None and not inputs.is_file():
+        # Data files are copied beside the output.
+        staging.require_apart([("--report", report)], [out.parent / location for location in io.data_files(model)])
+    if inputs is not None and not os.path.isfile(inputs):
         raise UsageError(f"{inputs} does not exist or is no file.", "Give an .npz file, written with numpy.savez.")
     if external_data is ExternalData.keep and model.parent.resolve() != out.parent.resolve():
         proto, _file = io.load_lazily(model)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from onnx_fuse.cli.common import open_console
+from onnx_fuse.cli.paths import MODEL
 
 
 def inspect(
-    model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
+    model: Annotated[Path, MODEL] = typer.Argument(metavar="MODEL", help="The ONNX model."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """List inputs, outputs, operators, fused nodes, data files."""

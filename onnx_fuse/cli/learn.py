@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from onnx_fuse.cli.common import open_console, show_progress
+from onnx_fuse.cli.paths import EXAMPLE, OUTPUT
 from onnx_fuse.errors import UsageError
 
 
 def learn(
-    example: str = typer.Argument(metavar="EXAMPLE", help="module.py:Class, or an ONNX file with just the subgraph."),
-    out: Path = typer.Option(..., "-o", "--output", metavar="OUT", help="The fusion to write."),
+    example: Annotated[str, EXAMPLE] = typer.Argument(
+        metavar="EXAMPLE", help="module.py:Class, or an ONNX file with just the subgraph."
+    ),
+    out: Annotated[Path, OUTPUT] = typer.Option(..., "-o", "--output", metavar="OUT", help="The fusion to write."),
     op: str | None = typer.Option(None, metavar="NAME", help="Name of the operator. [default: by the example]"),
     inputs: str | None = typer.Option(
         None, metavar="TYPES", help='Inputs of the module: "float[B, S, 64] x, int64[B] lengths".'

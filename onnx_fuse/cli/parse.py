@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from onnx_fuse.cli.common import open_console, require_readable, show_progress
+from onnx_fuse.cli.paths import LIBRARY, MODEL
 from onnx_fuse.errors import VerificationError
 
 
 def parse(
-    model: Path = typer.Argument(metavar="MODEL", help="The ONNX model."),
-    plugins: list[Path] = typer.Option(
+    model: Annotated[Path, MODEL] = typer.Argument(metavar="MODEL", help="The ONNX model."),
+    plugins: Annotated[list[Path], LIBRARY] = typer.Option(
         [], metavar="LIB", help="A plugin library to load instead of the one that is found; may be repeated."
     ),
     no_plugins: bool = typer.Option(False, "--no-plugins", help="Load no plugin library."),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from onnx_fuse.cli.common import open_console, show_progress
+from onnx_fuse.cli.paths import KERNELS, NEW_LIBRARY, guarded
 from onnx_fuse.errors import UsageError, VerificationError
 
 app = typer.Typer(help="Build and find the TensorRT plugin library.", no_args_is_help=True)
 
 
 @app.command("build")
+@guarded
 def build_plugins(
-    output: Path | None = typer.Option(
+    output: Annotated[Path | None, NEW_LIBRARY] = typer.Option(
         None, "-o", "--output", metavar="LIB", help="Where to put the library; in the user's cache if not given."
     ),
     architectures: list[int] = typer.Option(
@@ -24,7 +26,7 @@ def build_plugins(
     jobs: int | None = typer.Option(
         None, "-j", "--jobs", min=1, help="Processes at a time; one for each core if not given."
     ),
-    folder: Path | None = typer.Option(
+    folder: Annotated[Path | None, KERNELS] = typer.Option(
         None, "--from", metavar="FOLDER", help="Build a library of the kernels of your own in this folder."
     ),
 ) -> None:
@@ -46,6 +48,7 @@ def build_plugins(
 
 
 @app.command("show")
+@guarded
 def show_plugins() -> None:
     """Show the plugin libraries that would be loaded."""
     from onnx_fuse.runtime.plugins import plugin_library
@@ -66,8 +69,11 @@ def show_plugins() -> None:
 
 
 @app.command("check")
+@guarded
 def check_kernels(
-    folder: Path = typer.Argument(metavar="FOLDER", help="The folder with the kernels of your own."),
+    folder: Annotated[Path, KERNELS] = typer.Argument(
+        metavar="FOLDER", help="The folder with the kernels of your own."
+    ),
     sizes: list[str] = typer.Option(
         [], metavar="B=2,S=7", help="Sizes to check, instead of those that are drawn; may be repeated."
     ),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from onnx_fuse.cli.common import open_console, require_readable, show_progress
+from onnx_fuse.cli.paths import MODEL
 from onnx_fuse.errors import VerificationError
 
 
 def verify(
-    original: Path = typer.Argument(metavar="ORIGINAL", help="The model as it was."),
-    fused: Path = typer.Argument(metavar="FUSED", help="The model to compare with it."),
+    original: Annotated[Path, MODEL] = typer.Argument(metavar="ORIGINAL", help="The model as it was."),
+    fused: Annotated[Path, MODEL] = typer.Argument(metavar="FUSED", help="The model to compare with it."),
 ) -> None:
     """Compare two models numerically in ONNX Runtime."""
     for model in (original, fused):

@@ -13,7 +13,6 @@ import copy
 import json
 import os
 import shlex
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.exporting.custom_ops import CustomOps
 from onnx_fuse.fusing import Progress
 from onnx_fuse.passes.files import io
-from onnx_fuse.passes.files.staging import write_file
+from onnx_fuse.passes.files.staging import temporary_folder, write_file
 from onnx_fuse.passes.graph.function_bodies import Functions
 from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report
@@ -129,8 +128,8 @@ def export(
     axes = torch_export.dynamic_axes(list(given), dynamic_shapes)
     names = list(output_names) if output_names is not None else _output_names(torch, module, args, kwargs)
     _check_sizes(sizes or {}, {label for of in axes.values() for label in of.values()})
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        written = Path(folder) / path.name
+    with temporary_folder(path.parent) as folder:
+        written = folder / path.name
         say("exporting")
         torch_export.write(
             torch, module, args, kwargs, written, list(given), names, axes, opset, dynamo, custom_translation_table
@@ -142,7 +141,7 @@ def export(
             require=require, select=select, device=device, attention=attention, functions=functions,
             plugin_libraries=plugin_libraries, progress=progress,
         )  # fmt: skip
-        for item in sorted(Path(folder).iterdir()):
+        for item in sorted(folder.iterdir()):
             os.replace(item, path.parent / item.name)
     moved = {
         name: path.parent / getattr(done, name).name for name in ("standard", "fused", "build", "trtexec", "summary")
@@ -445,7 +444,9 @@ def _operators(model: ModelProto) -> list[dict[str, Any]]:
 def _script(build: Mapping[str, Any]) -> str:
     lines = ["#!/bin/sh", "# Run in the folder of the models."]
     if taken := build["sizes_of_the_example"]:
-        lines.append(f"# No sizes were given for {', '.join(taken)}: they are those of the example.")
+        # Names come from the model; a line break in one would end the comment.
+        names = ", ".join(ascii(name)[1:-1] for name in taken)
+        lines.append(f"# No sizes were given for {names}: they are those of the example.")
     lines += ["", "# The standard model", build["trtexec"]["standard"], "", "# The fused model"]
     if build["operators"] and not build["plugin_libraries"]:
         lines.append("# (without a plugin library: TensorRT runs the function bodies)")

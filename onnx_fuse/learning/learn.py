@@ -20,10 +20,11 @@ import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnx_fuse import torch_export
-from onnx_fuse.errors import LearnError, ModelError, OnnxFuseError, UsageError
+from onnx_fuse.errors import LearnError, ModelError, OnnxFuseError, UsageError, reason
 from onnx_fuse.learning import learned_file
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.checker import check
+from onnx_fuse.passes.files.staging import require_apart
 from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.fuse.read_form import Example, Leaf, identifier, read
 from onnx_fuse.passes.opset_conversion import Convert
@@ -63,10 +64,12 @@ class LearnedFusion(Fusion):
     Attributes:
         definition: the operator and the forms that are looked for.
         notes: what was generalised and what was fixed.
+        source: the file that it was learned or read from, if any.
     """
 
     definition: Definition = field(kw_only=True)
     notes: tuple[Note, ...] = field(default=(), kw_only=True)
+    source: Path | None = field(default=None, kw_only=True, compare=False)
 
     @classmethod
     def of(cls, definition: Definition, notes: Iterable[Note], summary: str) -> LearnedFusion:
@@ -91,7 +94,9 @@ class LearnedFusion(Fusion):
 
         Raises:
             OutputError: it cannot be written.
+            UsageError: it would overwrite `source`.
         """
+        require_apart([("The fusion", path)], [] if self.source is None else [self.source])
         io.save(self.to_model(), path)
 
 
@@ -105,7 +110,7 @@ def load(path: str | os.PathLike[str]) -> LearnedFusion:
     check(model, str(path))
     definition, summary, notes = learned_file.from_model(model, str(path))
     require_name(definition.name, definition.domain)
-    return LearnedFusion.of(definition, (Note(*note) for note in notes), summary)
+    return replace(LearnedFusion.of(definition, (Note(*note) for note in notes), summary), source=Path(path))
 
 
 def from_torch(
@@ -178,6 +183,7 @@ def from_onnx(
         LearnError, UsageError: as for `from_torch`.
         ModelError: the model cannot be read.
     """
+    source = _file(model)
     model, given_domain, defaults = _opened(model)
     name = op or identifier(model.graph.name)
     domain = domain or given_domain or DOMAIN
@@ -191,7 +197,8 @@ def from_onnx(
     choice = _Choice(dict(attributes or {}), dict(inputs or {}), defaults)
     base = Definition(name, {}, {}, (), domain=domain, plugin_version=plugin_version, plugin_namespace=plugin_namespace)
     exports = [Export("the example", model, (*weights, *defaults))]
-    return _learn(base, exports, choice, [], f"learned from the ONNX graph {model.graph.name}")
+    learned = _learn(base, exports, choice, [], f"learned from the ONNX graph {model.graph.name}")
+    return replace(learned, source=source)
 
 
 def from_example(
@@ -214,7 +221,8 @@ def from_example(
         return from_onnx(example if "{" not in example else Path(example), op, domain=domain, **options)
     module, inputs, shapes, names = torch_export.module_at(Path(path), name, types)
     domain = domain or DOMAIN
-    return from_torch(module, inputs, op, dynamic_shapes=shapes, input_names=names, domain=domain, **options)
+    learned = from_torch(module, inputs, op, dynamic_shapes=shapes, input_names=names, domain=domain, **options)
+    return replace(learned, source=Path(path))
 
 
 # --- what becomes of constants ----------------------------------------------------------------------------------------
@@ -432,25 +440,32 @@ def require_name(name: str, domain: str) -> None:
 # --- ONNX examples ----------------------------------------------------------------------------------------------------
 
 
+def _file(model: ModelProto | str | os.PathLike[str]) -> Path | None:
+    """The file that an example is in; None for a model or a text."""
+    return None if isinstance(model, ModelProto) or "{" in os.fspath(model) else Path(model)
+
+
 def _opened(model: ModelProto | str | os.PathLike[str]) -> tuple[ModelProto, str | None, dict[str, float]]:
     """The example as a model, the domain of the function it was (if any), and the function's attributes."""
     if isinstance(model, ModelProto):
         return model, None, {}
-    text = os.fspath(model)
-    if "{" not in text:
-        path = Path(text)
-        if not path.is_file() or path.suffix not in (".onnxtxt", ".txt"):
+    text, path = os.fspath(model), _file(model)
+    if path is not None:
+        if not os.path.isfile(path) or path.suffix not in (".onnxtxt", ".txt"):
             return io.load(path), None, {}
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read: {reason(error)}.", "Give a file in onnx's text form.") from error
     try:
         # A function has the header of a model, but for this.
         if "ir_version" in text:
             return onnx.parser.parse_model(text), None, {}
         return _as_model(onnx.parser.parse_function(text))
     except onnx.parser.ParseError as error:
-        reason = " ".join(str(error).split())
+        said = " ".join(str(error).split())
         raise ModelError(
-            f"The text is neither a model nor a function: {reason}", "See the syntax page of onnx (docs/Syntax.md)."
+            f"The text is neither a model nor a function: {said}", "See the syntax page of onnx (docs/Syntax.md)."
         ) from error
 
 

@@ -30,7 +30,7 @@ def build_library(
     Raises:
         UsageError: what the files say is wrong (with file and line), or something does not compile.
     """
-    name = re.sub(r"\W+", "_", Path(folder).resolve().name.lower())
+    name = re.sub(r"\W+", "_", Path(os.path.realpath(folder)).name.lower())
     operators: dict[str, list[OwnOperator]] = {}
     for resolved in read_folder(folder):
         operators.setdefault(str(resolved.file), []).append(resolved.operator)

@@ -45,12 +45,16 @@ def read_folder(folder: str | os.PathLike[str]) -> list[ResolvedKernel]:
     Raises:
         UsageError: what they say is wrong, with file and line; triton is not installed; there are none.
     """
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"{folder} is no folder.", "Give the folder with the Python files of your kernels.")
     aot.require_triton()
     found: dict[str, ResolvedKernel] = {}
     for file in sorted(Path(folder).glob("*.py")):
-        if "OwnKernel" not in file.read_text(encoding="utf-8"):
+        try:
+            mentioned = b"OwnKernel" in file.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read: {error.strerror}.", "Check its permissions.") from error
+        if not mentioned:
             continue
         module = _module(file)
         kernels = {id(item): item for item in vars(module).values() if isinstance(item, OwnKernel)}

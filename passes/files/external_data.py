@@ -150,11 +150,14 @@ def read_small(tensor: TensorProto, folder: Path, limit: int) -> np.ndarray | No
     count = math.prod(tensor.dims)
     if count > limit or not 0 < byte_size(tensor) <= READ_LIMIT:
         return None
-    copy = TensorProto()
-    copy.CopyFrom(tensor)
+    copy = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     try:
-        return numpy_helper.to_array(copy, str(folder))
-    except (OSError, KeyError, TypeError, ValueError):  # what cannot be read is a weight like any other
+        # Not by onnx's own reader, which refuses files with several hard links: `validate` says what is trusted.
+        with open(folder / _entry(tensor, "location"), "rb") as file:
+            file.seek(_number(tensor, "offset", 0))
+            copy.raw_data = file.read(byte_size(tensor))
+        return numpy_helper.to_array(copy)
+    except (OSError, KeyError, TypeError, ValueError, _Refusal):  # what cannot be read is a weight like any other
         return None
 
 
@@ -208,11 +211,11 @@ def _locate(location: str, model_path: Path) -> int:
     homes = {Path(os.path.realpath(model_path.parent)), Path(os.path.realpath(model_path)).parent}
     if not any(real.is_relative_to(home) for home in homes):
         raise _Refusal(f"has its data at {location!r}, a link to {real} outside the model's folder", inside)
-    if not file.exists():
+    if not os.path.exists(file):
         raise _Refusal(
             f"has its data in {location!r}, which is missing", f"Put {Path(location).name} into {file.parent} again."
         )
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise _Refusal(f"has its data in {location!r}, which is not a regular file", inside)
     return file.stat().st_size
 

@@ -18,12 +18,22 @@ from onnx_fuse.errors import ModelError, OutputError, UsageError, reason
 from onnx_fuse.passes.files import wire
 from onnx_fuse.passes.files.checker import check, one_sentence
 from onnx_fuse.passes.files.external_data import external_files, materialise, source_of, validate, whole
-from onnx_fuse.passes.files.staging import Staging, check_output
+from onnx_fuse.passes.files.staging import Staging, check_output, require_apart
 from onnx_fuse.passes.files.wire import Piece
 from onnx_fuse.passes.graph import spans
 from onnx_fuse.passes.graph.spans import Source
 
-__all__ = ["ExternalDataMode", "check", "check_output", "load", "load_lazily", "materialise", "plan_copies", "save"]
+__all__ = [
+    "ExternalDataMode",
+    "check",
+    "check_output",
+    "data_files",
+    "load",
+    "load_lazily",
+    "materialise",
+    "plan_copies",
+    "save",
+]
 
 ExternalDataMode: TypeAlias = Literal["auto", "keep", "copy"]
 
@@ -135,7 +145,7 @@ def save(
 
     Raises:
         OutputError: nothing was written.
-        UsageError: "keep" with another folder, or external data whose folder is not known.
+        UsageError: "keep" with another folder, external data whose folder is not known, or `path` is a data file of the model.
     """
     path = Path(path)
     source = None if source is None else Path(source)
@@ -149,10 +159,7 @@ def save(
         for original, target in copies:
             staging.copy(original, target)
         # The model comes last: a reader who sees it finds its data there.
-        in_place = opened is None or opened.is_in_place
-        if as_it_is is not None and in_place and os.path.realpath(as_it_is) == os.path.realpath(path):
-            check_output(path)
-        elif as_it_is is not None and pieces is None:
+        if as_it_is is not None and pieces is None:
             staging.copy(as_it_is, path)
         else:
             staging.write(path, pieces or [])
@@ -180,10 +187,7 @@ def plan_copies(
         return []
     folder = path.parent
     home = folder if source is None else source.parent
-    for location in locations:
-        for file in (home / location, folder / location):
-            if os.path.realpath(file) == os.path.realpath(path):
-                raise OutputError(f"{path} is a data file of the model itself.", "Choose another name for the output.")
+    require_apart([("The model", path)], [place / location for location in locations for place in (home, folder)])
     if source is None:
         missing = [location for location in locations if not (folder / location).is_file()]
         if missing:
@@ -201,6 +205,20 @@ def plan_copies(
         )
     copies = [(home / location, folder / location) for location in locations]
     return [(original, target) for original, target in copies if not _is_there(original, target, folder)]
+
+
+def data_files(path: str | os.PathLike[str]) -> list[str]:
+    """Where the model in a file says that its external data is, relative to the folder of the file.
+
+    It says nothing of what it cannot read: that is for `load`.
+    """
+    if not os.path.isfile(path):
+        return []
+    try:
+        model, held = load_lazily(path)
+    except ModelError:
+        return []
+    return [file.location for file in external_files(model)]
 
 
 def _readable_size(path: Path) -> int:

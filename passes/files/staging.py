@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from onnx_fuse.errors import ModelError, OutputError
+from onnx_fuse.errors import ModelError, OutputError, UsageError, reason
 from onnx_fuse.passes.files.wire import Piece
 from onnx_fuse.passes.graph.spans import Span
 
@@ -23,6 +24,11 @@ _FICLONE = 0x40049409  # <linux/fs.h>: make one file share the blocks of another
 
 # What a filesystem answers when it cannot clone or copy inside the kernel, as opposed to when the copy itself fails.
 _CANNOT_COPY_IN_KERNEL = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
+
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+_FOLDER = re.compile(r"\.onnx-fuse-\d+-[0-9a-f]{16}")
+FOLDERS = "ONNX_FUSE_FOLDERS"
+"""Environment variable that names a file: temporary folders are entered there, for whoever has to end this process by force."""
 
 _REMEDIES = {
     errno.ENOENT: "Create the folder first, or choose another one.",
@@ -34,6 +40,7 @@ _REMEDIES = {
     errno.ENOSPC: "The disk is full: free some space or choose another folder.",
     errno.EDQUOT: "Your quota is used up: free some space or choose another folder.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "Links lead back to themselves there: choose another path.",
 }
 
 
@@ -42,29 +49,79 @@ def writing(path: Path) -> Iterator[None]:
     """Turns an OSError raised inside into an OutputError about `path`."""
     try:
         yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "Choose another place for the output.")
-        raise OutputError(f"Cannot write {path}: {error.strerror or error}.", remedy) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, "Choose another place for the output.")
+        raise OutputError(f"Cannot write {path}: {reason(error)}.", remedy) from error
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
     """Raises now what `write_file` would raise later: so that minutes of work are not lost to a mistyped folder.
 
     Raises:
-        OutputError: the folder is missing or cannot be written, or `path` is a folder.
+        OutputError: the folder is missing or cannot be written, or `path` is a folder, a device or a pipe.
     """
     target = Path(path)
-    with writing(target):
-        if _is_stream(target):
-            return
-        target = _destination(target)
-        probe = _temporary_beside(target)
-        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        probe.unlink()
+    with writing(target), temporary_folder(_destination(target).parent):
+        pass
+
+
+def require_apart(
+    outputs: Iterable[tuple[str, str | os.PathLike[str]]], inputs: Iterable[str | os.PathLike[str]]
+) -> None:
+    """Refuses an output that is an input, or another output: by another path, through a link, or as a hard link.
+
+    Args:
+        outputs: what each is called in the error, such as "The report", and the file to write.
+        inputs: files that are read.
+
+    Raises:
+        UsageError: which output it is, and which file it would overwrite.
+    """
+    taken = {_identity(path): path for path in inputs}
+    for name, path in outputs:
+        identity = _identity(path)
+        if identity in taken:
+            raise UsageError(
+                f"{name} would overwrite {os.fspath(taken[identity])}.",
+                f"{os.fspath(path)} is that file: choose another.",
+            )
+        taken[identity] = path
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder in `parent`, which is removed in the end; so are those there that killed processes have left.
+
+    Its name says whose it is, and a lock that it is still used: the system takes a lock back when a process ends, whatever ends
+    it, and knows it in containers too, where the number of a process says nothing.
+    """
+    remove_abandoned(parent)
+    folder, lock = new_folder(parent)
+    try:
+        if ledger := os.environ.get(FOLDERS):
+            with contextlib.suppress(OSError), open(ledger, "ab", buffering=0) as file:
+                file.write(os.fsencode(folder) + b"\0")
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Removes the temporary folders in `parent` whose processes have ended. Where files cannot be locked, they stay."""
+    with contextlib.suppress(OSError):
+        for name in filter(_FOLDER.fullmatch, os.listdir(parent)):
+            with contextlib.suppress(OSError):
+                lock = os.open(parent / name, os.O_RDONLY | _NO_LINKS)
+                try:
+                    _lock(lock, wait=False)
+                    shutil.rmtree(parent / name, ignore_errors=True)
+                finally:
+                    os.close(lock)
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes one whole file; a device or pipe (such as /dev/null) is written straight.
+    """Writes one whole file.
 
     Raises:
         OutputError: the file cannot be written; what was there before is untouched.
@@ -82,8 +139,9 @@ class Staging:
     """
 
     def __init__(self) -> None:
+        self._temporaries = contextlib.ExitStack()
+        self._places: dict[Path, Path] = {}  # folder -> temporary folder in it
         self._staged: list[tuple[Path, Path]] = []
-        self._streams: list[tuple[Path, Sequence[Piece]]] = []
         self._folders: list[Path] = []
         self._new: list[Path] = []
         self._committed = False
@@ -94,9 +152,10 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._temporaries.close()
         if self._committed:
             return
-        for path in (*(temporary for temporary, _ in self._staged), *self._new):
+        for path in self._new:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
         for folder in reversed(self._folders):
@@ -110,20 +169,16 @@ class Staging:
             ModelError: a file that spans lie in was changed.
         """
         pieces = [data] if isinstance(data, bytes) else data
-        with writing(path):
-            if _is_stream(path):
-                self._streams.append((path, pieces))
-                return
-            with self._temporary(path) as file:
-                for piece in pieces:
-                    if isinstance(piece, Span):
-                        file.flush()
-                        _copy_span(piece, file.fileno())
-                    else:
-                        file.write(piece)
-                # Only now is it known that what was copied is what was there when the model was read.
-                for source in {piece.source for piece in pieces if isinstance(piece, Span)}:
-                    source.require_unchanged()
+        with writing(path), self._temporary(path) as file:
+            for piece in pieces:
+                if isinstance(piece, Span):
+                    file.flush()
+                    _copy_span(piece, file.fileno())
+                else:
+                    file.write(piece)
+            # Only now is it known that what was copied is what was there when the model was read.
+            for source in {piece.source for piece in pieces if isinstance(piece, Span)}:
+                source.require_unchanged()
 
     def copy(self, source: Path, path: Path) -> None:
         """Stages a copy of `source`, sharing its blocks where the filesystem can; folders on the way are made."""
@@ -134,9 +189,6 @@ class Staging:
                 f"Cannot read {source}: {error.strerror}.", "Check the file and its permissions."
             ) from error
         with contents, writing(path):
-            if _is_stream(path):
-                self._streams.append((path, [contents.read()]))
-                return
             self._make_folders(path.parent)
             with self._temporary(path) as file:
                 _copy_contents(contents, file)
@@ -149,10 +201,6 @@ class Staging:
                 os.replace(temporary, target)
                 if is_new:
                     self._new.append(target)
-        for path, pieces in self._streams:
-            with writing(path), path.open("wb", buffering=0) as file:
-                for data in _in_memory(pieces):
-                    _write_all(file, data)
         self._committed = True
         for folder in {target.parent for _, target in self._staged}:
             _flush_folder(folder)
@@ -160,7 +208,10 @@ class Staging:
     @contextlib.contextmanager
     def _temporary(self, path: Path) -> Iterator[BinaryIO]:
         target = _destination(path)
-        temporary = _temporary_beside(target)
+        # In the same folder: a rename is atomic only within one filesystem.
+        if target.parent not in self._places:
+            self._places[target.parent] = self._temporaries.enter_context(temporary_folder(target.parent))
+        temporary = self._places[target.parent] / str(len(self._staged))
         # Not the tempfile module: its files are private (0600), and these should get what the umask says.
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
         self._staged.append((temporary, target))
@@ -185,25 +236,55 @@ class Staging:
 def _destination(path: Path) -> Path:
     """The file that is to be replaced: a link is followed, so that it stays a link; write protection is respected."""
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return target
+    if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if target.exists() and not os.access(target, os.W_OK):
+    # A rename would replace the device or pipe itself, and what is behind /dev/stdout is open elsewhere.
+    absolute = Path(os.path.abspath(path))
+    open_elsewhere = absolute.is_relative_to("/proc") or absolute.is_relative_to("/dev")
+    if not stat.S_ISREG(mode) or (open_elsewhere and not absolute.is_relative_to("/dev/shm")):
+        raise OutputError(f"Cannot write {path}: it is not a regular file.", "Give the name of a file.")
+    if not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     return target
 
 
-def _is_stream(path: Path) -> bool:
-    """Whether this is a device, pipe or socket: renaming onto it would replace the device itself."""
+def _identity(path: str | os.PathLike[str]) -> tuple[object, ...]:
+    """Equal for paths of one file; one that does not exist yet is known by its folder and its name there."""
+    with contextlib.suppress(OSError, ValueError):
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    with contextlib.suppress(OSError, ValueError):
+        folder, name = os.path.split(os.path.realpath(path))
+        status = os.stat(folder)
+        return status.st_dev, status.st_ino, name
+    return (os.path.abspath(path),)
+
+
+def new_folder(parent: Path) -> tuple[Path, int]:
+    """What `temporary_folder` makes, for who removes it himself, and the descriptor that holds its lock."""
+    while True:
+        folder = parent / f".onnx-fuse-{os.getpid()}-{secrets.token_hex(8)}"
+        folder.mkdir(0o700)
+        with contextlib.suppress(FileNotFoundError):  # another process took it for abandoned before it was locked
+            lock = os.open(folder, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # there are filesystems without locks
+                _lock(lock, wait=True)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _lock(descriptor: int, *, wait: bool) -> None:
+    """Raises OSError where somebody else holds the lock, or nobody can."""
     try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def _temporary_beside(target: Path) -> Path:
-    # In the same folder: a rename is atomic only within one filesystem.
-    return target.parent / f".onnx-fuse-{secrets.token_hex(8)}.tmp"
+        import fcntl
+    except ImportError:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP)) from None
+    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def _copy_contents(source: BinaryIO, target: BinaryIO) -> None:
@@ -250,12 +331,6 @@ def _in_memory(pieces: Sequence[Piece]) -> Iterator[bytes]:
             continue
         for start in range(0, piece.length, _PART):
             yield piece.source.read(piece.offset + start, min(_PART, piece.length - start))
-
-
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
 
 
 def _flush_folder(folder: Path) -> None:

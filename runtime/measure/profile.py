@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -171,18 +172,18 @@ def share_of_products(layers: Sequence[LayerTime]) -> float | None:
 
 def specs_of(path: Path) -> tuple[InputSpec, ...]:
     """What a model or engine takes. An engine's specs are those of the ONNX model beside it, which tells ids from other numbers."""
-    if not engine_file.record_path(path).is_file():
+    if not os.path.isfile(engine_file.record_path(path)):
         return random_inputs.input_specs(io.load(path))
     record = engine_file.read(path)
     model = path.parent / record.model
-    if model.is_file():
+    if os.path.isfile(model):
         return random_inputs.input_specs(io.load(model))
     return tuple(InputSpec(item.name, _elem_type(item.dtype), item.shape, "data") for item in record.inputs)
 
 
 def best_sizes(path: Path, specs: Sequence[InputSpec]) -> dict[str, int]:
     """Symbol -> the size that an engine's first profile was optimised for; nothing for a model."""
-    if not engine_file.record_path(path).is_file():
+    if not os.path.isfile(engine_file.record_path(path)):
         return {}
     best = {name: of.opt for profile in engine_file.read(path).profiles[:1] for name, of in profile.items()}
     pairs = (pair for spec in specs for pair in zip(spec.dims or (), best.get(spec.name, ()), strict=False))

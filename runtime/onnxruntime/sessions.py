@@ -83,7 +83,7 @@ def session(
     else:
         where = str(model)
         source = where
-        if not Path(where).is_file():
+        if not os.path.isfile(Path(where)):
             raise ModelError(f"{where}: no such file.", "Check the path of the model.")
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

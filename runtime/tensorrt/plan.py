@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -97,7 +98,13 @@ def configure(parsed: ParsedNetwork, config: EngineConfig, profiles: Iterable[Pr
             settings.set_compute_capability(getattr(trt.ComputeCapability, target), index)
     if config.timing_cache is not None and can.timing_cache:
         path = Path(config.timing_cache)
-        settings.set_timing_cache(settings.create_timing_cache(path.read_bytes() if path.is_file() else b""), False)
+        try:
+            known = path.read_bytes() if os.path.exists(path) else b""
+        except OSError as error:
+            raise UsageError(
+                f"The timing cache {path} cannot be read: {error.strerror}.", "Choose another file for it."
+            ) from error
+        settings.set_timing_cache(settings.create_timing_cache(known), False)
     inputs = [parsed.network.get_input(index) for index in range(parsed.network.num_inputs)]
     for shapes in profiles:
         profile = parsed.builder.create_optimization_profile()

@@ -12,7 +12,7 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.errors import LearnError, ModelError, RequirementError, UsageError, VerificationError
-from onnx_fuse.exporting import custom_ops
+from onnx_fuse.exporting import custom_ops, step
 from onnx_fuse.learning import from_onnx
 from onnx_fuse.passes.files.checker import check
 from onnx_fuse.runtime.plugins import plugin_library
@@ -105,6 +105,13 @@ def test_sizes_that_are_not_given_are_those_of_the_example(tmp_path: Path) -> No
     assert build["sizes"]["sequence"] == {"min": 5, "opt": 5, "max": 5}
     assert build["sizes_of_the_example"] == ["sequence"]
     assert "No sizes were given for sequence" in done.trtexec.read_text()
+
+
+def test_names_cannot_become_commands() -> None:
+    line = "trtexec --onnx=m.onnx"
+    build = {"trtexec": {"standard": line, "fused": line}, "operators": [], "plugin_libraries": []}
+    text = step._script({**build, "sizes_of_the_example": ["batch\ntouch evil", "sequence\r"]})
+    assert [item for item in text.splitlines() if item and not item.startswith("#")] == [line, line]
 
 
 def test_half_precision(tmp_path: Path) -> None:
