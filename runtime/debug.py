@@ -292,6 +292,15 @@ def _is_fused(node: NodeProto) -> bool:
     return node.domain not in verification.STANDARD_DOMAINS
 
 
+def _names(text: str) -> list[str]:
+    """The names in a note of a fused node; none where somebody else has written it."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
 def _place(original: ModelProto, fused: ModelProto, value: str, agreeing: set[str]) -> Place:
     nodes, before = _region(fused, value, agreeing), _region(original, value, agreeing)
     to_blame = [node for node in nodes if _is_fused(node)]
@@ -299,7 +308,7 @@ def _place(original: ModelProto, fused: ModelProto, value: str, agreeing: set[st
         name
         for entry in (to_blame[0].metadata_props if to_blame else ())
         if entry.key == "onnx_fuse.replaced"
-        for name in json.loads(entry.value)
+        for name in _names(entry.value)
     ]
     return Place(
         value,

@@ -17,6 +17,7 @@ import onnx
 from onnx import ModelProto, helper
 
 from onnx_fuse.errors import ModelError
+from onnx_fuse.passes.files import json_object
 from onnx_fuse.patterns.language.learned import Definition, Form, Reference, Step, Tensor
 from onnx_fuse.patterns.language.learned_body import operator_of
 from onnx_fuse.patterns.language.operator import FusedOp
@@ -77,7 +78,7 @@ def from_model(model: ModelProto, where: str) -> tuple[Definition, str, Notes]:
             f"{where} holds no learned fusion.", "Learn one first: onnx-fuse learn module.py:Class -o my_fusion.onnx"
         )
     try:
-        content = json.loads(text)
+        content = json_object.parse(text)
         if content["format"] != _FORMAT:
             raise ModelError(f"{where} was written by another version of onnx-fuse.", "Learn the fusion again.")
         definition = _definition(content["definition"])

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from onnx import ModelProto
 
+from onnx_fuse.passes.files import json_object
 from onnx_fuse.passes.files.staging import write_file
 from onnx_fuse.passes.graph.onnx_inference import without_weights
 from onnx_fuse.passes.select.decisions import Decision, Selection
@@ -106,9 +107,10 @@ class Verdicts:
     def get(self, key: str) -> Verdict | None:
         """The verdict, unless there is none or its file is damaged."""
         try:
-            facts = json.loads((self.folder / f"{key}.json").read_text())
+            facts = json_object.read(self.folder / f"{key}.json")
+            json_object.require(facts, ratio=float, low=float, high=float, runs=int)
             return Verdict(**{name: facts[name] for name in Verdict.__dataclass_fields__})
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError):
             return None
 
     def put(self, key: str, verdict: Verdict, facts: Mapping[str, Any]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import ModelError, reason
+from onnx_fuse.passes.files import json_object
 
 FORMAT = 1
 """Version of the record's layout."""
@@ -83,18 +85,20 @@ def read(engine: Path) -> EngineRecord:
     """
     remedy = "Build the engine again: onnx-fuse build."
     record_file = record_path(engine)
-    if not engine.is_file():
+    if not os.path.isfile(engine):
         raise ModelError(f"The engine {engine} does not exist.", "Check the path, or build it: onnx-fuse build.")
-    if not record_file.is_file():
+    if not os.path.isfile(record_file):
         raise ModelError(f"The engine {engine} has no record {record_file.name} beside it.", remedy)
     try:
-        facts = json.loads(record_file.read_text())
+        facts = json_object.read(record_file)
         plan = hashlib.sha256(engine.read_bytes()).hexdigest()
     except (OSError, ValueError) as error:
         raise ModelError(f"The engine {engine} or its record cannot be read: {reason(error)}.", remedy) from error
-    if not isinstance(facts, dict) or facts.pop("format", None) != FORMAT:
+    if facts.pop("format", None) != FORMAT:
         raise ModelError(f"The record of {engine} is of another format than {FORMAT}.", remedy)
     try:
+        json_object.require(facts, model=str, key=str, module=str, version=str, sha256=str, plugins=dict, layers=dict)
+        json_object.require(facts["plugins"], **dict.fromkeys(facts["plugins"], str))
         record = EngineRecord(
             **{
                 **facts,
@@ -103,7 +107,7 @@ def read(engine: Path) -> EngineRecord:
                 "outputs": tuple(_tensor(item) for item in facts["outputs"]),
                 "profiles": tuple(
                     {
-                        name: ShapeRange(**{kind: tuple(dims) for kind, dims in item.items()})
+                        name: ShapeRange(**{kind: _dims(dims, int) for kind, dims in item.items()})
                         for name, item in of.items()
                     }
                     for of in facts["profiles"]
@@ -111,12 +115,19 @@ def read(engine: Path) -> EngineRecord:
                 "layers": {name: tuple(nodes) for name, nodes in facts["layers"].items()},
             }
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"The record of {engine} is damaged: {error}", remedy) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelError(f"The record of {engine} is damaged: {error}.", remedy) from error
     if plan != record.sha256:
         raise ModelError(f"The engine {engine} is not the one its record speaks of: its hash differs.", remedy)
     return record
 
 
 def _tensor(item: Mapping[str, Any]) -> EngineTensor:
-    return EngineTensor(item["name"], item["dtype"], tuple(item["shape"]))
+    json_object.require(dict(item), name=str, dtype=str, shape=list)
+    return EngineTensor(item["name"], item["dtype"], _dims(item["shape"], (int, str)))
+
+
+def _dims(sizes: Sequence[Any], kinds: type | tuple[type, ...]) -> tuple[Any, ...]:
+    if not all(isinstance(size, kinds) for size in sizes):
+        raise ValueError(f"{sizes!r} is no shape")
+    return tuple(sizes)

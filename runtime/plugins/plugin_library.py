@@ -19,6 +19,7 @@ from pathlib import Path
 
 from onnx_fuse import installation
 from onnx_fuse.errors import UsageError, reason
+from onnx_fuse.passes.files import json_object, staging
 from onnx_fuse.patterns.language.operator import DOMAIN
 from onnx_fuse.runtime.plugins import aot, own_cpp
 from onnx_fuse.runtime.plugins.own_operator import OwnOperator
@@ -59,8 +60,9 @@ class Library:
 
 def cache_folder() -> Path:
     """Where this version keeps what it builds, for this user."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "onnx-fuse" / __version__
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification has relative paths ignored: what is loaded must not depend on the folder that one is in.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "onnx-fuse" / __version__
 
 
 def own_folder() -> Path:
@@ -92,9 +94,12 @@ def build(
 
     Raises:
         UsageError: triton, a C++ compiler, CMake or headers are missing, or something does not compile.
+        OutputError: the library cannot be written there.
     """
     started = time.perf_counter()
     say = progress or (lambda _: None)
+    output = cache_folder() / LIBRARY if output is None else Path(output)
+    _check_place(output)
     kernels = aot.compile_kernels(aot.kernel_modules(), architectures, jobs=jobs, progress=say)
     # One folder for each set of architectures, so that they do not undo each other's work.
     name = "-".join(["sm", *(str(item) for item in architectures)])
@@ -102,7 +107,6 @@ def build(
     aot.write_sources(kernels, work / "kernels")
     say("compiling the library")
     cmake(work, {"KERNELS": str(work / "kernels")}, jobs)
-    output = cache_folder() / LIBRARY if output is None else Path(output)
     return _installed_library(work / LIBRARY, output, kernels, architectures, started)
 
 
@@ -123,7 +127,7 @@ def build_own(
         output, architectures, jobs, progress: as for `build`.
 
     Raises:
-        UsageError: as `build`; or another library in the cache has one of the operators.
+        UsageError, OutputError: as `build`; or another library in the cache has one of the operators.
     """
     started = time.perf_counter()
     say = progress or (lambda _: None)
@@ -131,6 +135,7 @@ def build_own(
     output = own_folder() / f"lib{target}.so" if output is None else Path(output)
     keys = [item.plugin for items in operators.values() for item in items]
     _require_new(output, keys)
+    _check_place(output)
     wanted = [(file, variant) for file, items in operators.items() for item in items for variant in item.variants()]
     kernels = aot.compile_variants(wanted, architectures, jobs=jobs, progress=say)
     work = cache_folder() / "build" / "own" / name
@@ -154,7 +159,7 @@ def own_settings(target: str, work: Path) -> dict[str, str]:
 
 def _require_new(output: Path, keys: Sequence[str]) -> None:
     """TensorRT takes one plugin of a name; `find` gives it all libraries of the cache."""
-    if output.resolve().parent != own_folder().resolve():
+    if os.path.realpath(output.parent) != os.path.realpath(own_folder()):
         return
     for other in own_folder().glob("*.so"):
         library = described(other) if other.name != output.name else None
@@ -164,6 +169,14 @@ def _require_new(output: Path, keys: Sequence[str]) -> None:
                     f"{other} has a plugin for {key} already.",
                     "Delete that library, or put this one elsewhere with -o.",
                 )
+
+
+def _check_place(output: Path) -> None:
+    """Fails now where writing would fail after minutes."""
+    with staging.writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    for path in (output, _record(output)):
+        staging.check_output(path)
 
 
 def _installed_library(
@@ -177,7 +190,7 @@ def _installed_library(
     """Puts a compiled library in its place, with its record."""
     data = made.read_bytes()
     built = Library(
-        path=output.resolve(),
+        path=Path(os.path.realpath(output)),
         version=__version__,
         sha256=hashlib.sha256(data).hexdigest(),
         architectures=tuple(architectures),
@@ -187,22 +200,15 @@ def _installed_library(
         operators=tuple(operators),
     )
     facts = {key: value for key, value in asdict(built).items() if key != "path"}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _put(_record(output), (json.dumps(facts, indent=2) + "\n").encode())
-    _put(output, data)
+    with staging.Staging() as files:  # whoever has the old library open keeps it
+        files.write(_record(output), (json.dumps(facts, indent=2) + "\n").encode())
+        files.write(output, data)
+        files.commit()
     return built
 
 
 def _record(library: Path) -> Path:
     return library.with_name(f"{library.name}.json")
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Writes a file in one go: whoever has the old one open keeps it."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(data)
-    os.chmod(file.name, 0o755 if path.suffix == ".so" else 0o644)
-    os.replace(file.name, path)
 
 
 def cmake(work: Path, settings: Mapping[str, str], jobs: int | None = None) -> None:
@@ -257,7 +263,7 @@ def _installed(variable: str, header: str, folders: Sequence[str]) -> bool:
 def _package_folder(package: str, inside: str) -> Path | None:
     spec = importlib.util.find_spec(package)
     places = [] if spec is None else [Path(place) / inside for place in spec.submodule_search_locations or ()]
-    return next((place for place in places if place.is_dir()), None)
+    return next((place for place in places if os.path.isdir(place)), None)
 
 
 def _fetched(name: str) -> Path:
@@ -286,22 +292,66 @@ def _fetched(name: str) -> Path:
 
 def find(given: Sequence[str | os.PathLike[str]] = ()) -> list[Path]:
     """The plugin libraries to load: those given, else those of ONNX_FUSE_PLUGINS (none where it is empty), else the one in the
-    package or in the user's cache, and those of the user's own kernels in the cache."""
+    package or in the user's cache, and those of the user's own kernels in the cache. What nobody has named needs its record."""
     if given:
         return [Path(item) for item in given]
     named = os.environ.get(VARIABLE)
     if named is not None:
         return [Path(item) for item in named.split(os.pathsep) if item]
-    built = [folder / LIBRARY for folder in (source_folder(), cache_folder()) if (folder / LIBRARY).is_file()]
-    return [*built[:1], *sorted(own_folder().glob("*.so"))]
+    places = [source_folder() / LIBRARY, cache_folder() / LIBRARY]
+    built = [path for path in places if has_record(path)]
+    return [*built[:1], *filter(has_record, sorted(own_folder().glob("*.so")))]
+
+
+def has_record(library: Path) -> bool:
+    """Whether both are there: the library, and the record beside it. `described` says whether they belong together."""
+    return os.path.isfile(library) and os.path.isfile(_record(library))
+
+
+def of_engine(engine: str, plugins: Mapping[str, str], given: Iterable[Path] = ()) -> list[Path]:
+    """The plugin libraries that an engine was built with, by their hashes: among those given and those that `find` finds, and
+    where they were then, if there is a record of them.
+
+    Args:
+        engine: what the engine is called in an error.
+        plugins: library -> SHA-256 of its bytes, from the record of the engine.
+        given: libraries that the user names.
+
+    Raises:
+        UsageError: one is not there.
+    """
+    found = []
+    for name, sha256 in plugins.items():
+        named = [path for path in (*given, *find()) if os.path.isfile(path)]
+        places = [*named, *([Path(name)] if has_record(Path(name)) else [])]
+        same = [place for place in places if _sha256(place) == sha256]
+        if not same:
+            raise UsageError(
+                f"{engine} needs the plugin library {name} (SHA-256 {sha256[:12]}...), and "
+                + (f"{places[0]} is another one." if places else "it is not there with its record."),
+                f"Name it with --plugins or in {VARIABLE}, or build the engine again.",
+            )
+        found.append(same[0])
+    return found
+
+
+def _sha256(library: Path) -> str:
+    try:
+        return hashlib.sha256(library.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(
+            f"The plugin library {library} cannot be read: {error.strerror}.", "Check its permissions."
+        ) from error
 
 
 def recorded() -> set[str]:
     """What the records beside the libraries of `find` say that they have plugins for, of a user's own operators."""
     found: set[str] = set()
     for path in find():
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            found.update(json.loads(_record(path).read_text()).get("operators", ()))
+        with contextlib.suppress(OSError, ValueError):
+            found.update(
+                name for name in json_object.read(_record(path)).get("operators") or () if isinstance(name, str)
+            )
     return found
 
 
@@ -320,19 +370,20 @@ def described(path: Path) -> Library | None:
     Raises:
         UsageError: there is no such library, or it is not the one that was built: cut short, damaged, or replaced.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"There is no plugin library {path}.", "Build one: onnx-fuse plugins build.")
     try:
-        facts = json.loads(_record(path).read_text())
-        lists = {name: tuple(facts.get(name, ())) for name in ("architectures", "operators")}
-        library = Library(path=path, **{**facts, **lists})
+        facts = {"operators": [], **json_object.read(_record(path))}
+        json_object.require(facts, version=str, sha256=str, variants=int, size=int, architectures=list, operators=list)
+        operators, chips = tuple(map(str, facts["operators"])), tuple(map(int, facts["architectures"]))
+        library = Library(path=path, **{**facts, "operators": operators, "architectures": chips})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(
-            f"{_record(path)} cannot be read: {reason(error)}.", "Build the plugin library again."
+            f"{_record(path)} is no record of a plugin library: {reason(error)}.", "Build the plugin library again."
         ) from error
-    if hashlib.sha256(path.read_bytes()).hexdigest() != library.sha256:
+    if _sha256(path) != library.sha256:
         raise UsageError(
             f"The plugin library {path} is not the one that was built: its hash differs.",
             "Build it again: onnx-fuse plugins build.",

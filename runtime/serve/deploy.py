@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from onnx_fuse import installation
 from onnx_fuse.errors import ModelError, OutputError, UsageError
 from onnx_fuse.passes.files import io, staging
 from onnx_fuse.runtime.device import engine_file, memory
-from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor
+from onnx_fuse.runtime.device.engine_file import EngineTensor
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.serve import manifests
@@ -128,13 +126,15 @@ def deploy(
     _messages()
     _check_new(folder)
     _check_numbers(max_batch_size=max_batch_size, instances=instances, batch_delay=batch_delay, gpus=gpus)
-    name = _name(re.sub(r"[^\w.-]", "_", source.stem, flags=re.ASCII) if name is None else name)
-    if source.suffix in _ENGINES or engine_file.record_path(source).is_file():
+    name = _default_name(source) if name is None else name
+    manifests.check_names(model=name, server=server, image=image, plugins=[Path(item).name for item in plugins])
+    if source.suffix in _ENGINES or os.path.isfile(engine_file.record_path(source)):
         served = _engine(source, plugins)
     else:
         if plugins:
             raise UsageError(f"{source} is no engine, and needs no plugin library.", "Leave --plugins out.")
         served = _onnx_model(source, server, verify)
+    manifests.check_names(model=name, server=server, image=image, plugins=[item.name for item in served.plugins])
     gpus = (1 if served.backend == "tensorrt" else 0) if gpus is None else gpus
     if served.backend == "tensorrt" and gpus == 0:
         raise UsageError(f"The engine {source} needs a GPU.", "Give --gpus 1, or deploy the ONNX model.")
@@ -176,13 +176,9 @@ def _check_numbers(**given: int | None) -> None:
             )
 
 
-def _name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name, flags=re.ASCII):
-        raise UsageError(
-            f"{name!r} is no name for a model: it is part of paths and addresses.",
-            "Use letters, digits, _, - and dots.",
-        )
-    return name
+def _default_name(source: Path) -> str:
+    """A name after the file, of the characters that a name may have."""
+    return re.sub(r"[^\w.-]", "_", source.stem, flags=re.ASCII)[:63].strip("_.-") or "model"
 
 
 # --- what is served --------------------------------------------------------------------------------------------------
@@ -213,23 +209,12 @@ def _engine(path: Path, given: Sequence[str | os.PathLike[str]]) -> _Model:
         largest_batch=largest,
         notes=tuple(notes),
         profiles=len(record.profiles),
-        plugins=tuple(_library(record, library, given) for library in record.plugins),
+        plugins=tuple(plugin_library.of_engine(f"The engine {path}", record.plugins, map(Path, given))),
     )
 
 
 def _unchecked(largest_batch: int) -> list[str]:
     return ["That the rows of a batch are independent of each other was not checked."] if largest_batch else []
-
-
-def _library(record: EngineRecord, library: str, given: Sequence[str | os.PathLike[str]]) -> Path:
-    """The plugin library with the bytes that an engine was built with."""
-    for path in (*map(Path, given), Path(library), *plugin_library.find()):
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == record.plugins[library]:
-            return path
-    raise UsageError(
-        f"The plugin library {library} that the engine was built with is not here, or has changed.",
-        "Name it with --plugins, or build the engine again with the library that is here.",
-    )
 
 
 def _onnx_model(path: Path, server: str, verify: bool) -> _Model:
@@ -405,14 +390,11 @@ def _messages() -> Any:
 @contextlib.contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its name when all is written, and goes if anything fails."""
-    with staging.writing(target):
-        staged = Path(tempfile.mkdtemp(prefix=".onnx-fuse-", dir=target.parent))
-        try:
-            staged.chmod(0o755)
-            yield staged
-            os.replace(staged, target)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    with staging.writing(target), staging.temporary_folder(target.parent) as folder:
+        staged = folder / "new"
+        staged.mkdir()
+        yield staged
+        os.replace(staged, target)
 
 
 def _write_model(served: _Model, config: Any, folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,50 @@ class Settings:
     waiting: int
 
 
+_RELEASE = re.compile(r"\d\d\.\d\d")
+_MODEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+"""The name of a folder and of a part of addresses, and the value of a label in Kubernetes."""
+_PART = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+_IMAGE = re.compile(
+    rf"([A-Za-z0-9.-]+(:\d+)?/)?{_PART}(/{_PART})*(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?"
+)
+"""A reference to an image: registry, path, tag and digest (github.com/distribution/reference)."""
+_LIBRARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+"""The server splits its list of plugin libraries at semicolons."""
+
+
+def check_names(*, model: str, server: str, image: str | None, plugins: Sequence[str]) -> None:
+    """Refuses what would be something else than a name in a Dockerfile, a manifest or the server's options.
+
+    Raises:
+        UsageError: which one, and what it has to look like.
+    """
+    for pattern, text, what, remedy in (
+        (
+            _MODEL,
+            model,
+            "name for a model",
+            "Use up to 63 letters, digits, _, - and dots; begin and end with a letter or digit.",
+        ),
+        (_RELEASE, server, "release of the server", "Give a year and a month, such as 26.07 (--server)."),
+        (
+            _IMAGE,
+            image or "image",
+            "name for an image",
+            "Give a name such as registry.example.com/team/model:1 (--image).",
+        ),
+        *(
+            (_LIBRARY, item, "file name for a plugin library", "Use letters, digits and _ . + - only.")
+            for item in plugins
+        ),
+    ):
+        if not pattern.fullmatch(text):
+            raise UsageError(f"{text!r} is no {what}.", remedy)
+    twice = [item for number, item in enumerate(plugins) if item in plugins[:number]]
+    if twice:
+        raise UsageError(f"Two plugin libraries are called {twice[0]}.", "They go into one folder: rename one of them.")
+
+
 def resource_name(name: str) -> str:
     """A model's name as Kubernetes takes names: up to 63 lower-case letters, digits and dashes, the first a letter."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -64,8 +110,7 @@ def _dockerfile(settings: Settings) -> str:
         command.append(f"--backend-config=tensorrt,plugins={paths}")
         # The server opens plugin libraries and asks for no creators: they have to register by themselves.
         lines += [f"COPY plugins {_PLUGINS}", "ENV ONNX_FUSE_REGISTER_PLUGINS=1"]
-    quoted = ", ".join(f'"{part}"' for part in command)
-    lines += ["COPY models /models", f"EXPOSE {' '.join(map(str, _PORTS.values()))}", f"CMD [{quoted}]"]
+    lines += ["COPY models /models", f"EXPOSE {' '.join(map(str, _PORTS.values()))}", f"CMD {json.dumps(command)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -189,7 +189,7 @@ def load_plugins(libraries: Iterable[str | Path]) -> None:
     """
     trt = module()
     for library in libraries:
-        path = Path(library).resolve()  # the registry takes no bare file names
+        path = Path(os.path.realpath(library))  # the registry takes no bare file names
         if path in _loaded:
             continue
         if problem := _elf_problem(path):

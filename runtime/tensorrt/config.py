@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import UsageError, reason
+from onnx_fuse.passes.files import json_object
 from onnx_fuse.passes.select.decisions import METHODS
 from onnx_fuse.runtime.device.engine_file import ShapeRange
 
@@ -100,10 +100,10 @@ class EngineConfig:
         """
         remedy = "Give the NAME.build.json that onnx_fuse.export or finish_export wrote."
         try:
-            found = json.loads(Path(path).read_text())
+            found = json_object.read(path)
         except (OSError, ValueError) as error:
             raise UsageError(f"The build configuration {path} cannot be read: {reason(error)}.", remedy) from error
-        if not isinstance(found, dict) or found.get("format") != _EXPORT_FORMAT:
+        if found.get("format") != _EXPORT_FORMAT:
             raise UsageError(f"{path} is no build configuration of format {_EXPORT_FORMAT}.", remedy)
         try:
             profile = {item["name"]: _range(item) for item in found["inputs"] if _is_dynamic(item["shape"])}
@@ -114,7 +114,7 @@ class EngineConfig:
                 plugins=found["plugin_libraries"] or None,
                 assumed=[f"{name} = {size}, as in the example of the export" for name, size in sizes.items()],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UsageError(f"The build configuration {path} is damaged: {error!r}.", remedy) from error
 
 

@@ -5,7 +5,6 @@ docs/run.md says which part of this was never executed.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import statistics
 from collections.abc import Mapping
@@ -47,7 +46,7 @@ class TensorRTExecutor:
                 f"The engine {path} was built by {record.module} {record.version}; here is {trt.__name__} {trt.__version__}.",
                 "Build it again with this one, or install the other.",
             )
-        binding.load_plugins(found_plugins(record.plugins))
+        binding.load_plugins(plugin_library.of_engine(f"The engine {path}", record.plugins))
         self._runtime = trt.Runtime(binding.logger())  # must outlive its engine
         with binding.logged() as messages:
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -230,26 +229,6 @@ def nodes_of(layer: str, nodes: Mapping[str, tuple[str, ...]]) -> tuple[str, ...
     """
     parts = [layer] if layer in nodes else re.split(r" \+ |\.\.\.|[{}\[\]]|\|\|", layer)
     return tuple(dict.fromkeys(node for part in parts for node in nodes.get(part.strip(), ())))
-
-
-def found_plugins(wanted: Mapping[str, str]) -> list[Path]:
-    """The plugin libraries of an engine, by hash: where they were, or among those that `plugin_library.find` finds.
-
-    Raises:
-        UsageError: one is not there.
-    """
-    found = []
-    for name, sha256 in wanted.items():
-        places = [place for place in (Path(name), *plugin_library.find()) if place.is_file()]
-        same = [place for place in places if hashlib.sha256(place.read_bytes()).hexdigest() == sha256]
-        if not same:
-            raise UsageError(
-                f"The engine needs the plugin library {name} (SHA-256 {sha256[:12]}...), and "
-                + (f"{places[0]} is another one." if places else "it is not there."),
-                f"Put it there, name it in {plugin_library.VARIABLE}, or build the engine again.",
-            )
-        found.append(same[0])
-    return found
 
 
 def _reason(messages: list[str]) -> str:

@@ -228,6 +228,7 @@ def test_where_libraries_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monk
     cached = plugin_library.cache_folder() / plugin_library.LIBRARY
     cached.parent.mkdir(parents=True)
     cached.touch()
+    cached.with_name(f"{cached.name}.json").touch()
     assert plugin_library.find() == [cached]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,9 @@ def test_the_newest_that_the_servers_onnx_runtime_knows(tmp_path: Path) -> None:
 def test_an_engine_is_served_with_its_profiles_and_plugins(tmp_path: Path) -> None:
     library = tmp_path / "libplugins.so"
     library.write_bytes(b"code")
-    done = deploy(engine(tmp_path, plugins=library), tmp_path / "repo", image="registry/dlrm:7", gpus=2)
+    done = deploy(
+        engine(tmp_path, plugins=library), tmp_path / "repo", image="registry/dlrm:7", gpus=2, plugins=[library]
+    )
     config = read_config(done)
     assert (config.name, config.backend, config.max_batch_size) == ("dlrm", "tensorrt", 64)
     assert tensors(config.input) == {"dense": ("TYPE_FP16", [13], False), "ids": ("TYPE_INT64", [-1], False)}
@@ -215,7 +218,7 @@ def test_engines_that_cannot_be_served(tmp_path: Path) -> None:
         deploy(engine(tmp_path), tmp_path / "repo", gpus=0)
     path = engine(tmp_path, plugins=library)
     moved = library.rename(tmp_path / "moved.so")
-    with pytest.raises(UsageError, match=r"plugin library .*lib\.so that the engine was built with is not here"):
+    with pytest.raises(UsageError, match=r"needs the plugin library .*lib\.so .* it is not there"):
         deploy(path, tmp_path / "repo")
     assert (deploy(path, tmp_path / "found", plugins=[moved]).folder / "plugins" / "moved.so").is_file()
     path.write_bytes(b"other")
@@ -233,12 +236,49 @@ def test_engines_that_cannot_be_served(tmp_path: Path) -> None:
         ({"instances": 0}, "--instances is 0"),
         ({"max_batch_size": -1}, "--max-batch-size is -1"),
         ({"plugins": ["lib.so"]}, "is no engine, and needs no plugin library"),
+        ({"name": "a\nb"}, "is no name for a model"),
+        ({"name": "x" * 64}, "is no name for a model"),
+        ({"name": "ends-"}, "is no name for a model"),
+        ({"server": "26.07-py3\nRUN evil"}, "is no release of the server"),
+        ({"server": "$(evil)"}, "is no release of the server"),
+        ({"server": ""}, "is no release of the server"),
+        ({"image": "a b"}, "is no name for an image"),
+        ({"image": "a:1\n"}, "is no name for an image"),
+        ({"image": "$HOME/a"}, "is no name for an image"),
+        ({"image": "a:'1'"}, "is no name for an image"),
+        ({"plugins": ["a;b.so"]}, "is no file name for a plugin library"),
+        ({"plugins": ['a".so']}, "is no file name for a plugin library"),
+        ({"plugins": ["one/a.so", "two/a.so"]}, "Two plugin libraries are called a.so"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path: Path, options: dict[str, Any], error: str) -> None:
     path = saved(tmp_path / "m.onnx", MIXED)
     with pytest.raises(UsageError, match=error):
         deploy(path, tmp_path / "repo", **options)
+    assert not (tmp_path / "repo").exists()
+
+
+@pytest.mark.parametrize(
+    "file", ["_a.onnx", "a b\nc.onnx", "x" * 200 + ".onnx", "-.onnx", "$(evil).onnx", 'a"b.onnx', "ü.onnx"]
+)
+def test_any_file_name_gives_a_name_that_the_server_and_kubernetes_take(tmp_path: Path, file: str) -> None:
+    done = deploy(saved(tmp_path / file, MIXED), tmp_path / "repo", verify=False)
+    assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", done.name)
+    assert read_config(done).name == done.name
+
+
+def test_names_of_tensors_are_quoted(tmp_path: Path) -> None:
+    made = model("(float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }")
+    odd = 'a"\n} backend: "python'
+    made.graph.input[0].name = made.graph.node[0].input[0] = odd
+    onnx.save(made, tmp_path / "m.onnx")
+    done = deploy(tmp_path / "m.onnx", tmp_path / "repo")
+    assert read_config(done) == done.config and [item.name for item in done.config.input] == [odd]
+
+
+@pytest.mark.parametrize("image", ["a", "a/b:1", "registry:5000/a/b_c.d--e:V1.2", "r.io/a@sha256:" + "0" * 64])
+def test_images_that_there_can_be(image: str) -> None:
+    manifests.check_names(model="m", server="26.07", image=image, plugins=["libx-1.2+3.so"])
 
 
 def test_models_that_cannot_be_run(tmp_path: Path) -> None:
@@ -284,7 +324,7 @@ def test_the_dockerfile_parses_and_copies_what_is_there(tmp_path: Path) -> None:
     dockerfile = pytest.importorskip("dockerfile")
     library = tmp_path / "lib.so"
     library.write_bytes(b"code")
-    folder = deploy(engine(tmp_path, plugins=library), tmp_path / "repo", server="26.05").folder
+    folder = deploy(engine(tmp_path, plugins=library), tmp_path / "repo", server="26.05", plugins=[library]).folder
     commands = dockerfile.parse_file(str(folder / "Dockerfile"))
     assert [item.cmd.upper() for item in commands] == ["FROM", "COPY", "ENV", "COPY", "EXPOSE", "CMD"]
     assert commands[0].value[0].endswith("/tritonserver:26.05-py3")

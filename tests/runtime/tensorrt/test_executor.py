@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +14,8 @@ from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.runtime import Engine
 from onnx_fuse.runtime.device.arrays import Tensor
 from onnx_fuse.runtime.onnxruntime.executor import OrtContext, OrtExecutor
-from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.tensorrt import binding
-from onnx_fuse.runtime.tensorrt.executor import TensorRTExecutor, allocator, found_plugins, nodes_of
+from onnx_fuse.runtime.tensorrt.executor import TensorRTExecutor, allocator, nodes_of
 from tests.helpers import model
 from tests.runtime.devices import PosingDevice
 from tests.runtime.engines import write_engine
@@ -198,17 +196,3 @@ def test_nodes_of_layers_that_tensorrt_made_of_several() -> None:
     assert nodes_of("a + b", nodes) == ("A", "B1", "B2")
     assert nodes_of("{ForeignNode[b...c/d]}", nodes) == ("B1", "B2", "A")
     assert nodes_of("copy of something", nodes) == ()
-
-
-def test_plugin_libraries_are_found_by_their_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there, moved = tmp_path / "there.so", tmp_path / "moved.so"
-    there.write_bytes(b"there")
-    moved.write_bytes(b"moved")
-    monkeypatch.setenv(plugin_library.VARIABLE, str(moved))
-    sha256 = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("there", "moved")}
-    assert found_plugins({str(there): sha256["there"], "/elsewhere/moved.so": sha256["moved"]}) == [there, moved]
-    with pytest.raises(UsageError, match="is another one"):
-        found_plugins({str(there): "0" * 64})
-    monkeypatch.setenv(plugin_library.VARIABLE, "")
-    with pytest.raises(UsageError, match="it is not there"):
-        found_plugins({"/elsewhere/moved.so": sha256["moved"]})
