@@ -6,7 +6,7 @@ Heavy modules are imported inside the commands, so that `--help` and a mistyped 
 from __future__ import annotations
 
 import contextlib
-import signal
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,9 +17,11 @@ from typer.core import TyperGroup
 
 from onnx_fuse.cli import bench, build, debug, deploy, doctor, fuse, inspect, learn, parse, plugins, verify
 from onnx_fuse.cli.common import open_console
-from onnx_fuse.errors import OnnxFuseError, UsageError
+from onnx_fuse.cli.paths import guarded
+from onnx_fuse.errors import OnnxFuseError, OutputError, UsageError
 
 INTERRUPTED = 130
+_STREAM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class _Group(TyperGroup):
@@ -34,6 +36,8 @@ class _Group(TyperGroup):
         code: Any
         try:
             code = super().main(args, *rest, **extra)
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
         except Exception as error:
@@ -56,10 +60,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script."""
-    # A killed run must not leave temporary files: SystemExit unwinds the stack, the default action does not.
-    with contextlib.suppress(ValueError, AttributeError):
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    """The command in this process; `onnx_fuse.__main__` runs it in a supervised one."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names may not fit the encoding
@@ -84,6 +85,8 @@ def _root(
 
 def _report_error(error: Exception, verbose: bool) -> int:
     """Prints an error; gives the exit code."""
+    if isinstance(error, BrokenPipeError):  # nobody reads on
+        return 1
     format_message = getattr(error, "format_message", None)
     if isinstance(error, OnnxFuseError):
         code, cause, remedy = error.exit_code, error.cause, error.remedy
@@ -91,6 +94,9 @@ def _report_error(error: Exception, verbose: bool) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "onnx-fuse"
         code, cause, remedy = UsageError.exit_code, format_message().replace("Value error, ", ""), f"See {path} --help."
+    elif isinstance(error, OSError) and error.filename is None and error.errno in _STREAM_ERRORS:
+        code, cause = OutputError.exit_code, f"Cannot write to standard output: {error.strerror}."
+        remedy = "Free some space, or send the output elsewhere."
     else:
         code, cause = 1, f"internal error: {type(error).__name__}: {error}"
         remedy = "Run it again with -v for the traceback, and report it with the model if you can."
@@ -98,10 +104,11 @@ def _report_error(error: Exception, verbose: bool) -> int:
         traceback.print_exception(error)
     from onnx_fuse.cli.render import say
 
-    console = open_console(stderr=True)
-    say(console, f"error: {cause}", "bold red")
-    if remedy:
-        say(console, f"hint: {remedy}")
+    with contextlib.suppress(OSError):  # where nothing can be said, the exit code still tells
+        console = open_console(stderr=True)
+        say(console, f"error: {cause}", "bold red")
+        if remedy:
+            say(console, f"hint: {remedy}")
     return code
 
 
@@ -121,5 +128,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "deploy": deploy.deploy,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name)(guarded(command))
 app.add_typer(plugins.app, name="plugins")
