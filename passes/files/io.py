@@ -215,7 +215,7 @@ def data_files(path: str | os.PathLike[str]) -> list[str]:
     if not os.path.isfile(path):
         return []
     try:
-        model, held = load_lazily(path)
+        model, _held = load_lazily(path)
     except ModelError:
         return []
     return [file.location for file in external_files(model)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnx_fuse import installation
+from onnx_fuse.errors import UsageError
 
 _BASE = "nvcr.io/nvidia/tritonserver:{server}-py3"
 _PLUGINS = "/opt/plugins"
