@@ -8,7 +8,6 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -401,16 +400,6 @@ class TestSave:
         expected = holding()
         expected.doc_string = "changed"
         assert (tmp_path / "out.onnx").read_bytes() == expected.SerializeToString()
-
-    def test_into_a_pipe(self, tmp_path: Path) -> None:
-        os.mkfifo(tmp_path / "pipe")
-        model, _source = io.load_lazily(written(holding(), tmp_path))
-        said: list[bytes] = []
-        reader = threading.Thread(target=lambda: said.append((tmp_path / "pipe").read_bytes()))
-        reader.start()
-        io.save(model, tmp_path / "pipe")
-        reader.join()
-        assert said == [holding().SerializeToString()]
 
     def test_as_text(self, tmp_path: Path) -> None:
         model, _source = io.load_lazily(written(holding(), tmp_path))
