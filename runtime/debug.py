@@ -7,6 +7,7 @@ agree shows the place; walking back from it to values that agree shows the fused
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,16 +19,21 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.passes.graph import inlining
 from onnx_fuse.passes.graph.spans import filled, is_external
+from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.verify import verification
-from onnx_fuse.runtime.verify.compare import Comparison, compare, tolerance
+from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare
 from onnx_fuse.runtime.verify.float32_twin import holds_bfloat16, widen
-from onnx_fuse.runtime.verify.random_inputs import Array, input_specs
+from onnx_fuse.runtime.verify.noise import Hearing
+from onnx_fuse.runtime.verify.precision import tolerances
+from onnx_fuse.runtime.verify.random_inputs import DRAWS, Array, draw_shapes, input_specs
 from onnx_fuse.runtime.verify.reference import Evidence, Original, as_arrays, drawn_evidence, given_evidence
 from onnx_fuse.runtime.verify.user_inputs import given_inputs
 
 Model = ModelProto | str | Path
 _MOST_VALUES = 512
+# What `as_arrays` adds to the name of a sequence or a map for its parts.
+_PART = re.compile(r"(\[\d+\])*( length| keys| values)?$")
 
 
 @dataclass(frozen=True)
@@ -192,7 +198,11 @@ def debug(
         first, second = widen(first), widen(second)
         specs = input_specs(first)
         notes.append("compared in float32: ONNX Runtime's CPU provider does not compute in bfloat16.")
-    allowed = tolerance(first) if rtol is None else rtol
+    _check_memory(first, second, {name: array.shape for name, array in (given or {}).items()})
+    by_value = tolerances(first)
+    allowed = max((by_value[value.name] for value in first.graph.output), default=TOLERANCES["float32"])
+    if rtol is not None:
+        allowed, by_value = rtol, dict.fromkeys(by_value, rtol)
     shared = _shared(first, second)
     names = shared[:: -(-len(shared) // _MOST_VALUES) or 1]
     if len(names) < len(shared):
@@ -200,18 +210,22 @@ def debug(
     before = Original(first, base_dir, names)
     before.open()
     after = _opened(second, fused_dir or base_dir, names)
-    evidence = iter([given_evidence(before, given)]) if given is not None else drawn_evidence(before, specs, seed, [])
+    evidence = iter([given_evidence(before, given)]) if given is not None else drawn_evidence(
+        before, specs, seed, [], further=True
+    )
+    judge = verification.Judge(by_value, allowed, hearing=Hearing(first, base_dir, specs, names))
     count, last = 0, None
     for item in evidence:
         before.kept = 0  # each case is looked at and dropped
         if not item.inner and names:
             notes.append(f"only the outputs were compared in {item.case.name}: the values inside take too much memory.")
         count, last = count + 1, (item, _run(after, item))
-        values = tuple(_values(first, second, item, last[1], allowed))
+        values = tuple(_values(first, second, item, last[1], judge))
         differing = next((value for value in values if value.comparison.problem is not None), None)
         if differing is not None:
             agreeing = {value.name for value in values if value.comparison.problem is None}
-            place = _place(first, second, differing.name, agreeing)
+            start = differing.name if differing.name in _producers(second) else _PART.sub("", differing.name)
+            place = _place(first, second, start, agreeing)
             place = replace(place, inside=_inside(place, first, base_dir, second, fused_dir or base_dir, item, allowed))
             return Diagnosis(False, item.case.name, count, allowed, values, place, tuple(notes))
     if last is None:
@@ -219,6 +233,19 @@ def debug(
             "The original runs on none of the random inputs.", "Give inputs that it runs on: --inputs FILE.npz."
         )
     return Diagnosis(True, last[0].case.name, count, allowed, values, None, tuple(notes))
+
+
+def _check_memory(original: ModelProto, fused: ModelProto, given: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises:
+    ModelError: running the models takes more memory than there is.
+    """
+    shapes = draw_shapes(input_specs(original), max(DRAWS, key=lambda draw: draw.batch * draw.length))
+    needed, available = needed_bytes(original, fused, {**shapes, **given}), available_bytes()
+    if available is not None and needed > available:
+        raise ModelError(
+            f"Running the models takes about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB is available.",
+            "Give smaller inputs (--inputs FILE.npz), or use a larger machine.",
+        )
 
 
 def _shared(original: ModelProto, fused: ModelProto) -> list[str]:
@@ -244,27 +271,28 @@ def _run(session: Any, evidence: Evidence) -> dict[str, Array]:
 
 
 def _values(
-    original: ModelProto, fused: ModelProto, evidence: Evidence, got: Mapping[str, Array], rtol: float
+    original: ModelProto, fused: ModelProto, evidence: Evidence, got: Mapping[str, Array], judge: verification.Judge
 ) -> Iterator[Value]:
     before, after = _producers(original), _producers(fused)
     arrays = {**evidence.inner, **evidence.expected}
+    parts: dict[str, list[str]] = {}  # a sequence has several arrays, and so has a map
+    for key in arrays:
+        parts.setdefault(key if key in before else _PART.sub("", key), []).append(key)
     for node in original.graph.node:
-        for name in node.output:
-            if name not in arrays:
-                continue
+        for name, part in ((name, part) for name in node.output for part in parts.get(name, ())):
             made = after.get(name, NodeProto())
-            found = got.get(name)
-            comparison = Comparison(name, problem="is missing") if found is None else compare(
-                name, arrays[name], found, rtol
-            )  # fmt: skip
+            found = got.get(part)
+            comparison = Comparison(part, problem="is missing")
+            if found is not None:
+                comparison = judge.compared(part, arrays[part], found, evidence)
             yield Value(
-                name,
+                part,
                 *_called(before[name]),
                 *_called(made),
-                arrays[name].shape,
-                replace(comparison, inner=name not in evidence.expected),
-                statistics(arrays[name]),
-                statistics(arrays[name] if found is None else found),
+                arrays[part].shape,
+                replace(comparison, inner=part not in evidence.expected),
+                statistics(arrays[part]),
+                statistics(arrays[part] if found is None else found),
             )
 
 

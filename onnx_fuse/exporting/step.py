@@ -35,7 +35,8 @@ from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.plugins import plugin_library
-from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare, tolerance
+from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare
+from onnx_fuse.runtime.verify.precision import tolerance
 from onnx_fuse.runtime.verify.random_inputs import DRAWS, draw_inputs, input_specs
 
 BUILD_FORMAT = 1

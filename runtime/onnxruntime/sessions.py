@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +16,7 @@ import numpy as np
 from google.protobuf.message import EncodeError
 from onnx import GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto
 
-from onnx_fuse.errors import ModelError
+from onnx_fuse.errors import ModelError, VerificationError
 from onnx_fuse.passes.files.external_data import tensors, whole
 from onnx_fuse.passes.graph.spans import span_of
 
@@ -32,6 +36,35 @@ _REMEDIES = (
     (r"IR version|Opset \d+ is under development", "Upgrade onnxruntime, or export with an older opset."),
     (r"bad_alloc|Failed to allocate", "Use smaller shapes or a machine with more memory."),
 )
+
+
+class OutOfTime(VerificationError):
+    """A run was ended because its time was up."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When runs have to be over.
+
+    Attributes:
+        end: on the clock of `time.monotonic`; None for never.
+    """
+
+    end: float | None = None
+
+    @classmethod
+    def after(cls, seconds: float | None) -> Deadline:
+        """So many seconds from now; never for None."""
+        return cls(None if seconds is None else time.monotonic() + seconds)
+
+    def half(self) -> Deadline:
+        """In the middle of the time that is left."""
+        return self if self.end is None else Deadline((time.monotonic() + self.end) / 2)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is over."""
+        return self.end is not None and time.monotonic() >= self.end
 
 
 def session(
@@ -91,17 +124,51 @@ def session(
         raise translated(error, f"{where}: ONNX Runtime cannot load it") from error
 
 
-def run(session: ort.InferenceSession, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+def run(
+    session: ort.InferenceSession,
+    inputs: Mapping[str, np.ndarray[Any, Any]],
+    deadline: Deadline | None = None,
+) -> dict[str, Any]:
     """Runs a session: output name -> array (a list of arrays for an output that is a sequence).
+
+    Args:
+        session, inputs: what to run, on what.
+        deadline: when to end the run; ONNX Runtime looks at it between two nodes, in loops too.
 
     Raises:
         ModelError: a node failed, or the inputs do not fit; the message is ONNX Runtime's, on one line.
+        OutOfTime: the deadline passed.
     """
     names = [output.name for output in session.get_outputs()]
+    with _ended_by(deadline) as options:
+        try:
+            return dict(zip(names, session.run(names, dict(inputs), options), strict=True))
+        except Exception as error:  # as above
+            if deadline is not None and deadline.passed:
+                raise OutOfTime("The time for running the model is up.", "Give it more time.") from error
+            raise translated(error, "ONNX Runtime cannot run the model") from error
+
+
+@contextlib.contextmanager
+def _ended_by(deadline: Deadline | None) -> Iterator[ort.RunOptions | None]:
+    """Options of a run that is ended when the deadline passes; None where there is none."""
+    if deadline is None or deadline.end is None:
+        yield None
+        return
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+
+    def end() -> None:
+        options.terminate = True
+
+    timer = threading.Timer(max(deadline.end - time.monotonic(), 0.0), end)
+    timer.daemon = True
+    timer.start()
     try:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-    except Exception as error:  # as above
-        raise translated(error, "ONNX Runtime cannot run the model") from error
+        yield options
+    finally:
+        timer.cancel()
 
 
 def message(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.serve import manifests
 from onnx_fuse.runtime.verify import compare, random_inputs
+from onnx_fuse.runtime.verify.precision import tolerances
 from onnx_fuse.runtime.verify.record import Rejected
 from onnx_fuse.runtime.verify.reference import Evidence, Original, drawn_evidence
 
@@ -318,10 +319,9 @@ def _mixes_rows(original: Original, cases: Sequence[Evidence]) -> str | None:
                 together[name].append(case.expected[name][row : row + 1].ravel())
                 alone[name].append(part.ravel())
     # All cases at once: the outputs of one may all be next to nothing, and their noise is not.
+    allowed = tolerances(original.model)
     for name, rows in together.items():
-        found = compare.compare(
-            name, np.concatenate(rows), np.concatenate(alone[name]), compare.tolerance(original.model)
-        )
+        found = compare.compare(name, np.concatenate(rows), np.concatenate(alone[name]), allowed[name])
         if found.problem is not None:
             return f"output {name!r} of a row depends on the other rows of its batch"
     return None

@@ -26,6 +26,7 @@ Shape = tuple[Dim | None, ...]
 
 _UNKNOWN_ROWS = 2
 _LARGEST_TIME = 100_000
+_MOST_PERMUTED = 1 << 22
 # Operators whose first input (or those listed) keeps its elements: what comes out holds the same ids.
 _VIEWS: dict[str, tuple[int, ...] | None] = {
     **dict.fromkeys(("Cast", "Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), (0,)),
@@ -70,6 +71,9 @@ class Draw:
         scale: standard deviation of floating-point data.
         equal: give all batch-like symbols one number, and all others one number; else each symbol has its own.
         narrow: keep ids to 0 and 1.
+        spread: give each row of floating-point data a magnitude of its own, over many orders.
+        empty: the first length is 0.
+        optional: that the original refuses it is no news.
     """
 
     batch: int
@@ -78,6 +82,9 @@ class Draw:
     scale: float = 1.0
     equal: bool = False
     narrow: bool = False
+    spread: bool = False
+    empty: bool = False
+    optional: bool = False
 
 
 # Small data shows a wrong epsilon, large data a wrong softmax; numbers are chosen so that no two axes agree by accident.
@@ -86,10 +93,23 @@ DRAWS = (
     Draw(3, 16, "left"),
     Draw(2, 33, "inner"),
     Draw(1, 1),
-    Draw(3, 12, "none", 0.01),
+    Draw(17, 2, "none", 0.01),
     Draw(2, 9, "none", 3.0),
     Draw(3, 5, "row"),
 )
+# What a model may take, and is not asked for by most users: magnitudes from the smallest to the largest, nothing at all.
+EXTREMES = (
+    Draw(4, 6, "right", spread=True, optional=True),
+    Draw(3, 8, "right", empty=True, optional=True),
+    Draw(0, 7, equal=True, optional=True),
+    Draw(2, 0, equal=True, optional=True),
+)
+# The longest lengths to try, as far as a model of that many weights is done with them in a moment.
+LONG_LENGTHS = (512, 256, 128, 64)
+_QUICK = 1.5e8
+# Magnitudes of the rows of spread data, as powers of 10. Beyond them products of four, whose squares a norm sums, overflow.
+_SPREAD = {TensorProto.FLOAT16: (-3.0, 1.0)}
+_SPREAD_WIDE = (-4.0, 4.0)
 # For models that take few sizes (patches, windows, strides): tried when nearly all of DRAWS were refused.
 FALLBACK_LENGTHS = (8, 32, 64, 128, 224, 256, 384, 512)
 
@@ -143,6 +163,28 @@ def draw_inputs(specs: Sequence[InputSpec], draw: Draw, seed: int | Sequence[int
     longest = max((shape[1] for shape in shapes.values() if len(shape) > 1), default=draw.length)
     random = np.random.default_rng(seed)
     return {spec.name: _array(spec, shapes[spec.name], sizes, longest, draw, random) for spec in specs}
+
+
+def extremes(specs: Sequence[InputSpec]) -> tuple[Draw, ...]:
+    """Those of `EXTREMES` that mean something to a model."""
+    lengths = any(spec.role == "length" for spec in specs)
+    return tuple(
+        draw for draw in EXTREMES if (not draw.spread or has_floats(specs)) and (not draw.empty or lengths)
+    )
+
+
+def long_lengths(model: ModelProto) -> tuple[int, ...]:
+    """Lengths well above those of `DRAWS`, largest first, that cost little to run a model of its number of weights on."""
+    weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) > 1)
+    return tuple(length for length in LONG_LENGTHS if length * weights <= _QUICK)
+
+
+def further_draw(random: np.random.Generator) -> Draw:
+    """One more draw, of any kind and size: batches up to 8, lengths up to the longest of `LONG_LENGTHS`."""
+    length = int(round(LONG_LENGTHS[0] ** random.random()))
+    padding = str(random.choice(["none", "right", "left", "inner"]))
+    spread = bool(random.random() < 0.25)
+    return Draw(int(random.integers(1, 9)), length, padding, float(random.choice([0.01, 1.0, 3.0])), spread=spread)
 
 
 def has_mask(specs: Iterable[InputSpec]) -> bool:
@@ -350,15 +392,16 @@ def _array(
         keep = _mask(shape, draw.padding, random)
         return np.asarray(~keep if spec.role == "padding" else keep).astype(kind)
     if spec.role == "ids":
-        return random.integers(0, _rows(spec, sizes, draw.narrow), shape).astype(kind)
+        return _ids(shape, _rows(spec, sizes, draw.narrow), random).astype(kind)
     if spec.role == "length":
-        return random.integers(1, longest + 1, shape).astype(kind)
+        return _lengths(shape, longest, draw.empty, random).astype(kind)
     if spec.role == "time":
         return np.sort(random.integers(0, _LARGEST_TIME, shape), axis=-1 if shape else None).astype(kind)
     if spec.elem_type == TensorProto.STRING:
         return random.integers(0, 10, shape).astype(str).astype(object)
     if spec.elem_type in _FLOATS:
-        return np.asarray(random.standard_normal(shape) * draw.scale).astype(kind)
+        scale = _row_scales(spec, shape, random) if draw.spread else draw.scale
+        return np.asarray(random.standard_normal(shape) * scale).astype(kind)
     if spec.elem_type in _FULL_RANGE:
         return random.integers(np.iinfo(kind).min, np.iinfo(kind).max + 1, shape).astype(kind)
     if kind.kind in "bui":
@@ -366,6 +409,41 @@ def _array(
         return random.integers(0, 2, shape).astype(kind)
     name = TensorProto.DataType.Name(spec.elem_type)
     raise ModelError(f"input {spec.name!r}: there is no random data of type {name}.", "Give inputs of your own.")
+
+
+def _ids(shape: tuple[int, ...], rows: int, random: np.random.Generator) -> Array:
+    """Ids over the whole table, the last and the first row among them; none comes twice before all have come once."""
+    size = math.prod(shape)
+    if size == 0:
+        return np.zeros(shape, np.int64)
+    if rows > _MOST_PERMUTED:
+        ids = random.integers(0, rows, size)
+    else:
+        ids = np.resize(random.permutation(rows), size)
+    ends = [rows - 1, 0] if random.random() < 0.5 or size > 1 else [0, rows - 1]
+    kept = ids[(ids != 0) & (ids != rows - 1)]
+    ids = random.permutation(np.concatenate([ends[:size], np.resize(kept if kept.size else ids, max(size - 2, 0))]))
+    return ids.reshape(shape)
+
+
+def _lengths(shape: tuple[int, ...], longest: int, empty: bool, random: np.random.Generator) -> Array:
+    """Lengths from 1 to the longest, both among them where there are two; the first is 0 if there shall be an empty one."""
+    lengths = random.integers(min(1, longest), longest + 1, shape)
+    if lengths.size > 1:
+        lengths.flat[0], lengths.flat[-1] = longest, min(1, longest)
+        lengths = random.permutation(lengths.ravel()).reshape(shape)
+    if empty and lengths.size:
+        lengths.flat[0] = 0
+    return np.asarray(lengths)
+
+
+def _row_scales(spec: InputSpec, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+    """A magnitude for each row (last axis), the smallest and the largest among them."""
+    low, high = _SPREAD.get(spec.elem_type, _SPREAD_WIDE)
+    powers = random.uniform(low, high, shape[:-1])
+    if powers.size > 1:
+        powers.flat[0], powers.flat[-1] = low, high
+    return np.asarray(10.0**powers)[..., np.newaxis] if shape else np.asarray(10.0**powers)
 
 
 def _rows(spec: InputSpec, sizes: Mapping[str, int], narrow: bool) -> int:

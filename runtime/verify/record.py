@@ -45,7 +45,11 @@ class Verification:
         cases, rejected: what both models ran on, and what the original could not run on.
         culprit: the rewrite that breaks the model.
         notes: what a reader should know (outputs without information, a twin that ran in place of the model).
-        rtol: difference allowed, relative to an output's largest magnitude.
+        rtol: relative difference allowed for the output that is computed in the coarsest type.
+        documented: differences that the documentation states, one sentence for each output; they do not fail.
+        unfinished: what was not compared because the time was up, a clause; None where all was.
+        timeout: seconds it might take; None: no limit.
+        weights: number of weights that both models hold under one name, compared byte for byte.
         bytes_needed, bytes_available: the memory estimate; available is None where it is not known.
         seconds: wall time of the whole verification.
     """
@@ -59,6 +63,10 @@ class Verification:
     culprit: str | None = None
     notes: list[str] = field(default_factory=list)
     rtol: float = 0.0
+    documented: list[str] = field(default_factory=list)
+    unfinished: str | None = None
+    timeout: float | None = None
+    weights: int = 0
     bytes_needed: int = 0
     bytes_available: int | None = None
     seconds: float = 0.0
@@ -102,6 +110,9 @@ class Verification:
             "remedy",
             "culprit",
             "rtol",
+            "unfinished",
+            "timeout",
+            "weights",
             "bytes_needed",
             "bytes_available",
             "seconds",
@@ -109,6 +120,7 @@ class Verification:
         return {
             **{name: getattr(self, name) for name in simple},
             "notes": list(self.notes),
+            "documented": list(self.documented),
             "worst": {output: comparison.to_dict() for output, comparison in self.worst.items()},
             "cases": cases,
             "rejected": rejected,
@@ -119,9 +131,14 @@ class Verification:
         if self.skipped is not None:
             return [f"not verified: {self.skipped}"]
         verdict = "equal" if self.passed else "not proven" if self.inconclusive else "NOT equal"
+        if self.passed and self.documented:
+            verdict = "equal but for documented differences"
         lines = [
             f"{verdict}: {len(self.cases)} cases in {self.seconds:.1f} s, allowed {self.rtol:g} of an output's scale"
         ]
+        if self.unfinished is not None:
+            lines.append(f"stopped after {self.timeout:g} s: {self.unfinished}")
+        lines += self.documented
         if self.problem is not None:
             lines.append(self.problem)
         worst = self.worst
@@ -133,6 +150,8 @@ class Verification:
             lines.append(_line(f"worst of {len(inner)} inner values, {inner[0].output}", inner[0]))
         if self.rejected:
             lines.append(f"  {len(self.rejected)} draws that the original cannot run on: {self.rejected[0].reason}")
+        if self.weights:
+            lines.append(f"  {self.weights} weights of the same name were compared byte for byte")
         return [*lines, *(f"  note: {note}" for note in self.notes)]
 
     def raise_if_failed(self) -> None:

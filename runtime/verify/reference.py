@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.onnxruntime.sessions import Deadline
 from onnx_fuse.runtime.verify.random_inputs import (
     DRAWS,
     FALLBACK_LENGTHS,
@@ -21,12 +22,17 @@ from onnx_fuse.runtime.verify.random_inputs import (
     InputSpec,
     draw_inputs,
     draw_shapes,
+    extremes,
+    further_draw,
     has_floats,
     has_mask,
+    long_lengths,
 )
 from onnx_fuse.runtime.verify.record import Case, Rejected
 
-_ENOUGH_CASES = 2
+ENOUGH_CASES = 2
+"""Sets of inputs without which a comparison is worth little."""
+_MOST_TRIES = 4
 _MOST_HINTS = 24
 _INNER_BYTES = 512 << 20
 _OUT_OF_BOUNDS = re.compile(
@@ -42,6 +48,7 @@ class Evidence:
     inputs: dict[str, Array]
     expected: dict[str, Array]
     inner: dict[str, Array]
+    spread: bool = False  # rows of very different magnitudes: what rounding does to them says how far they may be off
 
 
 @dataclass
@@ -51,6 +58,7 @@ class Original:
     Attributes:
         model, base_dir: the model, and the folder of its external data.
         inner: names of values inside it.
+        deadline: when to stop running it.
         session: set by `open`.
         kept: bytes of inner values handed out so far; beyond a limit there are no more.
     """
@@ -58,6 +66,7 @@ class Original:
     model: ModelProto
     base_dir: str | Path | None
     inner: Sequence[str]
+    deadline: Deadline = Deadline()
     session: Any = None
     kept: int = 0
 
@@ -70,8 +79,9 @@ class Original:
     def run(self, case: Case, inputs: dict[str, Array]) -> Evidence:
         """Raises:
         ModelError: it does not run on these inputs.
+        OutOfTime: the deadline passed.
         """
-        outputs = sessions.run(self.session, inputs)
+        outputs = sessions.run(self.session, inputs, self.deadline)
         inner = as_arrays({name: outputs.pop(name) for name in self.inner})
         self.kept += sum(array.nbytes for array in inner.values())
         return Evidence(case, inputs, as_arrays(outputs), inner if self.kept <= _INNER_BYTES else {})
@@ -98,8 +108,20 @@ def drawn_evidence(
     seed: int,
     rejected: list[Rejected],
     draws: Iterable[Draw] = DRAWS,
+    *,
+    further: bool = False,
+    samples: int = 0,
+    fits: Callable[[Mapping[str, tuple[int, ...]]], bool] = lambda shapes: True,
 ) -> Iterator[Evidence]:
-    """What the original makes of random inputs, as far as it runs on them; what it refuses is added to `rejected`."""
+    """What the original makes of random inputs, as far as it runs on them; what it refuses is added to `rejected`.
+
+    Args:
+        original, specs, seed, rejected: the model, its inputs, the seed, and the list that grows.
+        draws: what to draw.
+        further: after these draw extreme magnitudes, nothing, and a long length, as far as the original takes them.
+        samples: sets of inputs to reach by drawing more, of any size up to `LONG_LENGTHS`.
+        fits: whether there is memory for such shapes; asked for further draws and samples.
+    """
     trial = _Trial(original, specs, seed, rejected)
     ran = 0
     for draw in draws:
@@ -107,7 +129,7 @@ def drawn_evidence(
         if evidence is not None:
             ran += 1
             yield evidence
-    if ran < _ENOUGH_CASES:
+    if ran < ENOUGH_CASES:
         # Exporters now and then write one length down; the refusals tell which: "requested shape: {7,12,16}".
         told = sorted({int(size) for refusal in rejected for size in re.findall(r"\b\d{1,4}\b", refusal.reason)})
         for length in (*FALLBACK_LENGTHS, *told[:_MOST_HINTS]):
@@ -115,12 +137,39 @@ def drawn_evidence(
             if evidence is not None:
                 yield evidence
                 ran += 1
-                if ran >= _ENOUGH_CASES:
-                    return
+                if ran >= ENOUGH_CASES:
+                    break
     if ran == 1 and trial.worked is not None:  # other data in the same shapes
         evidence = trial.run(replace(trial.worked, batch=3, padding="left"), again=True)
         if evidence is not None:
+            ran += 1
             yield evidence
+    if further and ran:
+        for found in _further(trial, fits):
+            ran += 1
+            yield found
+    random = np.random.default_rng((seed, samples))
+    for _ in range(_MOST_TRIES * samples):
+        if ran >= samples:
+            return
+        draw = further_draw(random)
+        found = trial.run(draw, again=True) if fits(draw_shapes(specs, draw)) else None
+        if found is not None:
+            ran += 1
+            yield found
+
+
+def _further(trial: _Trial, fits: Callable[[Mapping[str, tuple[int, ...]]], bool]) -> Iterator[Evidence]:
+    for draw in extremes(trial.specs):
+        evidence = trial.run(draw)
+        if evidence is not None:
+            yield evidence
+    for length in long_lengths(trial.original.model):
+        draw = Draw(2, length, "right", optional=True)
+        evidence = trial.run(draw) if fits(draw_shapes(trial.specs, draw)) else None
+        if evidence is not None:
+            yield evidence
+            return
 
 
 @dataclass
@@ -141,11 +190,11 @@ class _Trial:
         """None: refused, or (unless `again`) no different from what was tried before."""
         self.draws += 1
         out_of_bounds = False
-        for step in range(self.first, 4):
+        for step in range(self.first, self.first + 1 if draw.optional else 4):
             equal, narrow = divmod(step, 2)
             if narrow and not out_of_bounds and step != self.first:
                 continue
-            attempt = replace(draw, equal=bool(equal), narrow=bool(narrow))
+            attempt = replace(draw, equal=draw.equal or bool(equal), narrow=bool(narrow))
             shapes = draw_shapes(self.specs, attempt)
             kind = self._kind(attempt)
             key = (tuple(shapes.items()), kind, narrow)
@@ -157,11 +206,12 @@ class _Trial:
             try:
                 evidence = self.original.run(case, inputs)
             except ModelError as error:
-                self.rejected.append(Rejected(case.name, shapes, error.cause))
+                if not draw.optional:
+                    self.rejected.append(Rejected(case.name, shapes, error.cause))
                 out_of_bounds = _OUT_OF_BOUNDS.search(error.cause) is not None
                 continue
             self.first, self.worked = step, draw
-            return evidence
+            return replace(evidence, spread=draw.spread)
         return None
 
     def _kind(self, draw: Draw) -> tuple[str, ...]:
@@ -169,15 +219,27 @@ class _Trial:
         kinds = []
         if has_mask(self.specs):
             kinds.append({"none": "no padding", "row": "a row masked out"}.get(draw.padding, f"{draw.padding} padding"))
-        if has_floats(self.specs) and draw.scale != 1.0:
+        if has_floats(self.specs) and draw.spread:
+            kinds.append("rows of very different magnitudes")
+        elif has_floats(self.specs) and draw.scale != 1.0:
             kinds.append(f"data x {draw.scale:g}")
+        if draw.empty:
+            kinds.append("a length of 0")
         return tuple(kinds)
 
 
 def as_arrays(outputs: Mapping[str, Any]) -> dict[str, Array]:
-    """Outputs as arrays: a sequence becomes one array for each element, anything else that is no array its text."""
+    """Outputs as arrays: a sequence becomes its length and an array for each element, a map one of its keys and one of its values."""
     flat: dict[str, Array] = {}
-    for name, value in outputs.items():
-        parts = {f"{name}[{i}]": one for i, one in enumerate(value)} if isinstance(value, list) else {name: value}
-        flat.update({key: one if isinstance(one, np.ndarray) else np.asarray(repr(one)) for key, one in parts.items()})
+    pending = list(reversed(outputs.items()))
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, list):
+            flat[f"{name} length"] = np.asarray(len(value))
+            pending.extend(reversed([(f"{name}[{index}]", one) for index, one in enumerate(value)]))
+        elif isinstance(value, dict):
+            flat[f"{name} keys"] = np.asarray(list(value))
+            flat[f"{name} values"] = np.asarray(list(value.values()))
+        else:
+            flat[name] = value if isinstance(value, np.ndarray) else np.asarray(repr(value))
     return flat

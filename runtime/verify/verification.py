@@ -2,17 +2,19 @@
 
 The original decides what counts: inputs it cannot run on are dropped (and reported), NaN where it has NaN is right. Nothing
 passes silently: without one comparison on data that tells right from wrong, the verification is inconclusive, and that fails.
+What outputs cannot show is compared as it is: weights byte for byte, and the attributes of fused nodes with their bodies.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.files.encoding import blames_text
@@ -20,22 +22,39 @@ from onnx_fuse.passes.files.io import load_lazily
 from onnx_fuse.passes.graph.spans import Source
 from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes
 from onnx_fuse.runtime.onnxruntime import sessions
-from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare, tolerance
+from onnx_fuse.runtime.onnxruntime.sessions import Deadline, OutOfTime
+from onnx_fuse.runtime.verify.bodies import Bodies, by_attributes
+from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare
 from onnx_fuse.runtime.verify.float32_twin import holds_bfloat16, widen
+from onnx_fuse.runtime.verify.noise import Hearing
+from onnx_fuse.runtime.verify.precision import tolerances
 from onnx_fuse.runtime.verify.random_inputs import DRAWS, Array, Draw, InputSpec, draw_shapes, has_mask, input_specs
 from onnx_fuse.runtime.verify.record import Case, Rejected, Verification
-from onnx_fuse.runtime.verify.reference import Evidence, Original, as_arrays, drawn_evidence, given_evidence
+from onnx_fuse.runtime.verify.reference import (
+    ENOUGH_CASES,
+    Evidence,
+    Original,
+    as_arrays,
+    drawn_evidence,
+    given_evidence,
+)
 from onnx_fuse.runtime.verify.user_inputs import given_inputs
+from onnx_fuse.runtime.verify.weights import changed_weights
 
-__all__ = ["Evidence", "Suspects", "Verification", "bisect", "verify"]
+__all__ = ["TIMEOUT", "Evidence", "Judge", "Suspects", "Verification", "bisect", "verify"]
+
+TIMEOUT = 300.0
+"""Seconds after which a verification stops, unless it is told otherwise."""
 
 _SKIP = "--no-verify writes the fused model without this check."
+_LONGER = "Give it longer with --verify-timeout SECONDS."
 _MASKED_ROW = (
     "not compared with a row masked out: there ONNX defines the mean of the values where the mask adds the lowest number, "
     "and ONNX Runtime's Attention gives 0."
 )
 Model = ModelProto | str | Path
 _MOST_INNER = 256
+_MOST_NAMED = 3
 # Operators that other tools put in: those may give an old name to another value.
 STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
@@ -53,6 +72,66 @@ class Suspects:
     build: Callable[[Sequence[str]], ModelProto]
 
 
+@dataclass(frozen=True)
+class Judge:
+    """What says whether two values are equal.
+
+    Attributes:
+        rtol: value -> relative difference to allow; `default` for those it does not know.
+        atol: difference that is allowed whatever the magnitudes.
+        hearing: who is asked about values in doubt; None: differences are held against the largest magnitude alone.
+        deadline: when to stop running.
+    """
+
+    rtol: Mapping[str, float]
+    default: float = TOLERANCES["float32"]
+    atol: float = 0.0
+    hearing: Hearing | None = None
+    deadline: Deadline = Deadline()
+
+    def compared(self, name: str, expected: Array, got: Array, evidence: Evidence) -> Comparison:
+        """One value of one case."""
+        hearing = self.hearing
+        rtol = self.rtol.get(name, self.default)
+        # A quantized value takes the next step or does not: a few samples of the noise may miss that.
+        noise = None if hearing is None or rtol > TOLERANCES["float16"] else lambda: hearing.noise(evidence, name)
+        found = compare(name, expected, got, rtol, atol=self.atol, noise=noise, bounded=not evidence.spread)
+        if found.problem is None or found.index is None or hearing is None or expected.dtype.kind != "f":
+            return found
+        unread = hearing.unread(evidence, name, expected, got)
+        if unread is None:
+            return found
+        again = compare(name, expected, got, rtol, atol=self.atol, noise=noise, bounded=not evidence.spread, unread=unread)
+        return replace(again, unread=int(unread.sum()))
+
+    def judged(self, session: Any, evidence: Evidence) -> Case:
+        """The case with the comparison of each of its values.
+
+        Raises:
+            OutOfTime: the deadline passed.
+        """
+        try:
+            outputs = as_arrays(sessions.run(session, evidence.inputs, self.deadline))
+        except ModelError as error:
+            return replace(evidence.case, error=error.cause)
+        comparisons = [
+            self.compared(name, expected, outputs[name], evidence)
+            if name in outputs
+            else Comparison(name, problem="is missing")
+            for name, expected in evidence.expected.items()
+            if _tells(expected, evidence)
+        ]
+        for name, expected in evidence.inner.items():
+            if name in outputs and _tells(expected, evidence):
+                comparisons.append(replace(self.compared(name, expected, outputs[name], evidence), inner=True))
+        return replace(evidence.case, comparisons=tuple(comparisons))
+
+
+def _tells(expected: Array, evidence: Evidence) -> bool:
+    """Whether a value has to be equal: what is counted or sorted among very different magnitudes may hang on one rounding."""
+    return not evidence.spread or expected.dtype.kind in "fc"
+
+
 @blames_text
 def verify(
     original: Model,
@@ -63,10 +142,13 @@ def verify(
     inputs: Mapping[str, Any] | str | Path | None = None,
     seed: int = 0,
     rtol: float | None = None,
+    atol: float = 0.0,
+    samples: int = 0,
+    timeout: float | None = TIMEOUT,
     suspects: Suspects | None = None,
     memory_limit: int | None = None,
 ) -> Verification:
-    """Runs both models on the same inputs and compares their outputs.
+    """Runs both models on the same inputs and compares their outputs, and compares their weights.
 
     Args:
         original, fused: paths, or models in memory (never changed).
@@ -74,7 +156,10 @@ def verify(
             unless given.
         inputs: inputs of the user's, compared before the random ones: name -> array, or the path of an .npz file.
         seed: of the random inputs; the same seed gives the same inputs.
-        rtol: difference allowed, relative to an output's largest magnitude; None: by the type the model computes in.
+        rtol: relative difference allowed (see `compare`); None: by the types that each output is computed in.
+        atol: difference that is allowed whatever the magnitudes.
+        samples: sets of random inputs to compare at least; 0: those that every verification begins with.
+        timeout: seconds after which it stops and says what was compared; None: never.
         suspects: the rewrites to look through for a culprit when the models differ.
         memory_limit: bytes the run may take; None: what the machine and its control group have left.
 
@@ -83,7 +168,21 @@ def verify(
         UsageError: `inputs` do not fit the model.
     """
     start = time.perf_counter()
-    result = _verify(original, fused, original_dir, fused_dir, inputs, seed, rtol, suspects, memory_limit)
+    deadline = Deadline.after(timeout)
+    before, before_dir, _original_file = loaded(original, original_dir)
+    after, after_dir, _fused_file = loaded(fused, fused_dir or before_dir)
+    result = Verification(timeout=timeout)
+    try:
+        specs = input_specs(before)
+    except ModelError as error:
+        result.problem, result.remedy = f"inconclusive: {error.cause}", _SKIP
+        return result
+    given = None if inputs is None else given_inputs(inputs, specs)
+    changed, result.weights = changed_weights(before, before_dir, after, after_dir)
+    run = _Run(result, before, before_dir, after, after_dir, tuple(specs), deadline, rtol, atol, samples, seed)
+    run.compare(given, suspects, memory_limit)
+    if changed:
+        _blame_weights(result, changed)
     result.seconds = time.perf_counter() - start
     return result
 
@@ -93,7 +192,7 @@ def bisect(
     suspects: Suspects,
     *,
     base_dir: str | Path | None = None,
-    rtol: float = TOLERANCES["float32"],
+    judge: Judge | None = None,
 ) -> str | None:
     """The first rewrite without which the model was still right, and with which it is wrong, on the inputs of one case.
 
@@ -102,14 +201,18 @@ def bisect(
 
     Returns:
         Its name; None when the model is wrong without any rewrite, or right with all of them.
+
+    Raises:
+        OutOfTime: the judge's deadline passed.
     """
+    judge = judge or Judge({})
 
     def breaks(count: int) -> bool:
         try:
             session = _open(suspects.build(suspects.names[:count]), base_dir, evidence.inner)
         except ModelError:
             return True
-        return not _judge(session, evidence, rtol).passed
+        return not judge.judged(session, evidence).passed
 
     right, wrong = 0, len(suspects.names)
     if not wrong or breaks(right) or not breaks(wrong):
@@ -123,122 +226,215 @@ def bisect(
     return suspects.names[wrong - 1]
 
 
-def _verify(
-    original: Model,
-    fused: Model,
-    original_dir: str | Path | None,
-    fused_dir: str | Path | None,
-    inputs: Mapping[str, Any] | str | Path | None,
-    seed: int,
-    rtol: float | None,
-    suspects: Suspects | None,
-    memory_limit: int | None,
-) -> Verification:
-    original, original_dir, _original_file = loaded(original, original_dir)
-    fused, fused_dir, _fused_file = loaded(fused, fused_dir or original_dir)
-    try:
-        specs = input_specs(original)
-    except ModelError as error:
-        return Verification(problem=f"inconclusive: {error.cause}", remedy=_SKIP)
-    given = None if inputs is None else given_inputs(inputs, specs)
-    result = Verification()
+@dataclass
+class _Run:
+    """One verification under way; what comes of it goes into `result`."""
 
-    shapes = draw_shapes(specs, max(DRAWS, key=lambda draw: draw.batch * draw.length))
-    shapes.update({name: array.shape for name, array in (given or {}).items()})
-    result.bytes_needed = needed_bytes(original, fused, shapes)
-    result.bytes_available = available_bytes() if memory_limit is None else memory_limit
-    if result.bytes_available is not None and result.bytes_needed > result.bytes_available:
-        need, have = (f"{size / 1e9:.1f} GB" for size in (result.bytes_needed, result.bytes_available))
-        result.skipped = f"running the models takes about {need} of memory, {have} is available."
-        return result
-    result.problem = other_interface(original, fused)
-    if result.problem is not None:
-        result.remedy = "Fusing keeps the inputs and outputs of a model: compare a model with what was made from it."
-        return result
+    result: Verification
+    original: ModelProto
+    original_dir: str | Path | None
+    fused: ModelProto
+    fused_dir: str | Path | None
+    specs: tuple[InputSpec, ...]
+    deadline: Deadline
+    rtol: float | None
+    atol: float
+    samples: int
+    seed: int
 
-    if holds_bfloat16(original) or holds_bfloat16(fused):
-        original, fused = widen(original), widen(fused)
-        specs = input_specs(original)
-        if suspects is not None:
-            build = suspects.build
-            suspects = replace(suspects, build=lambda names: widen(build(names)))
-        result.notes.append("compared in float32: ONNX Runtime's CPU provider does not compute in bfloat16.")
-    result.rtol = tolerance(original) if rtol is None else rtol
-
-    inner = _inner_values(original, fused)
-    evidence = _gather(result, Original(original, original_dir, inner), specs, given, seed)
-    if evidence:
-        _compare_all(result, fused, fused_dir, evidence, suspects)
-    return result
-
-
-def _gather(
-    result: Verification,
-    original: Original,
-    specs: Sequence[InputSpec],
-    given: dict[str, Array] | None,
-    seed: int,
-) -> list[Evidence]:
-    """Runs the original on everything it accepts; where that is nothing, says so in `result`."""
-    rejected: list[Rejected] = []
-    evidence: list[Evidence] = []
-    draws: tuple[Draw, ...] = DRAWS
-    if has_mask(specs) and _adds_masks(original.model):
-        draws = tuple(draw for draw in DRAWS if draw.padding != "row")
-        result.notes.append(_MASKED_ROW)
-    try:
-        original.open()
-        if given is not None:
-            evidence.append(given_evidence(original, given))
-        evidence.extend(drawn_evidence(original, specs, seed, rejected, draws))
-    except ModelError as error:
+    def compare(
+        self, given: dict[str, Array] | None, suspects: Suspects | None, memory_limit: int | None
+    ) -> None:
+        """Runs both models, unless that takes more memory than there is or they do not take the same."""
+        result = self.result
+        shapes = draw_shapes(self.specs, max(DRAWS, key=lambda draw: draw.batch * draw.length))
+        shapes.update({name: array.shape for name, array in (given or {}).items()})
+        result.bytes_needed = needed_bytes(self.original, self.fused, shapes)
+        result.bytes_available = available_bytes() if memory_limit is None else memory_limit
+        if result.bytes_available is not None and result.bytes_needed > result.bytes_available:
+            need, have = (f"{size / 1e9:.1f} GB" for size in (result.bytes_needed, result.bytes_available))
+            result.skipped = f"running the models takes about {need} of memory, {have} is available."
+            return
+        result.problem = other_interface(self.original, self.fused)
+        if result.problem is not None:
+            result.remedy = "Fusing keeps the inputs and outputs of a model: compare a model with what was made from it."
+            return
+        bodies = by_attributes(self.fused)
+        if bodies.missing and bodies.model is not None:
+            self.fused = bodies.model
+            result.notes.append(
+                f"{_listed(bodies.missing)} has no body in the fused model: the one that its attributes call for was run."
+            )
+        suspects = self._widen(suspects)
+        allowed = tolerances(self.original)
+        if self.rtol is not None:
+            allowed = dict.fromkeys(allowed, self.rtol)
+        result.rtol = max((allowed[value.name] for value in self.original.graph.output), default=TOLERANCES["float32"])
+        inner = _inner_values(self.original, self.fused)
+        evidence = self._gather(given, inner)
         if not evidence:
-            result.problem = f"inconclusive, the original cannot be run: {error.cause}"
-            result.remedy = f"{error.remedy} {_SKIP}".strip()
+            return
+        hearing = Hearing(self.original, self.original_dir, self.specs, inner, self.deadline)
+        judge = Judge(allowed, result.rtol, self.atol, hearing, self.deadline)
+        self._compare_all(evidence, judge, suspects)
+        if result.passed and bodies.other and not bodies.missing and bodies.model is not None:
+            self._compare_attributes(bodies, evidence, judge)
+
+    def _widen(self, suspects: Suspects | None) -> Suspects | None:
+        """Puts float32 in the place of bfloat16."""
+        if not holds_bfloat16(self.original) and not holds_bfloat16(self.fused):
+            return suspects
+        self.original, self.fused = widen(self.original), widen(self.fused)
+        self.specs = input_specs(self.original)
+        self.result.notes.append("compared in float32: ONNX Runtime's CPU provider does not compute in bfloat16.")
+        if suspects is None:
+            return None
+        build = suspects.build
+        return replace(suspects, build=lambda names: widen(build(names)))
+
+    def _gather(self, given: dict[str, Array] | None, inner: Sequence[str]) -> list[Evidence]:
+        """Runs the original on everything it accepts; where that is nothing, says so in the result."""
+        result = self.result
+        rejected: list[Rejected] = []
+        evidence: list[Evidence] = []
+        draws: tuple[Draw, ...] = DRAWS
+        if has_mask(self.specs) and _adds_masks(self.original):
+            draws = tuple(draw for draw in DRAWS if draw.padding != "row")
+            result.notes.append(_MASKED_ROW)
+        # Half of the time, so that the fused model has as much.
+        original = Original(self.original, self.original_dir, inner, self.deadline.half())
+        try:
+            original.open()
+            if given is not None:
+                evidence.append(given_evidence(original, given))
+            drawn = drawn_evidence(
+                original, self.specs, self.seed, rejected, draws, further=True, samples=self.samples, fits=self._fits
+            )
+            for one in drawn:
+                evidence.append(one)
+                if original.deadline.passed:
+                    raise OutOfTime("")
+        except OutOfTime:
+            result.unfinished = "the original was not run on all inputs"
+            if not evidence:
+                result.problem = f"inconclusive, the original was not done with one set of inputs in {result.timeout:g} s."
+                result.remedy = f"{_LONGER} {_SKIP}"
+        except ModelError as error:
+            if not evidence:
+                result.problem = f"inconclusive, the original cannot be run: {error.cause}"
+                result.remedy = f"{error.remedy} {_SKIP}".strip()
+            else:
+                result.notes.append(f"only the given inputs were compared: {error.cause}")
+        result.rejected = tuple(rejected)
+        if not evidence and result.problem is None:
+            result.problem = (
+                f"inconclusive, the original runs on none of {len(rejected)} random inputs: {rejected[-1].reason}"
+            )
+            result.remedy = "Give inputs that it runs on: --inputs FILE.npz, one array for each input."
+        return evidence
+
+    def _fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        available = self.result.bytes_available
+        return available is None or needed_bytes(self.original, self.fused, shapes) <= available
+
+    def _compare_all(self, evidence: Sequence[Evidence], judge: Judge, suspects: Suspects | None) -> None:
+        result = self.result
+        failing: Evidence | None = None
+        try:
+            session = _open(self.fused, self.fused_dir, evidence[0].inner)
+        except ModelError as error:
+            bare = _without_body(self.fused)
+            if bare:
+                result.problem = (
+                    f"inconclusive: ONNX Runtime has no {_listed(bare)}, and the fused model holds no body for it."
+                )
+                result.remedy = "Fuse with --functions keep and verify that; the bodies can be left out afterwards."
+                return
+            failing, result.problem = evidence[0], f"the fused model cannot be loaded: {error.cause}"
         else:
-            result.notes.append(f"only the given inputs were compared: {error.cause}")
-    result.rejected = tuple(rejected)
-    if not evidence and result.problem is None:
-        result.problem = (
-            f"inconclusive, the original runs on none of {len(rejected)} random inputs: {rejected[-1].reason}"
+            cases: list[Case] = []
+            try:
+                for one in evidence:
+                    cases.append(judge.judged(session, one))
+            except OutOfTime:
+                result.unfinished = f"{len(cases)} of {len(evidence)} sets of inputs were compared"
+            result.cases = tuple(cases)
+            failing = next((one for one, case in zip(evidence, cases, strict=False) if not case.passed), None)
+            if failing is not None:
+                makers = _fused_makers(self.original, self.fused)
+                result.problem = _sentence(next(case for case in cases if not case.passed), makers)
+        if failing is None:
+            _judge_information(result, evidence)
+            return
+        result.remedy = (
+            "`onnx-fuse debug ORIGINAL FUSED` shows where they part. If the fused model was made from this original, fuse it "
+            "again without that fusion (--disable), and please report it."
         )
-        result.remedy = "Give inputs that it runs on: --inputs FILE.npz, one array for each input."
-    return evidence
+        if suspects is not None:
+            self._look_for_culprit(failing, judge, suspects)
 
-
-def _compare_all(
-    result: Verification,
-    fused: ModelProto,
-    base_dir: str | Path | None,
-    evidence: Sequence[Evidence],
-    suspects: Suspects | None,
-) -> None:
-    failing: Evidence | None = None
-    try:
-        session = _open(fused, base_dir, evidence[0].inner)
-    except ModelError as error:
-        failing, result.problem = evidence[0], f"the fused model cannot be loaded: {error.cause}"
-    else:
-        result.cases = tuple(_judge(session, one, result.rtol) for one in evidence)
-        failing = next((one for one, case in zip(evidence, result.cases, strict=True) if not case.passed), None)
-        if failing is not None:
-            result.problem = _sentence(next(case for case in result.cases if not case.passed))
-    if failing is None:
-        _judge_information(result, evidence)
-        return
-    result.remedy = "Fuse again with `onnx-fuse fuse`, which looks for the fusion that breaks the model, and report it."
-    if suspects is not None:
-        result.culprit = bisect(failing, suspects, base_dir=base_dir, rtol=result.rtol)
+    def _look_for_culprit(self, failing: Evidence, judge: Judge, suspects: Suspects) -> None:
+        result = self.result
+        try:
+            result.culprit = bisect(failing, suspects, base_dir=self.fused_dir, judge=judge)
+        except OutOfTime:
+            result.notes.append(f"there was no time left to look for the rewrite that breaks the model. {_LONGER}")
+            return
         if result.culprit is None:
             result.notes.append("no single rewrite explains it: the model is wrong before the first of them.")
-        else:
+            return
+        node = _replacing(self.fused, result.culprit)
+        if node is None:
             result.problem = f"{result.culprit}: {result.problem}"
-            result.remedy = "Leave that fusion out with --disable, and please report it with the model."
+            result.remedy = "Leave that rewrite out, and please report it with the model."
+            return
+        result.problem = f"{_called(node)}, in place of {result.culprit}: {result.problem}"
+        result.remedy = f"Leave that fusion out with --disable {node.op_type}, and please report it with the model."
+
+    def _compare_attributes(self, bodies: Bodies, evidence: Sequence[Evidence], judge: Judge) -> None:
+        """Runs the bodies that attributes call for, where the model has others: a plugin would go by the attributes."""
+        result, model = self.result, bodies.model
+        if model is None:
+            return
+        model = widen(model) if holds_bfloat16(model) else model
+        nodes = _listed(bodies.other)
+        try:
+            session = _open(model, self.fused_dir, evidence[0].inner)
+            cases = [judge.judged(session, one) for one in evidence]
+        except OutOfTime:
+            result.unfinished = f"the attributes of {nodes} were not compared with the body"
+            return
+        except ModelError as error:
+            sentence: str | None = f"it cannot be loaded: {error.cause}"
+        else:
+            makers = _fused_makers(self.original, model)
+            sentence = next((_sentence(case, makers) for case in cases if not case.passed), None)
+        if sentence is None:
+            result.notes.append(f"the body of {nodes} is another than this version writes; both were compared.")
+            return
+        result.passed = False
+        result.problem = f"the attributes of {nodes} say something else than the body: with the body they call for, {sentence}"
+        result.remedy = "TensorRT goes by the attributes. Fuse the original again."
+
+
+def _blame_weights(result: Verification, changed: Sequence[str]) -> None:
+    """A weight that changed fails a verification, whatever its outputs say."""
+    more = f"; and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
+    sentence = "; ".join(changed[:_MOST_NAMED]) + more
+    known = not result.passed and result.problem is not None
+    result.passed, result.skipped = False, None
+    result.problem = f"{sentence}. Besides, {result.problem}" if known else f"{sentence}."
+    result.remedy = "Fuse this original again. A pass of your own that changes a weight has to give it a name of its own."
 
 
 def _judge_information(result: Verification, evidence: Sequence[Evidence]) -> None:
     """Passes `result` if the (equal) outputs could have told a wrong model from a right one."""
-    informative = {one.output for case in result.cases for one in case.comparisons if one.informative and not one.inner}
+    if result.unfinished is not None and len(result.cases) < ENOUGH_CASES:
+        result.problem = f"inconclusive, {len(result.cases)} of {len(evidence)} sets of inputs could be compared in {result.timeout:g} s."
+        result.remedy = f"{_LONGER} {_SKIP}"
+        return
+    compared = [one for case in result.cases for one in case.comparisons]
+    informative = {one.output for one in compared if one.informative and not one.inner}
     outputs = {name: value for one in evidence for name, value in one.expected.items()}
     floating = {name for name, value in outputs.items() if value.dtype.kind in "fc"}
     telling = informative & floating if floating else informative
@@ -248,34 +444,72 @@ def _judge_information(result: Verification, evidence: Sequence[Evidence]) -> No
         result.remedy = "Give inputs on which it computes something: --inputs FILE.npz, one array for each input."
     elif silent := [name for name in outputs if name not in informative]:
         result.notes.append(f"constant, empty or not finite in all cases: {', '.join(silent)}.")
-
-
-def _judge(session: Any, evidence: Evidence, rtol: float) -> Case:
-    try:
-        outputs = as_arrays(sessions.run(session, evidence.inputs))
-    except ModelError as error:
-        return replace(evidence.case, error=error.cause)
-    comparisons = [
-        compare(name, expected, outputs[name], rtol) if name in outputs else Comparison(name, problem="is missing")
-        for name, expected in evidence.expected.items()
+    unread: dict[str, int] = {}
+    for one in compared:
+        if one.unread and not one.inner:
+            unread[one.output] = unread.get(one.output, 0) + one.unread
+    result.documented = [
+        f"output {name!r}: {count} places are masked out. The original multiplies what stands there by 0 and gives NaN or infinity; "
+        "the fused model does not read it."
+        for name, count in unread.items()
     ]
-    for name, expected in evidence.inner.items():
-        if name in outputs:
-            comparisons.append(replace(compare(name, expected, outputs[name], rtol), inner=True))
-    return replace(evidence.case, comparisons=tuple(comparisons))
 
 
-def _sentence(case: Case) -> str:
+def _sentence(case: Case, makers: Mapping[str, NodeProto]) -> str:
     if case.error is not None:
         return f"the fused model does not run ({case.name}): {case.error}"
-    bad = [comparison for comparison in case.comparisons if comparison.problem is not None]
-    inner = [comparison for comparison in bad if comparison.inner]
-    outputs = [comparison for comparison in bad if not comparison.inner]
+    bad = {comparison.output: comparison for comparison in case.comparisons if comparison.problem is not None}
+    outputs = [comparison for comparison in bad.values() if not comparison.inner]
+    # In the order of the graph: what comes later is wrong because of it.
+    first = next((name for name in makers if name in bad), None)
+    named = "" if first is None else f"; the first fused node that differs is {_called(makers[first])}"
     if not outputs:
-        return f"inner value {inner[0].output!r} {inner[0].problem} ({case.name})"
+        name = first or next(iter(bad))
+        return f"inner value {name!r} {bad[name].problem} ({case.name}){named}"
     worst = max(outputs, key=lambda comparison: comparison.relative)
-    first = f"; the first wrong value inside is {inner[0].output!r}" if inner else ""
-    return f"output {worst.output!r} {worst.problem} ({case.name}){first}"
+    where = f", whose value {first!r} {bad[first].problem}" if first not in (None, worst.output) else ""
+    return f"output {worst.output!r} {worst.problem} ({case.name}){named}{where}"
+
+
+def _called(node: NodeProto) -> str:
+    return f"{node.domain}::{node.op_type} {node.name or node.output[0]!r}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _fused_makers(original: ModelProto, fused: ModelProto) -> dict[str, NodeProto]:
+    """Value -> the custom operator that makes it in the fused model and not in the original, in the order of the fused graph."""
+    before = {name: (node.domain, node.op_type) for node in original.graph.node for name in node.output}
+    return {
+        name: node
+        for node in fused.graph.node
+        if node.domain not in STANDARD_DOMAINS
+        for name in node.output
+        if before.get(name) != (node.domain, node.op_type)
+    }
+
+
+def _replacing(fused: ModelProto, root: str) -> NodeProto | None:
+    """The fused node that stands in the place of a node of the original."""
+    for node in fused.graph.node:
+        for entry in node.metadata_props:
+            if entry.key == "onnx_fuse.replaced" and root in json.loads(entry.value):
+                return node
+    return None
+
+
+def _without_body(model: ModelProto) -> list[str]:
+    """Custom operators that the model holds no body for."""
+    bodies = {(item.domain, item.name) for item in model.functions}
+    names = (
+        f"{node.domain}::{node.op_type}"
+        for node in model.graph.node
+        if node.domain not in STANDARD_DOMAINS and (node.domain, node.op_type) not in bodies
+    )
+    return list(dict.fromkeys(names))
 
 
 def loaded(model: Model, base_dir: str | Path | None) -> tuple[ModelProto, str | Path | None, Source | None]:

@@ -64,7 +64,7 @@ def node_of(made: ModelProto, output: str) -> NodeProto:
 def test_a_sound_model() -> None:
     original, fused = pair()
     found = debug(original, fused)
-    assert found.equal and found.place is None and found.cases == 7
+    assert found.equal and found.place is None and found.cases == 11
     assert [value.name for value in found.values] == ["p0", "r0", "n0", "p1", "r1", "n1", "p2", "r2", "n2", "y"]
     norm = next(value for value in found.values if value.name == "n1")
     assert (norm.op_type, norm.fused_op_type) == ("LayerNormalization", "FusedSkipLayerNorm")

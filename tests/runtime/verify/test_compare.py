@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, parser
-
-from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare, tolerance
+from onnx_fuse.runtime.verify.compare import Comparison, compare
 
 NAN, INF = math.nan, math.inf
 
@@ -113,18 +111,3 @@ def test_everything_else_must_be_equal(expected: np.ndarray, got: np.ndarray, wo
 )
 def test_constant_values_tell_nothing(values: np.ndarray, informative: bool) -> None:
     assert compared(values, values).informative is informative
-
-
-def test_the_coarsest_type_decides_the_tolerance() -> None:
-    def of(body: str, kind: str = "float") -> float:
-        header = '<ir_version: 9, opset_import: ["" : 18]>'
-        return tolerance(parser.parse_model(f"{header} g ({kind}[n] x) => ({kind}[n] y) {{ {body} }}"))
-
-    assert of("y = Exp(x)") == TOLERANCES["float32"]
-    assert of("y = Exp(x)", "float16") == TOLERANCES["float16"]
-    assert of("h = Cast <to = 10> (x) y = Cast <to = 1> (h)") == TOLERANCES["float16"]
-    assert of("q, s, z = DynamicQuantizeLinear(x) y = DequantizeLinear(q, s, z)") == TOLERANCES["quantized"]
-    model = helper.make_model(
-        helper.make_graph([], "g", [], [], [helper.make_tensor("w", TensorProto.FLOAT16, [1], [1.0])])
-    )
-    assert tolerance(model) == TOLERANCES["float16"]

@@ -15,7 +15,6 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper, parser
 
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
-from onnx_fuse.runtime.verify.random_inputs import DRAWS
 from onnx_fuse.runtime.verify.record import Case
 from onnx_fuse.runtime.verify.reference import Evidence
 from onnx_fuse.runtime.verify.verification import Suspects, Verification, bisect, verify
@@ -132,9 +131,9 @@ def test_the_record_is_json_and_text() -> None:
     assert data["cases"][0]["shapes"]["input_ids"] == [1, 7]
     assert verify(text("y = Unheard(x)"), text("y = Exp(x)")).summary()[0].startswith("not proven")
     lines = found.summary()
-    assert lines[0].startswith("NOT equal: 7 cases")
+    assert lines[0].startswith("NOT equal: 10 cases")
     assert any(line.startswith("  y: differs, max abs") for line in lines)
-    assert verify(layer(), layer()).summary()[0].startswith("equal: 7 cases")
+    assert verify(layer(), layer()).summary()[0].startswith("equal: 10 cases")
 
 
 def test_the_seed_decides_everything() -> None:
@@ -194,11 +193,11 @@ def test_what_onnx_runtime_gives_for_a_row_masked_by_the_lowest_number_counts_fo
         p = Softmax <axis = -1> (m)  y = MatMul(p, q)
     """
     found = verify(attended("added", attention), attended("added", parts))
-    assert found.passed and len(found.cases) == len(DRAWS) - 1
+    assert found.passed and not any("a row masked" in case.name for case in found.cases)
     assert found.notes and "a row masked out" in found.notes[0]
     boolean = attended("attention_mask", attention)
     found = verify(boolean, boolean)
-    assert found.passed and len(found.cases) == len(DRAWS) and found.notes == []
+    assert found.passed and any("a row masked" in case.name for case in found.cases) and found.notes == []
     assert "a row masked out" in problem(boolean, attended("added", parts))
 
 
@@ -269,7 +268,9 @@ def test_an_error_that_later_layers_hide_is_found_inside() -> None:
     assert {name for name, one in right.worst.items() if one.inner} == {"t", "u"}
     assert problem(original, fused(2.02)).startswith("inner value 't' differs by")
     assert any("worst of 2 inner values" in line for line in verify(original, fused(2.02)).summary())
-    assert problem(original, fused(1e5)).endswith("; the first wrong value inside is 't'")
+    cause = problem(original, fused(1e5))
+    assert cause.startswith("output 'y' differs by")
+    assert "; the first fused node that differs is gr.ml.infra::First 't', whose value 't' differs by" in cause
 
 
 # --- no evidence, no pass --------------------------------------------------------------------------------------------
@@ -325,7 +326,7 @@ def test_a_length_that_the_exporter_wrote_down_is_found() -> None:
     model = text(body, "float[batch,sequence] x", "float[a,b] y")
     found = verify(model, model)
     assert found.passed
-    assert [case.shapes["x"] for case in found.cases] == [(1, 52), (3, 52)]
+    assert [case.shapes["x"] for case in found.cases][:2] == [(1, 52), (3, 52)]
 
 
 def test_names_that_must_agree_are_made_to() -> None:
@@ -497,7 +498,7 @@ def test_the_culprit_is_found_with_few_models(wrong: list[str]) -> None:
     found = verify(build([]), build(NAMES), suspects=Suspects(NAMES, build))
     assert found.culprit == wrong[0]
     assert len(built) <= 2 + 2 + 4
-    with pytest.raises(VerificationError, match=f"{wrong[0]}: output 'y' differs.*\n.*--disable"):
+    with pytest.raises(VerificationError, match=f"{wrong[0]}: output 'y' differs.*\n.*Leave that rewrite out"):
         found.raise_if_failed()
 
 
