@@ -30,6 +30,7 @@ from onnx_fuse.passes.report import Report
 from onnx_fuse.passes.select.decisions import METHODS
 from onnx_fuse.patterns import fusions as builtin_fusions
 from onnx_fuse.patterns.language.operator import Fusion
+from onnx_fuse.runtime.verify.verification import TIMEOUT
 
 ATTENTION = ("fused", "native")
 """What softmax attention of a large hidden size becomes."""
@@ -100,6 +101,7 @@ def fuse(
     simplify: bool = False,
     verify: bool = True,
     inputs: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    verify_timeout: float | None = TIMEOUT,
     passes: Sequence[Pass | Callable[..., Any]] = (),
     progress: Progress | None = None,
 ) -> FuseResult:
@@ -122,6 +124,7 @@ def fuse(
         simplify: write the canonical form of the rest of the model too.
         verify: compare the fused model with the original in ONNX Runtime.
         inputs: inputs to verify with, besides random ones: name -> array, or the path of an .npz file.
+        verify_timeout: seconds after which the comparison stops; it passes if enough was equal until then. None: no limit.
         passes: passes of your own to run before fusing: `Pass` objects, or functions on `Graph` or onnx_graphsurgeon.Graph.
         progress: called with a word on what is being done.
 
@@ -159,7 +162,7 @@ def fuse(
     if select != "all":
         run.select(select, sizes=sizes, device=device, required=required)
     run.settle()
-    problem = run.verify(inputs) if verify else None
+    problem = run.verify(inputs, verify_timeout) if verify else None
     run.settle_bodies()
     report = run.report
     report.warnings += without_kernel(chosen, report)

@@ -218,7 +218,9 @@ class Fusing:
         if not self.changed and _opsets(self.fused) != self._opsets:
             self.fused = self.given.fresh()  # converted to no end
 
-    def verify(self, inputs: Mapping[str, Any] | str | os.PathLike[str] | None) -> VerificationError | None:
+    def verify(
+        self, inputs: Mapping[str, Any] | str | os.PathLike[str] | None, timeout: float | None
+    ) -> VerificationError | None:
         """Compares the fused model with the original; what to raise if they differ."""
         if not self.changed:
             self.report.verification = {"passed": False, "skipped": "nothing was rewritten"}
@@ -232,6 +234,7 @@ class Fusing:
             original_dir=self.given.folder,
             inputs=os.fspath(inputs) if isinstance(inputs, os.PathLike) else inputs,
             suspects=Suspects(names, self._again) if names else None,
+            timeout=timeout,
         )
         self.report.verification = result.to_dict()
         if result.skipped is not None:

@@ -23,6 +23,7 @@ from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.verify import verification
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare
+from onnx_fuse.runtime.verify.empty_inputs import may_be_empty
 from onnx_fuse.runtime.verify.float32_twin import holds_bfloat16, widen
 from onnx_fuse.runtime.verify.noise import Hearing
 from onnx_fuse.runtime.verify.precision import tolerances
@@ -211,7 +212,7 @@ def debug(
     before.open()
     after = _opened(second, fused_dir or base_dir, names)
     evidence = iter([given_evidence(before, given)]) if given is not None else drawn_evidence(
-        before, specs, seed, [], further=True
+        before, specs, seed, [], further=True, nothing=may_be_empty(first) and may_be_empty(second)
     )
     judge = verification.Judge(by_value, allowed, hearing=Hearing(first, base_dir, specs, names))
     count, last = 0, None

@@ -65,6 +65,9 @@ def fuse(
     inputs: Annotated[Path | None, INPUT] = typer.Option(
         None, metavar="X.npz", help="Inputs to verify with, before random ones."
     ),
+    verify_timeout: float = typer.Option(
+        300.0, min=0.0, metavar="SECONDS", help="Stop comparing after so long, and say what was compared."
+    ),
     report: Annotated[str | None, REPORT] = typer.Option(
         None, metavar="R.json", help="Write a report: JSON, or a page if it ends in .html; - for stdout."
     ),
@@ -100,6 +103,7 @@ def fuse(
                 simplify=simplify,
                 verify=not no_verify,
                 inputs=inputs,
+                verify_timeout=verify_timeout,
                 progress=progress,
             )
             progress(f"writing {out.name}")

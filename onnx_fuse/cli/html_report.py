@@ -85,7 +85,8 @@ def _tiles(report: Report) -> str:
     fewer = f"{(before - after) / before:.0%} fewer" if after < before else "as many as before"
     kinds = ", ".join(f"{count} {operator}" for operator, count in report.fused.items())
     sentence, style = verification_line(report.verification)
-    verdict = {"green": "Equal", "yellow": "Not verified"}.get(style, "Not equal")
+    passed = (report.verification or {}).get("passed")
+    verdict = {"green": "Equal", "yellow": "Equal, see below" if passed else "Not verified"}.get(style, "Not equal")
     state = {"green": "good", "yellow": "unsure"}.get(style, "bad")
     fused = len(report.matches)
     if not any(one.rewrites for one in report.passes) and state == "unsure":
@@ -189,7 +190,8 @@ def _verification(found: dict[str, Any] | None) -> str:
             f"<details><summary><span>{counted(len(cases), 'case')}: the inputs it was run on</span></summary>"
             f'<div class="inside">{_table(("case", "verdict", "shapes"), told)}</div></details>'
         )
-    notes = "".join(f"<li>{text(note)}</li>" for note in (found or {}).get("notes") or [])
+    told_too = [*((found or {}).get("documented") or []), *((found or {}).get("notes") or [])]
+    notes = "".join(f"<li>{text(note)}</li>" for note in told_too)
     return _section("verified", "Verification", content + (f"<ul>{notes}</ul>" if notes else ""))
 
 

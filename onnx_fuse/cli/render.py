@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnx_fuse.runtime.debug import Diagnosis, Value
     from onnx_fuse.runtime.doctor import Facts, Finding
     from onnx_fuse.runtime.tensorrt.parse import ParseResult
+    from onnx_fuse.runtime.verify.record import Verification
 
 NEAREST = 3
 """Groups of near misses that `fuse` shows; `explain` shows them all."""
@@ -163,6 +164,15 @@ def _equalities(console: Console, report: Report) -> None:
         say(console, f"The model only runs with {name} = {size}: a Reshape in it is hard-coded to that.", "yellow")
 
 
+def verification(console: Console, result: Verification) -> None:
+    """What `verify` prints: the verdict, then what was compared."""
+    verdict, *details = result.summary()
+    exact = result.passed and not result.documented and result.unfinished is None
+    say(console, verdict, "green" if exact else "yellow" if result.passed else "bold red")
+    for line in details:
+        say_columns(console, f"  {visible(line)}")
+
+
 def verification_line(verification: dict[str, Any] | None) -> tuple[str, str]:
     """The verification in one line, and its style."""
     if verification is None:
@@ -170,12 +180,17 @@ def verification_line(verification: dict[str, Any] | None) -> tuple[str, str]:
     if verification.get("skipped"):
         return f"Not verified: {verification['skipped']}", "yellow"
     if not verification.get("passed"):
-        return f"NOT equal: {verification.get('problem') or 'the outputs differ.'}", "bold red"
+        problem = str(verification.get("problem") or "the outputs differ.")
+        return f"{'Not proven' if problem.startswith('inconclusive') else 'NOT equal'}: {problem}", "bold red"
     cases = verification.get("cases", [])
     differences = [float(one["relative"]) for case in cases for one in case.get("comparisons", [])]
     worst = f", largest relative difference {max(differences):.1e}" if differences else ""
     allowed = f" (allowed {verification['rtol']:g})" if differences and verification.get("rtol") else ""
-    return f"Verified: equal in {counted(len(cases), 'case')}{worst}{allowed}.", "green"
+    equal = "equal but for documented differences" if verification.get("documented") else "equal"
+    line = f"Verified: {equal} in {counted(len(cases), 'case')}{worst}{allowed}."
+    if verification.get("unfinished"):
+        line += f" Stopped after {verification['timeout']:g} s: {verification['unfinished']}."
+    return line, "yellow" if verification.get("unfinished") or verification.get("documented") else "green"
 
 
 def explanation(console: Console, report: Report, *, at: str | None = None, pattern: str | None = None) -> None:

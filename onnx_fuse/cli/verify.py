@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from onnx_fuse.cli.common import open_console, require_readable, show_progress
-from onnx_fuse.cli.paths import MODEL
+from onnx_fuse.cli.paths import INPUT, MODEL
 from onnx_fuse.errors import VerificationError
 
 
 def verify(
     original: Annotated[Path, MODEL] = typer.Argument(metavar="ORIGINAL", help="The model as it was."),
     fused: Annotated[Path, MODEL] = typer.Argument(metavar="FUSED", help="The model to compare with it."),
+    inputs: Annotated[Path | None, INPUT] = typer.Option(None, metavar="X.npz", help="Inputs to compare on, before random ones."),
+    samples: int = typer.Option(0, min=0, metavar="N", help="Compare on N sets of random inputs at least."),
+    rtol: float | None = typer.Option(
+        None, min=0.0, help="Difference allowed, relative to the largest magnitude of an output. [default: by its type]"
+    ),
+    atol: float = typer.Option(0.0, min=0.0, help="Difference allowed whatever the magnitudes."),
+    timeout: float = typer.Option(
+        300.0, "--verify-timeout", min=0.0, metavar="SECONDS", help="Stop after so long, and say what was compared."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Compare two models numerically in ONNX Runtime."""
     for model in (original, fused):
@@ -23,11 +34,13 @@ def verify(
     from onnx_fuse.runtime.verify import verification
 
     with show_progress(False, f"running {original.name} and {fused.name}"):
-        result = verification.verify(original, fused)
-    console, (verdict, *details) = open_console(), result.summary()
-    render.say(console, verdict, "green" if result.passed else "bold red")
-    for line in details:
-        render.say_columns(console, f"  {render.visible(line)}")
+        result = verification.verify(
+            original, fused, inputs=inputs, samples=samples, rtol=rtol, atol=atol, timeout=timeout
+        )
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        render.verification(open_console(), result)
     # Whoever asks for a proof and gets none must not read success in the exit code.
     if result.skipped is not None:
         raise VerificationError("Nothing was compared.", "Run it on a larger machine.")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -42,29 +40,49 @@ class OutOfTime(VerificationError):
     """A run was ended because its time was up."""
 
 
-@dataclass(frozen=True)
 class Deadline:
-    """When runs have to be over.
+    """When runs have to be over; a context, at the end of which it is forgotten.
 
-    Attributes:
-        end: on the clock of `time.monotonic`; None for never.
+    Args:
+        seconds: from now; None: never.
     """
 
-    end: float | None = None
+    def __init__(self, seconds: float | None = None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._timer: threading.Timer | None = None
+        self._options: Any = None
 
-    @classmethod
-    def after(cls, seconds: float | None) -> Deadline:
-        """So many seconds from now; never for None."""
-        return cls(None if seconds is None else time.monotonic() + seconds)
-
-    def half(self) -> Deadline:
-        """In the middle of the time that is left."""
-        return self if self.end is None else Deadline((time.monotonic() + self.end) / 2)
+    @property
+    def left(self) -> float | None:
+        """Seconds until then, 0 when it has passed; None: no limit."""
+        return None if self._end is None else max(self._end - time.monotonic(), 0.0)
 
     @property
     def passed(self) -> bool:
         """Whether it is over."""
-        return self.end is not None and time.monotonic() >= self.end
+        return self.left == 0.0
+
+    def options(self) -> Any:
+        """ONNX Runtime's options for runs that end when the deadline passes; None where there is no limit."""
+        if self._options is None and self._end is not None:
+            import onnxruntime as ort
+
+            self._options = ort.RunOptions()
+            # One thread for all runs: to start one takes longer than to run a small model.
+            self._timer = threading.Timer(self.left or 0.0, self._terminate)
+            self._timer.daemon = True
+            self._timer.start()
+        return self._options
+
+    def _terminate(self) -> None:
+        self._options.terminate = True
+
+    def __enter__(self) -> Deadline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def session(
@@ -140,35 +158,12 @@ def run(
         OutOfTime: the deadline passed.
     """
     names = [output.name for output in session.get_outputs()]
-    with _ended_by(deadline) as options:
-        try:
-            return dict(zip(names, session.run(names, dict(inputs), options), strict=True))
-        except Exception as error:  # as above
-            if deadline is not None and deadline.passed:
-                raise OutOfTime("The time for running the model is up.", "Give it more time.") from error
-            raise translated(error, "ONNX Runtime cannot run the model") from error
-
-
-@contextlib.contextmanager
-def _ended_by(deadline: Deadline | None) -> Iterator[ort.RunOptions | None]:
-    """Options of a run that is ended when the deadline passes; None where there is none."""
-    if deadline is None or deadline.end is None:
-        yield None
-        return
-    import onnxruntime as ort
-
-    options = ort.RunOptions()
-
-    def end() -> None:
-        options.terminate = True
-
-    timer = threading.Timer(max(deadline.end - time.monotonic(), 0.0), end)
-    timer.daemon = True
-    timer.start()
     try:
-        yield options
-    finally:
-        timer.cancel()
+        return dict(zip(names, session.run(names, dict(inputs), deadline and deadline.options()), strict=True))
+    except Exception as error:  # as above
+        if deadline is not None and deadline.passed:
+            raise OutOfTime("The time for running the model is up.", "Give it more time.") from error
+        raise translated(error, "ONNX Runtime cannot run the model") from error
 
 
 def message(error: BaseException) -> str:

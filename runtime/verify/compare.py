@@ -29,6 +29,8 @@ _SCALE_OF_ZERO = 1e-2
 # How often the noise of the original a difference may be. FlashAttention allows 2 where both errors are measured against a
 # wider type; here the two sides differ by both, and the noise is the largest of a few samples.
 _TIMES_NOISE = 8.0
+# The largest of a row is some times its median; so much of the median counts as usual.
+_TIMES_USUAL = 4.0
 # A row or column of fewer values does not tell what is usual in it; of longer ones so many are looked at.
 _FEWEST, _MOST = 8, 64
 
@@ -108,7 +110,9 @@ def compare(
     finite = np.isfinite(before)
     scale = float(np.abs(before[finite]).max(initial=0.0))
     informative = _informative(before[finite])
-    kinds_differ = (finite != np.isfinite(after)) | (~finite & ~np.isclose(before, after, equal_nan=True))
+    kinds_differ = finite != np.isfinite(after)
+    if not finite.all():
+        kinds_differ |= ~finite & ~np.isclose(before, after, equal_nan=True)
     if kinds_differ.any():
         place = _first(kinds_differ)
         found = Comparison(
@@ -153,7 +157,7 @@ def _inner_bound(
     allowed = rtol * magnitude
     if (difference <= allowed).all():
         return allowed
-    allowed = rtol * np.maximum(magnitude, _usual(magnitude))
+    allowed = rtol * np.maximum(magnitude, _TIMES_USUAL * _usual(magnitude))
     if (difference <= allowed).all():
         return allowed
     measured = noise()

@@ -53,7 +53,7 @@ class Hearing:
     base_dir: str | Path | None
     specs: Sequence[InputSpec]
     inner: Sequence[str]
-    deadline: Deadline = Deadline()
+    deadline: Deadline | None = None
     _sessions: dict[str, Any] = field(default_factory=dict)
     _heard: tuple[Any, dict[str, dict[str, Array] | None]] = (None, {})
 

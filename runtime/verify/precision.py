@@ -23,17 +23,19 @@ def tolerances(model: ModelProto) -> dict[str, float]:
     half = _half_values(model)
     level = dict.fromkeys(half, _FLOAT16)
     stored = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
-    readers: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
-        for name in set(reads(node)):
-            readers.setdefault(name, []).append(node)
+    nodes = list(model.graph.node)
+    own = [max(_own_class(inner, classes) for inner in _with_inner(node)) for node in nodes]
     # Each value rises three times at most; nodes need not be sorted.
-    waiting = deque(model.graph.node)
+    waiting = deque(range(len(nodes)) if half or any(own) else ())
+    readers: dict[str, list[int]] = {}
+    for number in waiting:
+        for name in set(reads(nodes[number])):
+            readers.setdefault(name, []).append(number)
     while waiting:
-        node = waiting.popleft()
+        number = waiting.popleft()
+        node = nodes[number]
         held = [name for name in reads(node) if not (node.op_type == "Cast" and name in stored)]
-        own = max((_own_class(inner, classes) for inner in _with_inner(node)), default=_EXACT)
-        coarsest = max([own, *(level.get(name, _EXACT) for name in held)])
+        coarsest = max([own[number], *(level.get(name, _EXACT) for name in held)])
         for output in node.output:
             if output and coarsest > level.get(output, _EXACT):
                 level[output] = coarsest

@@ -13,6 +13,7 @@ import re
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -105,8 +106,9 @@ EXTREMES = (
     Draw(2, 0, equal=True, optional=True),
 )
 # The longest lengths to try, as far as a model of that many weights is done with them in a moment.
-LONG_LENGTHS = (512, 256, 128, 64)
+LONG_LENGTHS = (128, 64)
 _QUICK = 1.5e8
+_LARGEST = 512
 # Magnitudes of the rows of spread data, as powers of 10. Beyond them products of four, whose squares a norm sums, overflow.
 _SPREAD = {TensorProto.FLOAT16: (-3.0, 1.0)}
 _SPREAD_WIDE = (-4.0, 4.0)
@@ -165,12 +167,11 @@ def draw_inputs(specs: Sequence[InputSpec], draw: Draw, seed: int | Sequence[int
     return {spec.name: _array(spec, shapes[spec.name], sizes, longest, draw, random) for spec in specs}
 
 
-def extremes(specs: Sequence[InputSpec]) -> tuple[Draw, ...]:
-    """Those of `EXTREMES` that mean something to a model."""
+def extremes(specs: Sequence[InputSpec], *, nothing: bool) -> tuple[Draw, ...]:
+    """Those of `EXTREMES` that mean something to a model; `nothing`: with empty inputs and lengths of 0."""
     lengths = any(spec.role == "length" for spec in specs)
-    return tuple(
-        draw for draw in EXTREMES if (not draw.spread or has_floats(specs)) and (not draw.empty or lengths)
-    )
+    draws = (draw for draw in EXTREMES if (not draw.spread or has_floats(specs)) and (not draw.empty or lengths))
+    return tuple(draw for draw in draws if nothing or draw.spread)
 
 
 def long_lengths(model: ModelProto) -> tuple[int, ...]:
@@ -180,8 +181,8 @@ def long_lengths(model: ModelProto) -> tuple[int, ...]:
 
 
 def further_draw(random: np.random.Generator) -> Draw:
-    """One more draw, of any kind and size: batches up to 8, lengths up to the longest of `LONG_LENGTHS`."""
-    length = int(round(LONG_LENGTHS[0] ** random.random()))
+    """One more draw, of any kind and size: batches up to 8, lengths up to 512."""
+    length = int(round(_LARGEST ** random.random()))
     padding = str(random.choice(["none", "right", "left", "inner"]))
     spread = bool(random.random() < 0.25)
     return Draw(int(random.integers(1, 9)), length, padding, float(random.choice([0.01, 1.0, 3.0])), spread=spread)
@@ -347,6 +348,7 @@ def _assign(specs: Sequence[InputSpec], draw: Draw) -> dict[str, int]:
     return with_sums(specs, sizes)
 
 
+@cache
 def _expression(symbol: str) -> ast.expr | None:
     """The parsed form of "past + sequence" or "2*s0"; None for a plain name, or anything else."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from onnx_fuse.runtime.onnxruntime.sessions import Deadline
 from onnx_fuse.runtime.verify.random_inputs import (
     DRAWS,
     FALLBACK_LENGTHS,
+    LONG_LENGTHS,
     Array,
     Draw,
     InputSpec,
@@ -33,6 +35,7 @@ from onnx_fuse.runtime.verify.record import Case, Rejected
 ENOUGH_CASES = 2
 """Sets of inputs without which a comparison is worth little."""
 _MOST_TRIES = 4
+_LONG_ELEMENTS = 1 << 17
 _MOST_HINTS = 24
 _INNER_BYTES = 512 << 20
 _OUT_OF_BOUNDS = re.compile(
@@ -66,7 +69,7 @@ class Original:
     model: ModelProto
     base_dir: str | Path | None
     inner: Sequence[str]
-    deadline: Deadline = Deadline()
+    deadline: Deadline | None = None
     session: Any = None
     kept: int = 0
 
@@ -110,6 +113,7 @@ def drawn_evidence(
     draws: Iterable[Draw] = DRAWS,
     *,
     further: bool = False,
+    nothing: bool = False,
     samples: int = 0,
     fits: Callable[[Mapping[str, tuple[int, ...]]], bool] = lambda shapes: True,
 ) -> Iterator[Evidence]:
@@ -118,8 +122,9 @@ def drawn_evidence(
     Args:
         original, specs, seed, rejected: the model, its inputs, the seed, and the list that grows.
         draws: what to draw.
-        further: after these draw extreme magnitudes, nothing, and a long length, as far as the original takes them.
-        samples: sets of inputs to reach by drawing more, of any size up to `LONG_LENGTHS`.
+        further: after these draw extreme magnitudes and a long length, as far as the original takes them.
+        nothing: with `further`, draw empty inputs and lengths of 0, too: for models that `may_be_empty`.
+        samples: sets of inputs to reach by drawing more, of any size.
         fits: whether there is memory for such shapes; asked for further draws and samples.
     """
     trial = _Trial(original, specs, seed, rejected)
@@ -145,7 +150,7 @@ def drawn_evidence(
             ran += 1
             yield evidence
     if further and ran:
-        for found in _further(trial, fits):
+        for found in _further(trial, nothing, fits):
             ran += 1
             yield found
     random = np.random.default_rng((seed, samples))
@@ -159,17 +164,27 @@ def drawn_evidence(
             yield found
 
 
-def _further(trial: _Trial, fits: Callable[[Mapping[str, tuple[int, ...]]], bool]) -> Iterator[Evidence]:
-    for draw in extremes(trial.specs):
+def _further(
+    trial: _Trial, nothing: bool, fits: Callable[[Mapping[str, tuple[int, ...]]], bool]
+) -> Iterator[Evidence]:
+    for draw in extremes(trial.specs, nothing=nothing):
         evidence = trial.run(draw)
         if evidence is not None:
             yield evidence
-    for length in long_lengths(trial.original.model):
+    lengths = list(long_lengths(trial.original.model))
+    while lengths:
+        length = lengths.pop(0)
         draw = Draw(2, length, "right", optional=True)
-        evidence = trial.run(draw) if fits(draw_shapes(trial.specs, draw)) else None
+        shapes = draw_shapes(trial.specs, draw)
+        if max(map(math.prod, shapes.values()), default=0) > _LONG_ELEMENTS or not fits(shapes):
+            continue
+        evidence = trial.run(draw)
         if evidence is not None:
             yield evidence
             return
+        # The refusal of the first may name the most that it takes: "128 by 50".
+        told = {int(size) for size in re.findall(r"\b\d{2,4}\b", trial.refusal)} if length == LONG_LENGTHS[0] else set()
+        lengths = sorted({*lengths, *(size for size in told if size < length)}, reverse=True)[:_MOST_TRIES]
 
 
 @dataclass
@@ -184,6 +199,7 @@ class _Trial:
     first: int = 0
     draws: int = 0
     worked: Draw | None = None
+    refusal: str = ""
     seen: set[Any] = field(default_factory=set)
 
     def run(self, draw: Draw, again: bool = False) -> Evidence | None:
@@ -206,6 +222,7 @@ class _Trial:
             try:
                 evidence = self.original.run(case, inputs)
             except ModelError as error:
+                self.refusal = error.cause
                 if not draw.optional:
                     self.rejected.append(Rejected(case.name, shapes, error.cause))
                 out_of_bounds = _OUT_OF_BOUNDS.search(error.cause) is not None

@@ -25,6 +25,7 @@ from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.onnxruntime.sessions import Deadline, OutOfTime
 from onnx_fuse.runtime.verify.bodies import Bodies, by_attributes
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare
+from onnx_fuse.runtime.verify.empty_inputs import may_be_empty
 from onnx_fuse.runtime.verify.float32_twin import holds_bfloat16, widen
 from onnx_fuse.runtime.verify.noise import Hearing
 from onnx_fuse.runtime.verify.precision import tolerances
@@ -46,7 +47,7 @@ __all__ = ["TIMEOUT", "Evidence", "Judge", "Suspects", "Verification", "bisect",
 TIMEOUT = 300.0
 """Seconds after which a verification stops, unless it is told otherwise."""
 
-_SKIP = "--no-verify writes the fused model without this check."
+_SKIP = "`fuse --no-verify` writes the fused model without this check."
 _LONGER = "Give it longer with --verify-timeout SECONDS."
 _MASKED_ROW = (
     "not compared with a row masked out: there ONNX defines the mean of the values where the mask adds the lowest number, "
@@ -55,6 +56,8 @@ _MASKED_ROW = (
 Model = ModelProto | str | Path
 _MOST_INNER = 256
 _MOST_NAMED = 3
+# With so many times the memory of the first draws there is enough for all of them.
+_AMPLE = 64
 # Operators that other tools put in: those may give an old name to another value.
 STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
@@ -87,7 +90,7 @@ class Judge:
     default: float = TOLERANCES["float32"]
     atol: float = 0.0
     hearing: Hearing | None = None
-    deadline: Deadline = Deadline()
+    deadline: Deadline | None = None
 
     def compared(self, name: str, expected: Array, got: Array, evidence: Evidence) -> Comparison:
         """One value of one case."""
@@ -168,7 +171,6 @@ def verify(
         UsageError: `inputs` do not fit the model.
     """
     start = time.perf_counter()
-    deadline = Deadline.after(timeout)
     before, before_dir, _original_file = loaded(original, original_dir)
     after, after_dir, _fused_file = loaded(fused, fused_dir or before_dir)
     result = Verification(timeout=timeout)
@@ -179,8 +181,9 @@ def verify(
         return result
     given = None if inputs is None else given_inputs(inputs, specs)
     changed, result.weights = changed_weights(before, before_dir, after, after_dir)
-    run = _Run(result, before, before_dir, after, after_dir, tuple(specs), deadline, rtol, atol, samples, seed)
-    run.compare(given, suspects, memory_limit)
+    with Deadline(timeout) as deadline:
+        run = _Run(result, before, before_dir, after, after_dir, tuple(specs), deadline, rtol, atol, samples, seed)
+        run.compare(given, suspects, memory_limit)
     if changed:
         _blame_weights(result, changed)
     result.seconds = time.perf_counter() - start
@@ -301,19 +304,22 @@ class _Run:
         if has_mask(self.specs) and _adds_masks(self.original):
             draws = tuple(draw for draw in DRAWS if draw.padding != "row")
             result.notes.append(_MASKED_ROW)
+        left = self.deadline.left
         # Half of the time, so that the fused model has as much.
-        original = Original(self.original, self.original_dir, inner, self.deadline.half())
+        deadline = Deadline(None if left is None else left / 2)
+        original = Original(self.original, self.original_dir, inner, deadline)
         try:
             original.open()
             if given is not None:
                 evidence.append(given_evidence(original, given))
+            nothing = may_be_empty(self.original) and may_be_empty(self.fused)
             drawn = drawn_evidence(
-                original, self.specs, self.seed, rejected, draws, further=True, samples=self.samples, fits=self._fits
-            )
-            for one in drawn:
-                evidence.append(one)
-                if original.deadline.passed:
-                    raise OutOfTime("")
+                original, self.specs, self.seed, rejected, draws,
+                further=True, nothing=nothing, samples=self.samples, fits=self._fits,
+            )  # fmt: skip
+            with deadline:
+                for one in drawn:
+                    evidence.append(one)
         except OutOfTime:
             result.unfinished = "the original was not run on all inputs"
             if not evidence:
@@ -335,7 +341,9 @@ class _Run:
 
     def _fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         available = self.result.bytes_available
-        return available is None or needed_bytes(self.original, self.fused, shapes) <= available
+        if available is None or self.result.bytes_needed * _AMPLE < available:
+            return True
+        return needed_bytes(self.original, self.fused, shapes) <= available
 
     def _compare_all(self, evidence: Sequence[Evidence], judge: Judge, suspects: Suspects | None) -> None:
         result = self.result
