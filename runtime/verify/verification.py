@@ -480,7 +480,7 @@ def _sentence(case: Case, makers: Mapping[str, NodeProto]) -> str:
 
 
 def _called(node: NodeProto) -> str:
-    return f"{node.domain}::{node.op_type} {node.name or node.output[0]!r}"
+    return f"{node.domain}::{node.op_type} {node.name or node.output[0]}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -503,9 +503,10 @@ def _fused_makers(original: ModelProto, fused: ModelProto) -> dict[str, NodeProt
 def _replacing(fused: ModelProto, root: str) -> NodeProto | None:
     """The fused node that stands in the place of a node of the original."""
     for node in fused.graph.node:
-        for entry in node.metadata_props:
-            if entry.key == "onnx_fuse.replaced" and root in json.loads(entry.value):
-                return node
+        replaced = [entry.value for entry in node.metadata_props if entry.key == "onnx_fuse.replaced"]
+        # Before IR version 10 nodes have no metadata, and the name tells.
+        if node.name == f"{root}/{node.op_type}" or any(root in json.loads(names) for names in replaced):
+            return node
     return None
 
 

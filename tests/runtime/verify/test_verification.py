@@ -270,7 +270,7 @@ def test_an_error_that_later_layers_hide_is_found_inside() -> None:
     assert any("worst of 2 inner values" in line for line in verify(original, fused(2.02)).summary())
     cause = problem(original, fused(1e5))
     assert cause.startswith("output 'y' differs by")
-    assert "; the first fused node that differs is gr.ml.infra::First 't', whose value 't' differs by" in cause
+    assert "; the first fused node that differs is gr.ml.infra::First t, whose value 't' differs by" in cause
 
 
 # --- no evidence, no pass --------------------------------------------------------------------------------------------
