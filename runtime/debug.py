@@ -136,7 +136,7 @@ class Diagnosis:
 
     Attributes:
         equal: nothing differs in any case.
-        case: name of the case that `values` are from: the first in which something differs, else the last.
+        case: name of the case that `values` are from: the first in which something differs, else the last that is not empty.
         cases: number of cases that were run.
         rtol: difference allowed, relative to a value's largest magnitude.
         values: the values both models have, in the order of the original.
@@ -211,17 +211,30 @@ def debug(
     before = Original(first, base_dir, names)
     before.open()
     after = _opened(second, fused_dir or base_dir, names)
-    evidence = iter([given_evidence(before, given)]) if given is not None else drawn_evidence(
-        before, specs, seed, [], further=True, nothing=may_be_empty(first) and may_be_empty(second)
+    evidence = (
+        iter([given_evidence(before, given)])
+        if given is not None
+        else drawn_evidence(before, specs, seed, [], further=True, nothing=may_be_empty(first) and may_be_empty(second))
     )
     judge = verification.Judge(by_value, allowed, hearing=Hearing(first, base_dir, specs, names))
-    count, last = 0, None
+    count = 0
+    last: tuple[str, tuple[Value, ...]] | None = None
     for item in evidence:
         before.kept = 0  # each case is looked at and dropped
         if not item.inner and names:
             notes.append(f"only the outputs were compared in {item.case.name}: the values inside take too much memory.")
-        count, last = count + 1, (item, _run(after, item))
-        values = tuple(_values(first, second, item, last[1], judge))
+        full = all(array.size for array in item.inputs.values())
+        try:
+            got = _run(after, item)
+        except VerificationError as error:
+            if full:
+                raise
+            notes.append(f"The fused model does not run on empty inputs ({item.case.name}): {error.cause}")
+            continue
+        count += 1
+        values = tuple(_values(first, second, item, got, judge))
+        if full or last is None:
+            last = item.case.name, values
         differing = next((value for value in values if value.comparison.problem is not None), None)
         if differing is not None:
             agreeing = {value.name for value in values if value.comparison.problem is None}
@@ -233,7 +246,7 @@ def debug(
         raise ModelError(
             "The original runs on none of the random inputs.", "Give inputs that it runs on: --inputs FILE.npz."
         )
-    return Diagnosis(True, last[0].case.name, count, allowed, values, None, tuple(notes))
+    return Diagnosis(True, last[0], count, allowed, last[1], None, tuple(notes))
 
 
 def _check_memory(original: ModelProto, fused: ModelProto, given: Mapping[str, tuple[int, ...]]) -> None:
@@ -280,7 +293,7 @@ def _values(
     for key in arrays:
         parts.setdefault(key if key in before else _PART.sub("", key), []).append(key)
     for node in original.graph.node:
-        for name, part in ((name, part) for name in node.output for part in parts.get(name, ())):
+        for name, part in [(output, part) for output in node.output for part in parts.get(output, ())]:
             made = after.get(name, NodeProto())
             found = got.get(part)
             comparison = Comparison(part, problem="is missing")

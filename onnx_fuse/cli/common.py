@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+VERIFY_TIMEOUT = 300.0
+"""Seconds for `--verify-timeout`: as in runtime.verify.verification, which takes too long to import for a help text."""
+
+
 class Select(str, Enum):
     """Which matches are fused, or made plugins."""
 

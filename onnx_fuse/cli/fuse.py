@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onnx_fuse.cli.common import Select, counts, open_console, require_model, show_progress, split_names
+from onnx_fuse.cli.common import VERIFY_TIMEOUT, Select, counts, open_console, require_model, show_progress, split_names
 from onnx_fuse.cli.paths import INPUT, LEARNED, MODEL, OUTPUT, REPORT
 from onnx_fuse.errors import OnnxFuseError, UsageError
 
@@ -66,7 +66,7 @@ def fuse(
         None, metavar="X.npz", help="Inputs to verify with, before random ones."
     ),
     verify_timeout: float = typer.Option(
-        300.0, min=0.0, metavar="SECONDS", help="Stop comparing after so long, and say what was compared."
+        VERIFY_TIMEOUT, min=0.0, metavar="SECONDS", help="Stop comparing after so long, and say what was compared."
     ),
     report: Annotated[str | None, REPORT] = typer.Option(
         None, metavar="R.json", help="Write a report: JSON, or a page if it ends in .html; - for stdout."

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from onnx_fuse.cli.common import open_console, require_readable, show_progress
+from onnx_fuse.cli.common import VERIFY_TIMEOUT, open_console, require_readable, show_progress
 from onnx_fuse.cli.paths import INPUT, MODEL
 from onnx_fuse.errors import VerificationError
 
@@ -23,7 +23,11 @@ def verify(
     ),
     atol: float = typer.Option(0.0, min=0.0, help="Difference allowed whatever the magnitudes."),
     timeout: float = typer.Option(
-        300.0, "--verify-timeout", min=0.0, metavar="SECONDS", help="Stop after so long, and say what was compared."
+        VERIFY_TIMEOUT,
+        "--verify-timeout",
+        min=0.0,
+        metavar="SECONDS",
+        help="Stop after so long, and say what was compared.",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:

@@ -1,10 +1,10 @@
 """How far one output is from another, what of it is rounding, and where it is worst.
 
-Two bounds say how far a floating-point value may be off. The outer one is a small part of the largest magnitude of its output: a sum of
-large terms may come out small, and its rounding is still that of the terms. A single column of -1e9 makes that bound worthless for the
-other columns, so where it can be told what rounding does to each value (`noise`), the inner bound counts: a small part of what is usual in
-the value's row and column, or a few times its noise. That is how the tests of CUTLASS and FlashAttention judge: against the error of a
-computation in the same type, not against a number.
+Two bounds say how far a floating-point value may be off. The outer one is a small part of the largest magnitude of its output:
+a sum of large terms may come out small, and its rounding is still that of the terms. A single column of -1e9 makes that bound
+worthless for the other columns, so where it can be told what rounding does to each value (`noise`), the inner bound counts: a
+small part of what is usual in the value's row and column, or a few times its noise. That is how the tests of CUTLASS and
+FlashAttention judge: against the error of a computation in the same type, not against a number.
 """
 
 from __future__ import annotations
@@ -149,9 +149,7 @@ def compare(
     return _with_problem(found, f"differs by {there:.3g}, where rounding and the values around explain {limit}")
 
 
-def _inner_bound(
-    before: Array, difference: Array, rtol: float, noise: Noise, outer: float, bounded: bool
-) -> Array:
+def _inner_bound(before: Array, difference: Array, rtol: float, noise: Noise, outer: float, bounded: bool) -> Array:
     """What is allowed for each value: `rtol` of what is usual around it, or some times its noise, where that is more."""
     magnitude = np.abs(before)
     allowed = rtol * magnitude

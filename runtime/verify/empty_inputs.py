@@ -6,23 +6,28 @@ from collections.abc import Iterable
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from onnx_fuse.patterns.language.operator import DOMAIN
+
 _INTEGER, _OTHER = "integer", "other"
 _GIVES_INTEGERS = frozenset({"Shape", "Size", "NonZero", "ArgMax", "ArgMin"})
-_GIVES_OTHERS = frozenset(
-    "Equal Greater Less GreaterOrEqual LessOrEqual Not And Or Xor IsNaN IsInf DequantizeLinear RandomNormal RandomUniform".split()
-)
+# fmt: off
+_GIVES_OTHERS = frozenset({
+    "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Not", "And", "Or", "Xor", "IsNaN", "IsInf",
+    "DequantizeLinear", "RandomNormal", "RandomUniform",
+})
+# fmt: on
 # All other operators give what their first input holds, or the one that is named here.
 _TYPED_BY = {"Where": 1, "OneHot": 2, "CastLike": 1}
 _INTEGERS = frozenset(
-    getattr(TensorProto, name) for name in "INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64".split()
+    getattr(TensorProto, name) for name in ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"]
 )
 
 
 def may_be_empty(model: ModelProto) -> bool:
-    """Whether no operator of the model is known to end the process on empty inputs.
+    """Whether nothing in the model is known to end the process, or to fail, on empty inputs.
 
-    Einsum does, in ONNX Runtime 1.23 to 1.27, and so does an integer divided by a size that is 0. A division whose type or divisor
-    is not known counts.
+    Einsum ends it, and so does an integer divided by a size that is 0; a division whose type or divisor is not known counts.
+    AveragePool takes no empty axis, nor does the body of attention with fewer key-value heads (docs/operators.md).
     """
     return _is_safe(model.graph, {}, set()) and all(_is_safe(function, {}, set()) for function in model.functions)
 
@@ -39,15 +44,20 @@ def _is_safe(graph: GraphProto | FunctionProto, types: dict[str, str], constant:
                 types[tensor.name] = _kind(tensor.data_type)
                 constant.add(tensor.name)
         for node in graph.node:
-            if node.op_type == "Einsum":
+            if node.op_type in ("Einsum", "AveragePool") or _shares_heads(node):
                 return False
-            if node.op_type in ("Div", "Mod") and types.get(node.input[0], _INTEGER) == _INTEGER:
-                if node.input[1] not in constant:
-                    return False
+            whole = node.op_type in ("Div", "Mod") and types.get(node.input[0], _INTEGER) == _INTEGER
+            if whole and node.input[1] not in constant:
+                return False
             _follow(node, types, constant)
             for inner in _subgraphs(node.attribute):
                 pending.append((inner, dict(types), set(constant)))
     return True
+
+
+def _shares_heads(node: NodeProto) -> bool:
+    heads = {item.name: item.i for item in node.attribute if item.name in ("num_heads", "num_key_value_heads")}
+    return node.domain == DOMAIN and len(set(heads.values())) > 1
 
 
 def _follow(node: NodeProto, types: dict[str, str], constant: set[str]) -> None:
@@ -63,7 +73,7 @@ def _follow(node: NodeProto, types: dict[str, str], constant: set[str]) -> None:
 def _type_of(node: NodeProto, types: dict[str, str]) -> str | None:
     if node.op_type in _GIVES_INTEGERS:
         return _INTEGER
-    if node.op_type in _GIVES_OTHERS:
+    if node.op_type in _GIVES_OTHERS or node.domain == DOMAIN:
         return _OTHER
     attributes = {item.name: item for item in node.attribute}
     if node.op_type == "Cast" and "to" in attributes:

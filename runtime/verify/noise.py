@@ -1,7 +1,7 @@
 """A second hearing for a value in doubt: what does rounding do to it, and does it read what is masked out?
 
-The noise is measured, not estimated. A twin of the original has the terms of its sums and products multiplied by random numbers next to 1,
-so that each run rounds in another way, and its outputs are apart by what rounding does to them: where large terms cancel, by much.
+The noise is measured, not estimated. A twin of the original has the terms of its sums multiplied by random numbers next to 1, so
+that each run rounds in another way, and its outputs are apart by what rounding does to them: where large terms cancel, by much.
 (Monte Carlo arithmetic: D. S. Parker, "Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic", 1997.)
 """
 
@@ -26,18 +26,27 @@ from onnx_fuse.runtime.verify.reference import Evidence, as_arrays
 _SAMPLES = 3
 _STEP = {"tensor(float)": 2.0**-23, "tensor(float16)": 2.0**-11}
 _SHAKEN = "__shaken"
-# Sums, and what holds sums: each of the values they read is a term. A sum of two rounds like a longer one where the terms were computed.
-_SUMS = frozenset(
-    "MatMul Gemm Conv ConvTranspose Einsum ReduceSum ReduceMean ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp CumSum Softmax "
-    "LogSoftmax LayerNormalization RMSNormalization SimplifiedLayerNormalization SkipLayerNormalization GroupNormalization "
-    "InstanceNormalization BatchNormalization AveragePool GlobalAveragePool Sum Mean LSTM GRU RNN Attention MultiHeadAttention".split()
-)
+# Sums, and what holds sums: each of the values they read is a term.
+# fmt: off
+_SUMS = frozenset({
+    "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2",
+    "ReduceSumSquare", "ReduceLogSumExp", "CumSum", "Sum", "Mean", "Softmax", "LogSoftmax", "LayerNormalization",
+    "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "GroupNormalization",
+    "InstanceNormalization", "BatchNormalization", "AveragePool", "GlobalAveragePool", "LSTM", "GRU", "RNN",
+    "Attention", "MultiHeadAttention",
+})
+# fmt: on
+# What these read is a term where it was computed: what is given, or only moved, is exact.
 _SUMS_OF_TWO = frozenset({"Add", "Sub"})
 # These move or pick values, which rounds nothing.
-_MOVES = frozenset(
-    "Cast CastLike Identity Constant ConstantOfShape Gather GatherElements GatherND Slice Split Concat Reshape Transpose Squeeze "
-    "Unsqueeze Flatten Expand Tile Pad Where Clip Max Min Relu Neg Abs Floor Ceil Round Sign Trilu ScatterND ScatterElements".split()
-)
+# fmt: off
+_MOVES = frozenset({
+    "Cast", "CastLike", "Identity", "Constant", "ConstantOfShape", "Gather", "GatherElements", "GatherND", "Slice",
+    "Split", "Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile", "Pad", "Where",
+    "Clip", "Max", "Min", "Relu", "Neg", "Abs", "Floor", "Ceil", "Round", "Sign", "Trilu", "ScatterND",
+    "ScatterElements",
+})
+# fmt: on
 
 
 @dataclass
@@ -104,7 +113,9 @@ class Hearing:
         session = self._sessions.get("shaken")
         if session is None:
             names = self.inner
-            session = sessions.session(_shaken(self.model, self.base_dir, self.specs), base_dir=self.base_dir, extra_outputs=names)
+            session = sessions.session(
+                _shaken(self.model, self.base_dir, self.specs), base_dir=self.base_dir, extra_outputs=names
+            )
             self._sessions["shaken"] = session
         moved: dict[str, Array] = {}
         arrays = {**evidence.inner, **evidence.expected}
@@ -178,7 +189,9 @@ def _terms(model: ModelProto, specs: Sequence[InputSpec]) -> set[tuple[int, str]
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
     weights = {tensor.name for tensor in model.graph.initializer}
     data = {spec.name for spec in specs if spec.role == "data" and spec.elem_type in floats}
-    data |= {tensor.name for tensor in model.graph.initializer if tensor.data_type in floats and math.prod(tensor.dims) > 1}
+    data |= {
+        tensor.name for tensor in model.graph.initializer if tensor.data_type in floats and math.prod(tensor.dims) > 1
+    }
     computed: set[str] = set()
     functions = {(item.domain, item.name) for item in model.functions}
     terms: set[tuple[int, str]] = set()

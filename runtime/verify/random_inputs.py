@@ -110,7 +110,7 @@ LONG_LENGTHS = (128, 64)
 _QUICK = 1.5e8
 _LARGEST = 512
 # Magnitudes of the rows of spread data, as powers of 10. Beyond them products of four, whose squares a norm sums, overflow.
-_SPREAD = {TensorProto.FLOAT16: (-3.0, 1.0)}
+_SPREAD: dict[int, tuple[float, float]] = {TensorProto.FLOAT16: (-3.0, 1.0)}
 _SPREAD_WIDE = (-4.0, 4.0)
 # For models that take few sizes (patches, windows, strides): tried when nearly all of DRAWS were refused.
 FALLBACK_LENGTHS = (8, 32, 64, 128, 224, 256, 384, 512)
@@ -182,7 +182,7 @@ def long_lengths(model: ModelProto) -> tuple[int, ...]:
 
 def further_draw(random: np.random.Generator) -> Draw:
     """One more draw, of any kind and size: batches up to 8, lengths up to 512."""
-    length = int(round(_LARGEST ** random.random()))
+    length = round(_LARGEST ** random.random())
     padding = str(random.choice(["none", "right", "left", "inner"]))
     spread = bool(random.random() < 0.25)
     return Draw(int(random.integers(1, 9)), length, padding, float(random.choice([0.01, 1.0, 3.0])), spread=spread)

@@ -150,9 +150,9 @@ def drawn_evidence(
             ran += 1
             yield evidence
     if further and ran:
-        for found in _further(trial, nothing, fits):
+        for more in _further(trial, nothing, fits):
             ran += 1
-            yield found
+            yield more
     random = np.random.default_rng((seed, samples))
     for _ in range(_MOST_TRIES * samples):
         if ran >= samples:
@@ -164,9 +164,7 @@ def drawn_evidence(
             yield found
 
 
-def _further(
-    trial: _Trial, nothing: bool, fits: Callable[[Mapping[str, tuple[int, ...]]], bool]
-) -> Iterator[Evidence]:
+def _further(trial: _Trial, nothing: bool, fits: Callable[[Mapping[str, tuple[int, ...]]], bool]) -> Iterator[Evidence]:
     for draw in extremes(trial.specs, nothing=nothing):
         evidence = trial.run(draw)
         if evidence is not None:
@@ -246,9 +244,9 @@ class _Trial:
 
 
 def as_arrays(outputs: Mapping[str, Any]) -> dict[str, Array]:
-    """Outputs as arrays: a sequence becomes its length and an array for each element, a map one of its keys and one of its values."""
+    """Outputs as arrays: of a sequence its length and each element, of a map its keys and its values."""
     flat: dict[str, Array] = {}
-    pending = list(reversed(outputs.items()))
+    pending = list(outputs.items())[::-1]
     while pending:
         name, value = pending.pop()
         if isinstance(value, list):

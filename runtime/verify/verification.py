@@ -104,7 +104,9 @@ class Judge:
         unread = hearing.unread(evidence, name, expected, got)
         if unread is None:
             return found
-        again = compare(name, expected, got, rtol, atol=self.atol, noise=noise, bounded=not evidence.spread, unread=unread)
+        again = compare(
+            name, expected, got, rtol, atol=self.atol, noise=noise, bounded=not evidence.spread, unread=unread
+        )
         return replace(again, unread=int(unread.sum()))
 
     def judged(self, session: Any, evidence: Evidence) -> Case:
@@ -245,9 +247,7 @@ class _Run:
     samples: int
     seed: int
 
-    def compare(
-        self, given: dict[str, Array] | None, suspects: Suspects | None, memory_limit: int | None
-    ) -> None:
+    def compare(self, given: dict[str, Array] | None, suspects: Suspects | None, memory_limit: int | None) -> None:
         """Runs both models, unless that takes more memory than there is or they do not take the same."""
         result = self.result
         shapes = draw_shapes(self.specs, max(DRAWS, key=lambda draw: draw.batch * draw.length))
@@ -260,7 +260,9 @@ class _Run:
             return
         result.problem = other_interface(self.original, self.fused)
         if result.problem is not None:
-            result.remedy = "Fusing keeps the inputs and outputs of a model: compare a model with what was made from it."
+            result.remedy = (
+                "Fusing keeps the inputs and outputs of a model: compare a model with what was made from it."
+            )
             return
         bodies = by_attributes(self.fused)
         if bodies.missing and bodies.model is not None:
@@ -323,7 +325,9 @@ class _Run:
         except OutOfTime:
             result.unfinished = "the original was not run on all inputs"
             if not evidence:
-                result.problem = f"inconclusive, the original was not done with one set of inputs in {result.timeout:g} s."
+                result.problem = (
+                    f"inconclusive, the original was not done with one set of inputs in {result.timeout:g} s."
+                )
                 result.remedy = f"{_LONGER} {_SKIP}"
         except ModelError as error:
             if not evidence:
@@ -360,17 +364,24 @@ class _Run:
                 return
             failing, result.problem = evidence[0], f"the fused model cannot be loaded: {error.cause}"
         else:
-            cases: list[Case] = []
+            judged: list[tuple[Evidence, Case]] = []
             try:
                 for one in evidence:
-                    cases.append(judge.judged(session, one))
+                    judged.append((one, judge.judged(session, one)))
             except OutOfTime:
-                result.unfinished = f"{len(cases)} of {len(evidence)} sets of inputs were compared"
-            result.cases = tuple(cases)
-            failing = next((one for one, case in zip(evidence, cases, strict=False) if not case.passed), None)
-            if failing is not None:
-                makers = _fused_makers(self.original, self.fused)
-                result.problem = _sentence(next(case for case in cases if not case.passed), makers)
+                result.unfinished = f"{len(judged)} of {len(evidence)} sets of inputs were compared"
+            # A model that refuses to run on nothing computes nothing wrong.
+            refused = [
+                case for one, case in judged if case.error and not all(array.size for array in one.inputs.values())
+            ]
+            judged = [(one, case) for one, case in judged if case not in refused]
+            result.documented += [
+                f"the fused model does not run on empty inputs ({case.name}): {case.error}" for case in refused
+            ]
+            result.cases = tuple(case for _, case in judged)
+            failing, wrong = next(((one, case) for one, case in judged if not case.passed), (None, None))
+            if wrong is not None:
+                result.problem = _sentence(wrong, _fused_makers(self.original, self.fused))
         if failing is None:
             _judge_information(result, evidence)
             return
@@ -421,7 +432,9 @@ class _Run:
             result.notes.append(f"the body of {nodes} is another than this version writes; both were compared.")
             return
         result.passed = False
-        result.problem = f"the attributes of {nodes} say something else than the body: with the body they call for, {sentence}"
+        result.problem = (
+            f"the attributes of {nodes} say something else than the body: with the body they call for, {sentence}"
+        )
         result.remedy = "TensorRT goes by the attributes. Fuse the original again."
 
 
@@ -432,13 +445,16 @@ def _blame_weights(result: Verification, changed: Sequence[str]) -> None:
     known = not result.passed and result.problem is not None
     result.passed, result.skipped = False, None
     result.problem = f"{sentence}. Besides, {result.problem}" if known else f"{sentence}."
-    result.remedy = "Fuse this original again. A pass of your own that changes a weight has to give it a name of its own."
+    result.remedy = (
+        "Fuse this original again. A pass of your own that changes a weight has to give it a name of its own."
+    )
 
 
 def _judge_information(result: Verification, evidence: Sequence[Evidence]) -> None:
     """Passes `result` if the (equal) outputs could have told a wrong model from a right one."""
     if result.unfinished is not None and len(result.cases) < ENOUGH_CASES:
-        result.problem = f"inconclusive, {len(result.cases)} of {len(evidence)} sets of inputs could be compared in {result.timeout:g} s."
+        count = f"{len(result.cases)} of {len(evidence)} sets of inputs"
+        result.problem = f"inconclusive, {count} could be compared in {result.timeout:g} s."
         result.remedy = f"{_LONGER} {_SKIP}"
         return
     compared = [one for case in result.cases for one in case.comparisons]
@@ -456,9 +472,9 @@ def _judge_information(result: Verification, evidence: Sequence[Evidence]) -> No
     for one in compared:
         if one.unread and not one.inner:
             unread[one.output] = unread.get(one.output, 0) + one.unread
-    result.documented = [
-        f"output {name!r}: {count} places are masked out. The original multiplies what stands there by 0 and gives NaN or infinity; "
-        "the fused model does not read it."
+    result.documented += [
+        f"output {name!r}: {count} places are masked out. The original multiplies what stands there by 0 and gives NaN or "
+        "infinity; the fused model does not read it."
         for name, count in unread.items()
     ]
 

@@ -61,7 +61,9 @@ def _held(model: ModelProto) -> dict[str, TensorProto | None]:
     return found
 
 
-def _difference(one: TensorProto, one_dir: str | Path | None, other: TensorProto, other_dir: str | Path | None) -> str | None:
+def _difference(
+    one: TensorProto, one_dir: str | Path | None, other: TensorProto, other_dir: str | Path | None
+) -> str | None:
     if (one.data_type, list(one.dims)) != (other.data_type, list(other.dims)):
         kinds = [f"{TensorProto.DataType.Name(item.data_type).lower()}{list(item.dims)}" for item in (one, other)]
         return f"is {kinds[1]}, was {kinds[0]}"
@@ -71,14 +73,18 @@ def _difference(one: TensorProto, one_dir: str | Path | None, other: TensorProto
         same = list(one.string_data) == list(other.string_data)
         return None if same else "holds other strings than in the original"
     if not (_has_bytes(one) and _has_bytes(other)):  # one of them lists its numbers: small, or written by hand
-        arrays = [numpy_helper.to_array(tensor, str(folder or "")) for tensor, folder in ((one, one_dir), (other, other_dir))]
+        arrays = [
+            numpy_helper.to_array(tensor, str(folder or "")) for tensor, folder in ((one, one_dir), (other, other_dir))
+        ]
         pieces = [iter([array.tobytes()]) for array in arrays]
     else:
         pieces = [_bytes(one, one_dir), _bytes(other, other_dir)]
     done = 0
     for first, second in itertools.zip_longest(*pieces, fillvalue=b""):
         if first != second:
-            inside = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+            inside = next(
+                (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+            )
             return f"has other bytes than in the original, from byte {done + inside:,} on"
         done += len(first)
     return None

@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, NodeProto, numpy_helper
 
 import onnx_fuse
-from onnx_fuse.errors import UsageError, VerificationError
+from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.runtime.debug import debug, statistics
 from onnx_fuse.runtime.verify.verification import verify
 from tests import helpers
@@ -191,6 +191,39 @@ def test_it_agrees_with_verify(mutate: Callable[[ModelProto, random.Random], Non
             names = {name for node in spoiled.graph.node for name in node.output}
             assert found.place.value in names and (found.place.fused_nodes or found.place.nodes)
     assert told, "nothing was told apart: draw others"
+
+
+SEQUENCE = "(float[n,4] x) => (seq(float[n,2]) y, float[n,4] z) {{ a = Mul(x, {}) t = SplitToSequence <axis = 1> (a, two)  y = Identity(t)  z = Neg(x) }}"
+MAP = "(float[n,3] x) => (seq(map(int64,float)) y) {{ p = {} (x)  y = ai.onnx.ml.ZipMap <classlabels_int64s = [1, 2, 3]> (p) }}"
+
+
+def test_sequences_are_compared_by_their_elements() -> None:
+    weights = {"two": np.array(2), "k": np.float32([2, 2, 2, 2]), "w": np.float32([2, 2, 2, 3])}
+    original, wrong = (helpers.model(SEQUENCE.format(name), weights=weights) for name in "kw")
+    found = debug(original, original)
+    assert found.equal
+    assert [value.name for value in found.values] == ["a", "t length", "t[0]", "t[1]", "y length", "y[0]", "y[1]", "z"]
+    node_of(wrong, "a").output[0] = node_of(wrong, "t").input[0] = "other"
+    found = debug(original, wrong)
+    assert found.place is not None and found.place.value == "t" and found.place.nodes == ("t", "other")
+    agreeing = {value.name for value in found.values if value.comparison.problem is None}
+    assert agreeing == {"t length", "t[0]", "y length", "y[0]", "z"}
+
+
+def test_maps_are_compared_by_keys_and_values() -> None:
+    original, wrong = (helpers.model(MAP.format(operator)) for operator in ("Softmax", "Sigmoid"))
+    found = debug(original, original)
+    assert found.equal and {"y[0] keys", "y[0] values"} <= {value.name for value in found.values}
+    node_of(wrong, "p").output[0] = node_of(wrong, "y").input[0] = "other"
+    found = debug(original, wrong)
+    assert found.place is not None and found.place.value == "y" and found.place.nodes == ("y", "other")
+
+
+def test_too_little_memory_is_said_before_it_runs_out() -> None:
+    made = helpers.model("(float[4611686018427387904] x) => (float[4611686018427387904] y) { y = Relu(x) }")
+    with pytest.raises(ModelError, match="of memory") as error:
+        debug(made, made)
+    assert "--inputs" in error.value.remedy
 
 
 def test_statistics() -> None:

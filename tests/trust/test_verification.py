@@ -40,7 +40,10 @@ def dot_interaction() -> ModelProto:
         "flat": np.array([0, 16]),
         "two": np.array([1]),
     }
-    taken = "  ".join(f"i{i} = Gather <axis = 1> (ids, n{i})  e{i} = Gather(t{i}, i{i})  f{i} = Unsqueeze(e{i}, two)" for i in range(3))
+    taken = "  ".join(
+        f"i{i} = Gather <axis = 1> (ids, n{i})  e{i} = Gather(t{i}, i{i})  f{i} = Unsqueeze(e{i}, two)"
+        for i in range(3)
+    )
     weights |= {f"n{i}": np.array(i) for i in range(3)}
     return helpers.model(
         f"""(float[B,5] dense, int64[B,3] ids) => (float[B,2] y) {{
@@ -135,7 +138,9 @@ def number_attributes(model: ModelProto) -> Iterator[Change]:
                 continue
             factor = 1000.0 if attribute.name == "epsilon" else 1.1
 
-            def change(made: ModelProto, name: str = attribute.name, output: str = node.output[0], factor: float = factor) -> None:
+            def change(
+                made: ModelProto, name: str = attribute.name, output: str = node.output[0], factor: float = factor
+            ) -> None:
                 attribute_of(node_of(made, output), name).f *= factor
 
             yield f"{attribute.name} of {node.op_type}", change
@@ -154,7 +159,10 @@ def word_attributes(model: ModelProto) -> Iterator[Change]:
                 continue
 
             def change(
-                made: ModelProto, name: str = attribute.name, output: str = node.output[0], word: str = words[words[0] == value]
+                made: ModelProto,
+                name: str = attribute.name,
+                output: str = node.output[0],
+                word: str = words[words[0] == value],
             ) -> None:
                 attribute_of(node_of(made, output), name).s = word.encode()
 
@@ -262,7 +270,9 @@ def without_bodies(model: ModelProto) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("change", [renamed, listed, inlined, rewritten, without_bodies], ids=lambda change: str(change.__name__))
+@pytest.mark.parametrize(
+    "change", [renamed, listed, inlined, rewritten, without_bodies], ids=lambda change: str(change.__name__)
+)
 def test_equal_models_pass(seed: str, change: Callable[[ModelProto], None]) -> None:
     original, fused = pair(seed)
     other = copied(fused)
@@ -288,7 +298,9 @@ def test_weights_beside_the_model_and_in_it(tmp_path: Path) -> None:
 
 
 def compared(original: str, fused: str, inputs: str, outputs: str, **weights: np.ndarray) -> Verification:
-    one, other = (helpers.model(f"({inputs}) => ({outputs}) {{ {body} }}", weights=weights) for body in (original, fused))
+    one, other = (
+        helpers.model(f"({inputs}) => ({outputs}) {{ {body} }}", weights=weights) for body in (original, fused)
+    )
     return verify(one, other)
 
 
@@ -310,8 +322,15 @@ def test_a_mask_that_is_added_hides_nothing() -> None:
 
     def of(factor: str) -> Verification:
         body = "k = Cast <to = 1> (mask)  o = Sub(unit, k)  b = Mul(o, low)  z = Mul(x, {})  y = Add(z, b)"
-        weights = {"unit": np.array(1.0, np.float32), "low": COLUMN["low"], "one": COLUMN["one"], "other": np.float32([1.01])}
-        return compared(body.format("one"), body.format(factor), "float[B,S] x, int64[B,S] mask", "float[B,S] y", **weights)
+        weights = {
+            "unit": np.array(1.0, np.float32),
+            "low": COLUMN["low"],
+            "one": COLUMN["one"],
+            "other": np.float32([1.01]),
+        }
+        return compared(
+            body.format("one"), body.format(factor), "float[B,S] x, int64[B,S] mask", "float[B,S] y", **weights
+        )
 
     assert of("one").passed
     assert not of("other").passed
@@ -335,14 +354,21 @@ def test_what_cancels_may_be_off_by_the_rounding_of_its_terms() -> None:
     second[:, :4] = first[:, :4] * np.float32(1 + 1e-6)
     halves = {"a0": first[:32], "a1": first[32:], "b0": second[:32], "b1": second[32:]}
     plain = "p = MatMul(x, a)  q = MatMul(x, b)  y = Sub(p, q)"
-    parts = "u, v = Split <axis = -1> (x)  p0 = MatMul(u, a0)  p1 = MatMul(v, a1)  q0 = MatMul(u, b0)  q1 = MatMul(v, b1)"
+    parts = (
+        "u, v = Split <axis = -1> (x)  p0 = MatMul(u, a0)  p1 = MatMul(v, a1)  q0 = MatMul(u, b0)  q1 = MatMul(v, b1)"
+    )
     split = f"{parts}  p = Add(p1, p0)  q = Add(q1, q0)  y = Sub(p, q)"
     found = compared(plain, split, "float[B,64] x", "float[B,16] y", a=first, b=second, **halves)
     assert found.passed, found.summary()
     # The same columns, computed from small weights: nothing cancels, and as much is an error.
     small = (first - second)[:, :4]
-    exact, shifted = np.concatenate([small, first[:, 4:]], 1), np.concatenate([small * np.float32(1.2), first[:, 4:]], 1)
-    assert not compared("y = MatMul(x, a)", "y = MatMul(x, b)", "float[B,64] x", "float[B,16] y", a=exact, b=shifted).passed
+    exact, shifted = (
+        np.concatenate([small, first[:, 4:]], 1),
+        np.concatenate([small * np.float32(1.2), first[:, 4:]], 1),
+    )
+    assert not compared(
+        "y = MatMul(x, a)", "y = MatMul(x, b)", "float[B,64] x", "float[B,16] y", a=exact, b=shifted
+    ).passed
 
 
 def test_a_cast_elsewhere_loosens_nothing() -> None:
@@ -363,7 +389,9 @@ def test_the_attributes_of_a_node_are_held_against_its_body() -> None:
     node = next(node for node in spoiled.graph.node if node.domain == DOMAIN)
     attribute_of(node, "triangle").s = b"upper" if attribute_of(node, "triangle").s == b"lower" else b"lower"
     found = verify(original, spoiled)
-    assert str(found.problem).startswith(f"the attributes of {node.op_type} {node.name} say something else than the body")
+    assert str(found.problem).startswith(
+        f"the attributes of {node.op_type} {node.name} say something else than the body"
+    )
     assert "TensorRT goes by the attributes" in found.remedy
 
 
@@ -387,7 +415,9 @@ def test_a_fusion_of_ones_own_is_named() -> None:
     assert error.value.cause.startswith("my.ops::NegRelu /c.1/Relu/NegRelu, in place of /c.1/Relu: output 'y' differs")
     assert "--disable NegRelu" in error.value.remedy
     fused = onnx_fuse.fuse(original, fusions=[fusion], verify=False).model
-    assert "the first fused node that differs is my.ops::NegRelu /c.1/Relu/NegRelu" in str(verify(original, fused).problem)
+    assert "the first fused node that differs is my.ops::NegRelu /c.1/Relu/NegRelu" in str(
+        verify(original, fused).problem
+    )
     without_bodies(fused)
     found = verify(original, fused)
     assert found.inconclusive and "no my.ops::NegRelu" in str(found.problem) and "--functions keep" in found.remedy

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from onnx_fuse.runtime.verify.compare import Comparison, compare
 
 NAN, INF = math.nan, math.inf
@@ -111,3 +112,64 @@ def test_everything_else_must_be_equal(expected: np.ndarray, got: np.ndarray, wo
 )
 def test_constant_values_tell_nothing(values: np.ndarray, informative: bool) -> None:
     assert compared(values, values).informative is informative
+
+
+# --- values in doubt ---------------------------------------------------------------------------------------------------
+
+
+def heard(expected: np.ndarray, got: np.ndarray, noise: float | None, rtol: float = 1e-4, **more: Any) -> Comparison:
+    measured = None if noise is None else np.full(expected.shape, noise)
+    return compare("y", expected, got, rtol, noise=lambda: measured, **more)
+
+
+def masked_column(error: float) -> tuple[np.ndarray, np.ndarray]:
+    """Values around 1 beside a column of -1e9; one of them is off by `error`."""
+    before = np.random.default_rng(0).uniform(0.5, 1.5, (12, 10)).astype(np.float32)
+    before[:, 0] = -1e9
+    after = before.copy()
+    after[3, 4] += error
+    return before, after
+
+
+def test_what_is_usual_around_a_value_decides_not_a_column_of_huge_numbers() -> None:
+    before, after = masked_column(0.01)
+    assert compared(before, after).problem is None  # the outer bound alone
+    found = heard(before, after, 0.0)
+    assert found.problem is not None and found.index == (3, 4)
+    assert "rounding and the values around explain" in found.problem
+    assert heard(*masked_column(1e-4), 0.0).problem is None
+
+
+def test_noise_excuses_what_is_rounding_and_no_more() -> None:
+    before, after = masked_column(0.01)
+    assert heard(before, after, 0.01 / 8).problem is None
+    assert heard(before, after, 0.01 / 20).problem is not None
+    assert heard(before, after, None).problem is None  # where it cannot be told, the outer bound counts
+
+
+def test_noise_is_asked_for_only_in_doubt() -> None:
+    before = np.ones((12, 10), np.float32)
+
+    def never() -> np.ndarray:
+        raise AssertionError("nothing is in doubt")
+
+    assert compare("y", before, before * np.float32(1.00001), 1e-4, noise=never).problem is None
+
+
+def test_noise_never_allows_more_than_the_outer_bound_unless_it_is_told_to() -> None:
+    before, after = np.ones((12, 10), np.float32), np.full((12, 10), 1.1, np.float32)
+    assert heard(before, after, 1.0).problem is not None
+    free = heard(before, after, 1.0, bounded=False)
+    assert free.problem is None and free.relative <= 1e-4
+
+
+def test_an_absolute_tolerance_is_added() -> None:
+    before, after = floats(1, 2), floats(1, 2.5)
+    assert compare("y", before, after, 1e-4, atol=0.5).problem is None
+    assert compare("y", before, after, 1e-4, atol=0.4).problem is not None
+
+
+def test_places_that_are_not_read_do_not_count() -> None:
+    before, after = floats(1, NAN, 2), floats(1, 0, 2)
+    assert compare("y", before, after, 1e-4, unread=np.array([False, True, False])).problem is None
+    assert compare("y", before, after, 1e-4).problem is not None

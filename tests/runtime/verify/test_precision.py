@@ -28,7 +28,9 @@ HALF, SINGLE, QUANTIZED = TOLERANCES["float16"], TOLERANCES["float32"], TOLERANC
     ],
 )  # fmt: skip
 def test_a_value_is_as_coarse_as_what_feeds_it(text: str, y: float, z: float) -> None:
-    narrow = '<domain: "local", opset_import: ["" : 17]> Narrow (a) => (b) { h = Cast <to = 10> (a)  b = Cast <to = 1> (h) }'
+    narrow = (
+        '<domain: "local", opset_import: ["" : 17]> Narrow (a) => (b) { h = Cast <to = 10> (a)  b = Cast <to = 1> (h) }'
+    )
     made = helpers.model(
         f"(float[n,4] x) => (float[n,4] y, float[n,4] z) {text}",
         functions=narrow if "Narrow" in text else "",
@@ -48,7 +50,9 @@ def test_types_of_inputs_and_outputs_count() -> None:
 def test_the_order_of_nodes_does_not_matter_nor_their_number() -> None:
     """A chain of thousands of nodes, last first."""
     chain = "  ".join(f"v{i + 1} = Relu(v{i})" for i in range(3000))
-    made = helpers.model(f"(float[n] x) => (float[n] v3000) {{ h = Cast <to = 10> (x)  v0 = Cast <to = 1> (h)  {chain} }}")
+    made = helpers.model(
+        f"(float[n] x) => (float[n] v3000) {{ h = Cast <to = 10> (x)  v0 = Cast <to = 1> (h)  {chain} }}"
+    )
     nodes = list(made.graph.node)[::-1]
     del made.graph.node[:]
     made.graph.node.extend(nodes)

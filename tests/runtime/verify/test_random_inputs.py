@@ -11,13 +11,17 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 from onnx_fuse.errors import ModelError
 from onnx_fuse.runtime.verify.random_inputs import (
     DRAWS,
+    EXTREMES,
     Draw,
     InputSpec,
     draw_inputs,
     draw_shapes,
+    extremes,
+    further_draw,
     has_floats,
     has_mask,
     input_specs,
+    long_lengths,
 )
 
 TABLE = numpy_helper.from_array(np.zeros((11, 4), np.float32), "table")
@@ -226,3 +230,56 @@ def test_what_cannot_be_drawn_says_which_input() -> None:
         draw_inputs((InputSpec("f", TensorProto.FLOAT, None, "data"),), DRAWS[0])
     with pytest.raises(ModelError, match="'f': there is no random data of type FLOAT8E4M3FN"):
         draw_inputs((spec("f", TensorProto.FLOAT8E4M3FN, "n"),), DRAWS[0])
+
+
+def test_ids_cover_their_table_its_ends_always() -> None:
+    ids = spec("ids", TensorProto.INT64, "b", "s", role="ids", rows=(1000,))
+    for seed in range(5):
+        few = draw_inputs((ids,), Draw(2, 3), seed)["ids"]
+        assert {0, 999} <= set(few.ravel().tolist()) and len(np.unique(few)) == few.size
+    all_of_them = draw_inputs((ids,), Draw(40, 40), 0)["ids"]
+    assert len(np.unique(all_of_them)) == 1000
+    single = {int(draw_inputs((ids,), Draw(1, 1), seed)["ids"].item()) for seed in range(20)}
+    assert single == {0, 999}
+
+
+def test_lengths_go_from_one_to_the_longest() -> None:
+    specs = (spec("x", TensorProto.FLOAT, "b", "s"), spec("lengths", TensorProto.INT64, "b", role="length"))
+    for seed in range(5):
+        drawn = draw_inputs(specs, Draw(4, 9), seed)["lengths"]
+        assert {1, 9} <= set(drawn.tolist()) and drawn.min() >= 1 and drawn.max() <= 9
+    assert draw_inputs(specs, Draw(4, 9, empty=True))["lengths"][0] == 0
+    assert draw_inputs(specs, Draw(2, 0, equal=True))["lengths"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [(TensorProto.FLOAT, 1e-4, 1e4), (TensorProto.FLOAT16, 1e-3, 1e1)])
+def test_spread_rows_have_magnitudes_of_their_own(kind: int, low: float, high: float) -> None:
+    drawn = draw_inputs((spec("x", kind, "b", "s", 64),), Draw(3, 9, spread=True))["x"].astype(np.float64)
+    rows = drawn.std(axis=-1)
+    assert rows.min() == pytest.approx(low, rel=0.5) and rows.max() == pytest.approx(high, rel=0.5)
+    assert np.isfinite(drawn).all()
+
+
+def test_extremes_are_drawn_where_they_mean_something() -> None:
+    floats, ids = spec("x", TensorProto.FLOAT, "b", "s"), spec("i", TensorProto.INT64, "b", role="ids")
+    lengths = spec("n", TensorProto.INT64, "b", role="length")
+    assert extremes((floats, lengths), nothing=True) == EXTREMES
+    assert all(not draw.empty for draw in extremes((floats,), nothing=True))
+    assert [draw.spread for draw in extremes((floats, lengths), nothing=False)] == [True]
+    assert extremes((ids,), nothing=False) == ()
+    assert {0} <= {draw.batch for draw in EXTREMES} and {0} <= {draw.length for draw in EXTREMES}
+    assert max(draw.batch for draw in DRAWS) > 3
+
+
+def test_long_lengths_are_for_small_models() -> None:
+    small, large = ModelProto(), ModelProto()
+    large.graph.initializer.append(TensorProto(name="w", dims=[10000, 10000]))
+    assert long_lengths(small) == (128, 64) and long_lengths(large) == ()
+
+
+def test_further_draws_differ() -> None:
+    random = np.random.default_rng(0)
+    draws = [further_draw(random) for _ in range(50)]
+    assert {draw.padding for draw in draws} == {"none", "right", "left", "inner"}
+    assert max(draw.length for draw in draws) > 200 and min(draw.length for draw in draws) < 5
+    assert len({draw.batch for draw in draws}) == 8
