@@ -158,11 +158,14 @@ def run(
         OutOfTime: the deadline passed.
     """
     names = [output.name for output in session.get_outputs()]
+    up = OutOfTime("The time for running the model is up.", "Give it more time.")
+    if deadline is not None and deadline.passed:
+        raise up
     try:
         return dict(zip(names, session.run(names, dict(inputs), deadline and deadline.options()), strict=True))
     except Exception as error:  # as above
         if deadline is not None and deadline.passed:
-            raise OutOfTime("The time for running the model is up.", "Give it more time.") from error
+            raise up from error
         raise translated(error, "ONNX Runtime cannot run the model") from error
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +168,49 @@ def test_source_places_are_cut_from_messages() -> None:
 def test_messages_are_kept_short() -> None:
     assert len(sessions.message(ValueError("x" * 10_000))) == 400
     assert sessions.message(ValueError("a\n  b")) == "a b"
+
+
+# --- deadlines ---------------------------------------------------------------------------------------------------------
+
+
+def loop(turns: int) -> ModelProto:
+    model = text(
+        "y = Loop (turns, yes, x) < body = step (int64 i, bool c, float[N,8] a) => (bool d, float[N,8] b) "
+        "{ d = Identity(c)  b = Relu(a) } >"
+    )
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(np.array(turns), "turns"), numpy_helper.from_array(np.array(True), "yes")]
+    )
+    return model
+
+
+def test_a_run_ends_at_its_deadline() -> None:
+    session, start = sessions.session(loop(1 << 40)), time.monotonic()
+    with sessions.Deadline(0.2) as deadline:
+        with pytest.raises(sessions.OutOfTime):
+            sessions.run(session, {"x": X}, deadline)
+        assert time.monotonic() - start < 5
+        assert deadline.passed and deadline.left == 0
+        with pytest.raises(sessions.OutOfTime):  # and all after it
+            sessions.run(sessions.session(linear()), {"x": X}, deadline)
+
+
+def test_a_run_that_is_done_before_its_deadline_is_a_run_like_any_other() -> None:
+    before = threading.active_count()
+    with sessions.Deadline(60) as deadline:
+        for _ in range(3):
+            found = sessions.run(sessions.session(linear()), {"x": X}, deadline)
+        np.testing.assert_array_equal(found["y"], outputs(linear()))
+        assert not deadline.passed and threading.active_count() == before + 1
+        with pytest.raises(ModelError) as error:
+            sessions.run(sessions.session(linear()), {"x": X[:, :2]}, deadline)
+        assert not isinstance(error.value, sessions.OutOfTime)
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join(5)
+    assert threading.active_count() == before
+
+
+def test_no_deadline() -> None:
+    deadline = sessions.Deadline()
+    assert deadline.left is None and not deadline.passed and deadline.options() is None
