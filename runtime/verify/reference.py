@@ -45,13 +45,21 @@ _OUT_OF_BOUNDS = re.compile(
 
 @dataclass(frozen=True)
 class Evidence:
-    """Inputs of one case and what the original makes of them: its outputs, and values inside it."""
+    """Inputs of one case and what the original makes of them.
+
+    Attributes:
+        case, inputs: what they are called, and they themselves.
+        expected, inner: the original's outputs, and values inside it.
+        spread: rows have very different magnitudes: what rounding does to them says how far they may be off.
+        undefined: where the original is not finite, as it divides by a length of 0 or overflows, NaN is as good as infinity.
+    """
 
     case: Case
     inputs: dict[str, Array]
     expected: dict[str, Array]
     inner: dict[str, Array]
-    spread: bool = False  # rows of very different magnitudes: what rounding does to them says how far they may be off
+    spread: bool = False
+    undefined: bool = False
 
 
 @dataclass
@@ -226,7 +234,7 @@ class _Trial:
                 out_of_bounds = _OUT_OF_BOUNDS.search(error.cause) is not None
                 continue
             self.first, self.worked = step, draw
-            return replace(evidence, spread=draw.spread)
+            return replace(evidence, spread=draw.spread, undefined=draw.spread or draw.empty)
         return None
 
     def _kind(self, draw: Draw) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
 from onnx_fuse.errors import ModelError
@@ -98,15 +99,18 @@ class Judge:
         rtol = self.rtol.get(name, self.default)
         # A quantized value takes the next step or does not: a few samples of the noise may miss that.
         noise = None if hearing is None or rtol > TOLERANCES["float16"] else lambda: hearing.noise(evidence, name)
-        found = compare(name, expected, got, rtol, atol=self.atol, noise=noise, bounded=not evidence.spread)
+        left_out: Array | None = None
+        if evidence.undefined and expected.dtype.kind == got.dtype.kind == "f" and expected.shape == got.shape:
+            left_out = ~np.isfinite(expected) & ~np.isfinite(got)
+        bounded = not evidence.spread
+        found = compare(name, expected, got, rtol, atol=self.atol, noise=noise, bounded=bounded, unread=left_out)
         if found.problem is None or found.index is None or hearing is None or expected.dtype.kind != "f":
             return found
         unread = hearing.unread(evidence, name, expected, got)
         if unread is None:
             return found
-        again = compare(
-            name, expected, got, rtol, atol=self.atol, noise=noise, bounded=not evidence.spread, unread=unread
-        )
+        both = unread if left_out is None else unread | left_out
+        again = compare(name, expected, got, rtol, atol=self.atol, noise=noise, bounded=bounded, unread=both)
         return replace(again, unread=int(unread.sum()))
 
     def judged(self, session: Any, evidence: Evidence) -> Case:

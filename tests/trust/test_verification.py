@@ -467,6 +467,24 @@ def test_a_place_that_counts_is_not_excused() -> None:
     assert not found.passed and "NaN or infinite" in str(found.problem)
 
 
+def test_dividing_by_a_length_of_0_may_give_nan_or_infinity_and_no_number() -> None:
+    """Dividing before the sum or after it."""
+    text = """(float[B,5,4] x, int64[B] lengths) => (float[B,4] y) {{
+        f = Cast <to = 1> (lengths)  n = Unsqueeze(f, axis)  m = Unsqueeze(n, axis) {} }}"""
+    weights = {"axis": np.array([1]), "least": np.array(1.0, np.float32)}
+    before, after, guarded = (
+        helpers.model(text.format(body), weights=weights)
+        for body in (
+            "q = Div(x, m)  y = ReduceSum <keepdims = 0> (q, axis)",
+            "s = ReduceSum <keepdims = 0> (x, axis)  y = Div(s, n)",
+            "s = ReduceSum <keepdims = 0> (x, axis)  d = Max(n, least)  y = Div(s, d)",
+        )
+    )
+    assert verify(before, after).passed
+    found = verify(before, guarded)
+    assert "a length of 0" in str(found.problem) and "NaN or infinite" in str(found.problem)
+
+
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
