@@ -14,10 +14,13 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper, parser
 
+import onnx_fuse
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.runtime.verify.record import Case
 from onnx_fuse.runtime.verify.reference import Evidence
 from onnx_fuse.runtime.verify.verification import Suspects, Verification, bisect, verify
+from tests import helpers
+from tests.trust import mutations
 
 HIDDEN, IDS = 16, 13
 
@@ -536,3 +539,22 @@ def test_bisect_alone_on_given_evidence() -> None:
 def test_a_verification_of_nothing_is_a_failure() -> None:
     with pytest.raises(VerificationError):
         Verification().raise_if_failed()
+
+
+def test_with_little_memory_the_largest_magnitudes_alone_count() -> None:
+    columns = {"s": np.float32([1e-4] * 8 + [1e4] * 8), "w": np.float32([1.2e-4] * 8 + [1e4] * 8)}
+    original, wrong = (
+        helpers.model(f"(float[B,16] x) => (float[B,16] y) {{ y = Mul(x, {name}) }}", weights=columns) for name in "sw"
+    )
+    needed = verify(original, wrong).bytes_needed
+    assert not verify(original, wrong).passed
+    found = verify(original, wrong, memory_limit=needed)
+    assert found.passed and any("no memory to measure" in note for note in found.notes)
+
+
+def test_two_fused_models_without_bodies_are_compared_too() -> None:
+    fused = onnx_fuse.fuse(mutations.attention_block(), verify=False, functions="none").model
+    wrong = helpers.copied(fused)
+    next(item for item in wrong.graph.node[-1].attribute if item.name == "scale").f *= 1.1
+    assert verify(fused, fused).passed
+    assert verify(fused, wrong).problem is not None
