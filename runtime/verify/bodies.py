@@ -16,7 +16,7 @@ from onnx_fuse.passes.graph.function_bodies import add_bodies
 from onnx_fuse.passes.graph.inlining import nodes_of
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.language.body import CAST_LIKE_SINCE
-from onnx_fuse.patterns.language.operator import FusedOp
+from onnx_fuse.patterns.language.operator import FLOATS, FusedOp
 
 _OVERLOAD = "by_attributes_"
 
@@ -51,8 +51,9 @@ def by_attributes(model: ModelProto) -> Bodies:
             continue
         body = bodies.get((node.domain, node.op_type, node.overload))
         opset = _opset(model if body is None else body)
-        dtype = TensorProto.FLOAT if opset >= CAST_LIKE_SINCE else types.get(node.output[0], TensorProto.FLOAT)
-        made = _made(operator, node, opset, dtype, known)
+        # Without CastLike the element type is written into the body, where nothing else may tell it.
+        told = TensorProto.FLOAT if opset >= CAST_LIKE_SINCE else types.get(node.output[0]) or _written(body)
+        made = _made(operator, node, opset, told, known)
         if made is None or (body is not None and _same(body, made)):
             continue
         wanted[node.output[0]] = made
@@ -106,6 +107,12 @@ def _same(body: FunctionProto, made: FunctionProto) -> bool:
     copy.CopyFrom(made)
     copy.overload = body.overload
     return copy == body
+
+
+def _written(body: FunctionProto | None) -> int:
+    """The type that a body casts to: float32 if it casts to no other."""
+    types = [item.i for node in (body.node if body else ()) for item in node.attribute if item.name == "to"]
+    return next((kind for kind in types if kind in FLOATS and kind != TensorProto.FLOAT), TensorProto.FLOAT)
 
 
 def _opset(held: ModelProto | FunctionProto) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnx_fuse
 from onnx_fuse.runtime.verify.bodies import by_attributes
@@ -16,21 +17,34 @@ from tests.trust import mutations
 
 
 @cache
-def fused(opset: int) -> ModelProto:
+def fused(opset: int, half: bool = False) -> ModelProto:
     original = mutations.attention_block()
+    if half:
+        for tensor in original.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            if array.dtype == np.float32:
+                tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), tensor.name))
+        for value in (*original.graph.input, *original.graph.output):
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+        original.graph.node.append(helper.make_node("Neg", ["y"], ["z"], name="last"))
+        original.graph.output[0].name = "z"
     original.opset_import[0].version = opset
     if opset < 17:
-        norm = original.graph.node[-1]
+        norm = next(node for node in original.graph.node if "y" in node.output)
         norm.op_type = "Add"
         del norm.attribute[:]
         norm.input[:] = norm.input[:2]
     return onnx_fuse.fuse(original, verify=False).model
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("opset", [13, 17])
-def test_what_fuse_writes_agrees(opset: int) -> None:
-    """With CastLike, and before it, where a body has its type written in."""
-    found = by_attributes(fused(opset))
+def test_what_fuse_writes_agrees(opset: int, half: bool) -> None:
+    """With CastLike, and before it, where a body has its type written in and nothing else may tell the type."""
+    model = copied(fused(opset, half))
+    assert any(node.op_type == "FusedAttentionLayerNorm" for node in model.graph.node)
+    del model.graph.value_info[:]
+    found = by_attributes(model)
     assert (found.model, found.missing, found.other) == (None, (), ())
 
 
