@@ -16,7 +16,9 @@ from onnx_fuse.errors import VerificationError
 def verify(
     original: Annotated[Path, MODEL] = typer.Argument(metavar="ORIGINAL", help="The model as it was."),
     fused: Annotated[Path, MODEL] = typer.Argument(metavar="FUSED", help="The model to compare with it."),
-    inputs: Annotated[Path | None, INPUT] = typer.Option(None, metavar="X.npz", help="Inputs to compare on, before random ones."),
+    inputs: Annotated[Path | None, INPUT] = typer.Option(
+        None, metavar="X.npz", help="Inputs to compare on, before random ones."
+    ),
     samples: int = typer.Option(0, min=0, metavar="N", help="Compare on N sets of random inputs at least."),
     rtol: float | None = typer.Option(
         None, min=0.0, help="Difference allowed, relative to the largest magnitude of an output. [default: by its type]"

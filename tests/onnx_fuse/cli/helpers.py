@@ -37,7 +37,7 @@ def small_model(scale: float = 1.0) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def run(*arguments: str | Path, **environment: str) -> Result:
+def run(*arguments: str | Path | float, **environment: str) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "80", **environment})
 
 

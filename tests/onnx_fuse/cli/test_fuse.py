@@ -34,7 +34,7 @@ def test_options_reach_the_api(small: Path, tmp_path: Path, monkeypatch: pytest.
     done = run(
         "fuse", small, "-o", tmp_path / "out.onnx", "--fusions", "A,B", "--enable", "C", "--enable", "D,E", "--disable",
         "F", "--require", "A=2", "--require", "B=0,C=1", "--functions", "inline", "--simplify", "--no-verify",
-        "--inputs", tmp_path / "x.npz", "--select", "auto", "--sizes", "batch=4,length=8", "--device", "L4", "--attention", "native", "--external-data", "copy", "--quiet",
+        "--inputs", tmp_path / "x.npz", "--verify-timeout", "60", "--select", "auto", "--sizes", "batch=4,length=8", "--device", "L4", "--attention", "native", "--external-data", "copy", "--quiet",
     )  # fmt: skip
     assert (done.exit_code, done.output) == (0, "")
     del called["progress"]
@@ -53,6 +53,7 @@ def test_options_reach_the_api(small: Path, tmp_path: Path, monkeypatch: pytest.
         "simplify": True,
         "verify": False,
         "inputs": tmp_path / "x.npz",
+        "verify_timeout": 60.0,
     }
 
 

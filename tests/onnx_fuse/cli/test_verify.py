@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
+from onnx_fuse.cli.common import VERIFY_TIMEOUT
+from onnx_fuse.runtime.verify import verification
 from tests.onnx_fuse.cli.helpers import (
+    HIDDEN,
     run,
     small_model,
 )
@@ -22,10 +27,41 @@ def test_different(small: Path, tmp_path: Path) -> None:
     onnx.save(small_model(scale=1.01), tmp_path / "other.onnx")
     done = run("verify", small, tmp_path / "other.onnx")
     assert done.exit_code == 4
-    assert done.stdout.startswith("NOT equal") and "\n  output 'y' differs by " in done.stdout
+    assert done.stdout.startswith("NOT equal") and " output 'y' differs by " in done.stdout
+    assert "\n  the weight 'w' has other bytes than in the original, from byte 0 on. Besides, " in done.stdout
     error, hint = done.stderr.splitlines()
     assert error == f"error: {tmp_path}/other.onnx does not compute what {small} computes."
-    assert hint.startswith("hint: Fuse again")
+    assert hint.startswith("hint: Fuse this original again.")
+
+
+def test_options(small: Path, tmp_path: Path) -> None:
+    """Inputs of one's own come first, N sets are drawn at least, tolerances are taken, and JSON has all of it."""
+    np.savez(tmp_path / "x.npz", x=np.ones((1, HIDDEN), np.float32))
+    options = ("--inputs", tmp_path / "x.npz", "--samples", 20, "--rtol", 1e-3, "--atol", 1e-6, "--json")
+    done = run("verify", small, small, *options)
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert found["passed"] and found["rtol"] == 1e-3 and found["timeout"] == VERIFY_TIMEOUT
+    assert found["cases"][0]["name"] == "given inputs" and len(found["cases"]) >= 21
+    assert VERIFY_TIMEOUT == verification.TIMEOUT
+
+
+def test_tolerances(small: Path, tmp_path: Path) -> None:
+    """A scale of its own name that is 1 % off: refused, unless that much is allowed."""
+    other = small_model(scale=1.01)
+    for tensor in other.graph.initializer:
+        tensor.name += "_other"
+    for node in other.graph.node:
+        node.input[:] = [f"{name}_other" if name == "w" else name for name in node.input]
+    onnx.save(other, tmp_path / "other.onnx")
+    assert run("verify", small, tmp_path / "other.onnx").exit_code == 4
+    assert run("verify", small, tmp_path / "other.onnx", "--rtol", "0.03").exit_code == 0
+    assert run("verify", small, tmp_path / "other.onnx", "--atol", "1e9").exit_code == 0
+
+
+def test_the_time_is_up(small: Path) -> None:
+    done = run("verify", small, small, "--verify-timeout", "0")
+    assert done.exit_code == 4 and done.stdout.startswith("not proven") and "--verify-timeout" in done.stderr
 
 
 def test_not_proven(small: Path, tmp_path: Path) -> None:
