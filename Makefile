@@ -1,5 +1,7 @@
 # `make help` lists the targets. All of them share one environment, .venv; each adds to it only what it needs.
 PYTHON ?= python3
+# How long `make fuzz` looks.
+MINUTES ?= 3
 # Test workers. Each is one thread wide, so that they do not fight over the cores.
 JOBS ?= 2
 # On Linux a bare `torch` brings gigabytes of CUDA, which no test needs. pip takes the CPU build of this release where its
@@ -30,13 +32,14 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo plugins test test-models test-gpu lint format docs bench bench-gpu dist clean distclean
+.PHONY: help demo plugins test test-long test-models test-gpu fuzz lint format docs bench bench-gpu dist clean distclean
 
 help:
 	@echo "make demo         fuse, verify, parse and run a trained MiniLM (no torch needed)"
 	@echo "make plugins      compile the TensorRT plugin library (no GPU needed)"
-	@echo "make test         all tests, on a sample of the exported models"
+	@echo "make test         the tests, on a sample of the exported models; make test-long: those that take longer, and fuzzing"
 	@echo "make test-models  the model tests on every export"
+	@echo "make fuzz         random damage to models and files for MINUTES=3"
 	@echo "make test-gpu     every plugin on this machine's NVIDIA GPU"
 	@echo "make lint         ruff, mypy, clang-format, and which folder may import which"
 	@echo "make format       let ruff and clang-format rewrite what they can"
@@ -52,7 +55,14 @@ plugins: $(VENV)/kernels.stamp
 	@$(BIN)/onnx-fuse plugins build
 
 test: $(VENV)/test.stamp
-	@$(PYTEST)
+	@$(PYTEST) -m "not long"
+
+# Sanitizers, wheels, whole builds, and what else takes long.
+test-long: fuzz
+	@$(PYTEST) -m long
+
+fuzz: $(VENV)/test.stamp
+	@$(BIN)/python -m tests.trust.fuzz --minutes $(MINUTES)
 
 test-models: $(VENV)/test.stamp
 	@ONNX_FUSE_ALL_MODELS=1 $(PYTEST) tests/models

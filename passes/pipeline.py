@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from onnx import ModelProto
 
 from onnx_fuse.errors import OnnxFuseError, PatternError
+from onnx_fuse.passes.files.encoding import require_text
 from onnx_fuse.passes.graph import function_bodies
 from onnx_fuse.passes.graph.index import Graph, count_nodes, graphs
 from onnx_fuse.passes.report import Log, PassRecord, Report
@@ -149,6 +150,8 @@ class Pipeline:
         if backup is not None or log.rewrites:
             report.nodes_after = count_nodes(model, self._bodies)
         if log.errors:
+            # A fusion or rule that raised may have come across a name that is no text.
+            require_text(model)
             error = "; ".join([*log.errors, *([error] if error else [])])
         report.passes.append(
             PassRecord(

@@ -33,12 +33,21 @@ def blames_text(function: Callable[_Parameters, _Result]) -> Callable[_Parameter
             for item in (*args, *options.values()):
                 where = _broken(item)
                 if where is not None:
-                    raise ModelError(
-                        f"{where} is no text in UTF-8: the model is damaged.", "Copy or download it again."
-                    ) from error
+                    raise _damaged(where) from error
             raise
 
     return wrapped
+
+
+def require_text(model: Message) -> None:
+    """Raises ModelError if the model holds a name that is no text."""
+    where = broken_text(model)
+    if where is not None:
+        raise _damaged(where)
+
+
+def _damaged(where: str) -> ModelError:
+    return ModelError(f"{where} is no text in UTF-8: the model is damaged.", "Copy or download it again.")
 
 
 def _broken(item: Any) -> str | None:

@@ -236,6 +236,15 @@ def test_spoiled_models(case: Case) -> None:
     assert not outcome.is_finding, outcome
 
 
+@pytest.mark.parametrize(
+    "case", [Case("branches", flip=4155714110, inline=True), Case("embedding", flip=3323276831, inline=True)], ids=str
+)
+def test_names_that_are_no_text_are_refused(case: Case) -> None:
+    """A fusion stumbled over them, which was told as its own fault."""
+    outcome = fuzz.judge(case)
+    assert outcome.kind == "refused" and "is no text in UTF-8" in outcome.detail
+
+
 @pytest.mark.parametrize("name", sorted(SEEDS))
 def test_the_seed_models_fuse(name: str) -> None:
     """A seed that does not fuse would make a fuzzer that finds nothing."""
