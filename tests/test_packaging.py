@@ -77,11 +77,13 @@ def files_of(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
+@pytest.mark.long
 def test_no_folder_of_data_is_taken_for_a_forgotten_package(dist: Path) -> None:
     log = (dist.parent / "log").read_text()
     assert "Successfully built" in log and "is absent from the" not in log
 
 
+@pytest.mark.long
 def test_wheel_installs_one_package_and_nothing_else(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in files_of(wheel)}
     assert tops == {"onnx_fuse", f"onnx_fuse-{onnx_fuse.__version__}.dist-info"}
@@ -98,6 +100,7 @@ def sources(*folders: str) -> set[str]:
     return {path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)}
 
 
+@pytest.mark.long
 def test_wheel_has_every_source_and_nothing_else(wheel: Path) -> None:
     """Modules, the type marker, and what the plugin library is built from, in each operator's folder too."""
     wanted = {name if name.startswith("onnx_fuse/") else f"onnx_fuse/{name}" for name in sources(*FOLDERS)}
@@ -105,12 +108,14 @@ def test_wheel_has_every_source_and_nothing_else(wheel: Path) -> None:
     assert {"onnx_fuse/py.typed", "onnx_fuse/plugin_csrc/operators/fused_swish/plugin.cpp"} <= wanted
 
 
+@pytest.mark.long
 def test_wheel_of_the_tree_is_the_wheel_of_the_sdist(dist: Path, wheel: Path, tmp_path: Path) -> None:
     build(dist.parent / "source", tmp_path / "out", "--wheel")
     (direct,) = (tmp_path / "out").glob("*.whl")
     assert files_of(direct) == files_of(wheel)
 
 
+@pytest.mark.long
 def test_sdist_has_every_file_of_the_tree(dist: Path) -> None:
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
@@ -137,6 +142,7 @@ def test_setup_cfg_names_every_package() -> None:
     assert set(packages().values()) == folders
 
 
+@pytest.mark.long
 def test_an_editable_installation_has_every_package(dist: Path, tmp_path: Path) -> None:
     """What `pip install -e` asks setuptools for, looked at by an interpreter that has no other onnx-fuse."""
     source = dist.parent / "source"
@@ -228,6 +234,7 @@ def empty_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return scripts
 
 
+@pytest.mark.long
 def test_pip_takes_the_command_that_messages_tell(empty_environment: Path, wheel: Path, tmp_path: Path) -> None:
     """As long as the wheel is there, its path; later the name, for which pip keeps what is installed and asks no index."""
     code = "from onnx_fuse import installation; print(installation.add_extra('polygraphy'))"
@@ -244,6 +251,7 @@ def test_pip_takes_the_command_that_messages_tell(empty_environment: Path, wheel
         assert "Would install" in done and "polygraphy-0.53" in done.splitlines()[-1], done
 
 
+@pytest.mark.long
 def test_wheel_runs_in_an_empty_environment(empty_environment: Path, tmp_path: Path) -> None:
     where = run(empty_environment / "python", "-c", "import onnx_fuse; print(onnx_fuse.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(empty_environment.parent)
@@ -252,6 +260,7 @@ def test_wheel_runs_in_an_empty_environment(empty_environment: Path, tmp_path: P
     assert "FusedAttentionLayerNorm" in run(empty_environment / "onnx-fuse", "list", cwd=tmp_path)
 
 
+@pytest.mark.long
 def test_wheel_fuses_in_an_empty_environment(empty_environment: Path, tmp_path: Path) -> None:
     import onnx
 

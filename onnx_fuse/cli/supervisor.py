@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from onnx_fuse.passes.files import staging
+from onnx_fuse.passes.files import temporary
 
 # Together less than a second: for the child to clean up, and for its own children (make removes half-written files).
 GRACE, GRACE_OF_CHILDREN = 0.4, 0.3
@@ -38,8 +38,8 @@ def supervised(command: Callable[[], object]) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until there is somebody to handle them
     made = None
     with contextlib.suppress(OSError):  # nowhere to write: the command will say so if it matters
-        staging.remove_abandoned(Path(tempfile.gettempdir()))
-        made = staging.new_folder(Path(tempfile.gettempdir()))
+        temporary.remove_abandoned(Path(tempfile.gettempdir()))
+        made = temporary.new_folder(Path(tempfile.gettempdir()))
     child = os.fork()
     if child == 0:
         _control_process(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -47,7 +47,7 @@ def supervised(command: Callable[[], object]) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         if made is not None:
             tempfile.tempdir = os.environ["TMPDIR"] = str(made[0])
-            os.environ[staging.FOLDERS] = str(made[0] / "folders")
+            os.environ[temporary.FOLDERS] = str(made[0] / "folders")
         command()
         sys.exit(0)
     try:
@@ -55,7 +55,8 @@ def supervised(command: Callable[[], object]) -> NoReturn:
     finally:
         if made is not None:
             _clean(*made)
-    sys.exit(code)
+    # Not by way of the interpreter's own end, during which a signal would be answered as if nobody handled it.
+    os._exit(code)
 
 
 def _exit_on(numbers: Sequence[int]) -> None:
@@ -131,7 +132,7 @@ def _clean(folder: Path, lock: int) -> None:
     with contextlib.suppress(OSError):
         left = (folder / "folders").read_bytes()
     for parent in {Path(os.fsdecode(path)).parent for path in left.split(b"\0") if path}:
-        staging.remove_abandoned(parent)
+        temporary.remove_abandoned(parent)
     shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
 

@@ -31,7 +31,7 @@ def content(path: Path) -> dict[str, Any]:
     return loaded
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scaling(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     sizes = ["--sizes", "32", "--large-blocks", "2", "--large-hidden", "64"]
@@ -52,7 +52,7 @@ def test_scaling(tmp_path: Path) -> None:
         assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_coverage(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
@@ -72,7 +72,7 @@ def test_coverage(tmp_path: Path) -> None:
     assert "| bert-script14-eager-static | 14 | 2 | 2 | 2 | 2 |  |" in table
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bert_base(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
@@ -85,6 +85,7 @@ def test_bert_base(tmp_path: Path) -> None:
     assert "| onnx-fuse | 2 |" in (tmp_path / "bert_base.md").read_text()
 
 
+@pytest.mark.long
 def test_recommenders(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     run("recommenders.py", "--models", "DLRM", "DIN", "--script-only", "--runs", "2", "--out", str(tmp_path))

@@ -48,7 +48,7 @@ def suite(driver: str, *options: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_operator_and_variant_is_run(tmp_path: Path) -> None:
     file = tmp_path / "used.json"
     suite("plan", "-k", f"not ({NUMBERS_OF_NOTHING})", ONNX_FUSE_TEST_COVERAGE=str(file))
@@ -61,7 +61,7 @@ def test_every_operator_and_variant_is_run(tmp_path: Path) -> None:
         assert {kernel for kernel in kernels for element in TYPES if f".{element}" in kernel} == set(kernels), operator
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_plugins_compute_their_operators_in_the_interpreter() -> None:
     """The plugin's C++ says what to launch, on which memory; the interpreter launches that."""
     told = suite("interpreter", "-k", " or ".join(QUICK), ONNX_FUSE_TEST_SAMPLE="1")

@@ -184,7 +184,7 @@ def test_a_library_that_is_not_what_was_built(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="its hash differs"):
         plugin_library.described(copy)
     copy.with_name(f"{copy.name}.json").write_text("{")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is no record of a plugin library"):
         plugin_library.described(copy)
     copy.unlink()
     with pytest.raises(UsageError, match="There is no plugin library"):

@@ -73,7 +73,7 @@ def test_threads_launch_what_one_thread_launches(tmp_path: Path) -> None:
     check(stressed(tmp_path, ""))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path: Path) -> None:
     """`-fno-sanitize-recover` ends the process at the first finding. Python itself never frees all it has."""
     preloaded = f"{runtime_of('asan')}:{runtime_of('ubsan')}"
@@ -81,7 +81,7 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path: Path)
     check(stressed(tmp_path, "address,undefined", LD_PRELOAD=preloaded, **options))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_thread_sanitizer_finds_nothing(tmp_path: Path) -> None:
     """Only what is built with it is watched: plugins, harness and recording driver, not Python."""
     options = {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1"}

@@ -173,8 +173,8 @@ def test_while_onnxruntime_runs_for_ever(start: Callable[..., Running], name: st
 
 @pytest.mark.parametrize("name", ["explain", "build"])
 def test_while_it_starts(start: Callable[..., Running], name: str) -> None:
-    """From the first lines of the program on, and at some moments of the imports, which take a second."""
-    moments = [(delay, sent) for delay in (0.0, 0.1, 0.5) for sent in (signal.SIGINT, signal.SIGTERM)]
+    """From the first lines of the program on, and at some moments of the imports."""
+    moments = [(delay, sent) for delay in (0.0, 0.1, 0.2) for sent in (signal.SIGINT, signal.SIGTERM)]
     for delay, sent in moments:
         running = start("-m", "onnx_fuse", name, *COMMANDS[name])
         until(lambda running=running: handles(running.process.pid, signal.SIGTERM))

@@ -56,7 +56,7 @@ def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.stdout.splitlines()[1:] == ["  mine::TwiceNarrow version 3"] and f"{library}: 2 kernels" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Module, learned operator, kernel, library, PLUGIN_V3, as in its README; for one architecture."""
     pytest.importorskip("torch")

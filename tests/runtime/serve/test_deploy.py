@@ -335,7 +335,7 @@ def test_the_dockerfile_parses_and_copies_what_is_there(tmp_path: Path) -> None:
     assert (folder / "plugins" / Path(loaded).name).is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_manifests_are_what_kubernetes_and_the_prometheus_operator_take(tmp_path: Path) -> None:
     """Read into classes made from their published schemas, and written again: nothing is missing, unknown or of another type."""
     pytest.importorskip("cloudcoil.models.prometheus_operator")

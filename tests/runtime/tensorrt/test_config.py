@@ -153,7 +153,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     path = tmp_path / "x.build.json"
     for content, message in (
         ("{", "cannot be read"),
-        ("[]", "no build configuration of format 1"),
+        ("[]", "it is no JSON object"),
         ('{"format": 2}', "no build configuration of format 1"),
         ('{"format": 1, "inputs": [{}]}', "is damaged"),
         (json.dumps({"format": 1, "inputs": [], "precision": "fp4", "plugin_libraries": []}), "fp4"),
