@@ -29,7 +29,8 @@ from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.exporting.custom_ops import CustomOps
 from onnx_fuse.fusing import Progress
 from onnx_fuse.passes.files import io
-from onnx_fuse.passes.files.staging import temporary_folder, write_file
+from onnx_fuse.passes.files.staging import write_file
+from onnx_fuse.passes.files.temporary import temporary_folder
 from onnx_fuse.passes.graph.function_bodies import Functions
 from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report

@@ -18,6 +18,7 @@ from onnx import ModelProto
 from onnx_fuse import installation
 from onnx_fuse.errors import ModelError, OutputError, UsageError
 from onnx_fuse.passes.files import io, staging
+from onnx_fuse.passes.files.temporary import temporary_folder
 from onnx_fuse.runtime.device import engine_file, memory
 from onnx_fuse.runtime.device.engine_file import EngineTensor
 from onnx_fuse.runtime.onnxruntime import sessions
@@ -390,7 +391,7 @@ def _messages() -> Any:
 @contextlib.contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its name when all is written, and goes if anything fails."""
-    with staging.writing(target), staging.temporary_folder(target.parent) as folder:
+    with staging.writing(target), temporary_folder(target.parent) as folder:
         staged = folder / "new"
         staged.mkdir()
         yield staged
