@@ -16,6 +16,7 @@ from onnx_fuse.passes.files.io import load_lazily
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.spans import is_external
 from onnx_fuse.passes.graph.subgraphs import subgraphs
+from onnx_fuse.patterns.language.operator import type_name
 
 FUSED_DOMAIN = "gr.ml.infra"
 
@@ -173,7 +174,7 @@ def type_text(proto: TypeProto) -> str:
 
 def _element_text(elem_type: int) -> str:
     try:
-        name: str = TensorProto.DataType.Name(elem_type).lower()
+        name: str = type_name(elem_type).lower()
     except ValueError:
         return f"type {elem_type}"
     return {"float": "float32", "double": "float64", "undefined": "unknown"}.get(name, name)

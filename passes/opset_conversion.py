@@ -27,12 +27,18 @@ class Convert:
         opset = opset_of(model)
         if opset == 0 or opset >= self.least:
             return model
+        so = ", so nothing was fused" if opset < OLDEST else ""
+        if model.functions or model.training_info:
+            log.warnings.append(
+                f"opset {opset} is older than {self.least} and was not converted{so}: onnx's converter would lose the model's "
+                "functions. Inline them first (onnx.inliner)."
+            )
+            return model
         materialise(model)  # the converter drops what it finds in no field of numbers
         try:
             converted = version_converter.convert_version(model, self.least)
         except Exception as error:
             sentence = " ".join(str(error).split())[:300].rstrip(".")
-            so = ", so nothing was fused" if opset < OLDEST else ""
             log.warnings.append(f"opset {opset} is older than {self.least} and could not be converted{so}: {sentence}.")
             return model
         converted.metadata_props.extend(

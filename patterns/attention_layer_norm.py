@@ -14,7 +14,7 @@ from onnx import TensorProto
 from onnx_fuse.patterns.language.body import Body
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN, Attribute, Optional, Scalar, pattern
 from onnx_fuse.patterns.language.interface import Match, View
-from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion, type_name
 from onnx_fuse.patterns.parts.heads import before_split, four_axes, misfit, narrow, producer, unexpanded, wide
 from onnx_fuse.patterns.parts.norm import affine_problem, norm_of
 
@@ -77,7 +77,7 @@ def operands_have_one_type(match: Match, view: View) -> str | None:
     if len(types) > 1 and not (len(types - widened) == 1 and types <= {*FLOATS}):
         return "query, key and value have different types"
     if types.isdisjoint({*FLOATS, TensorProto.UNDEFINED}) and view.dtype(match.root.outputs[0]) in FLOATS:
-        return f"query, key and value are {TensorProto.DataType.Name(*types)}, of which only the product is narrowed"
+        return f"query, key and value are {type_name(*types)}, of which only the product is narrowed"
     return None
 
 

@@ -19,7 +19,7 @@ from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.learned import Tensor
 from onnx_fuse.patterns.language.learned_body import operator_of
-from onnx_fuse.patterns.language.operator import FusedOp
+from onnx_fuse.patterns.language.operator import FusedOp, type_name
 from onnx_fuse.runtime.plugins.expressions import Expression, parse
 from onnx_fuse.runtime.plugins.own_operator import Input
 
@@ -190,7 +190,7 @@ def _outputs(
 
 def _output(kernel: OwnKernel, name: str, view: View, sizes: Sequence[str]) -> tuple[Expression, ...]:
     if (found := view.dtype(name)) not in (0, TensorProto.FLOAT):
-        kind = TensorProto.DataType.Name(found).lower()
+        kind = type_name(found).lower()
         raise kernel.wrong("operator", f"output {name} is {kind}, and outputs here have the type of the data")
     given = kernel.outputs.get(name)
     if given is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 
 import onnx
-from onnx import FunctionProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper
+from onnx import FunctionProto, ModelProto, TypeProto, ValueInfoProto, helper
 
 from onnx_fuse.passes.graph.function_bodies import import_domain
 from onnx_fuse.passes.graph.shapes.inference import Info
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.body import CAST_LIKE_SINCE
-from onnx_fuse.patterns.language.operator import Fused, FusedOp
+from onnx_fuse.patterns.language.operator import Fused, FusedOp, type_name
 
 _FUNCTION_IR = 8
 
@@ -23,8 +23,8 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
     """
     dtype = view.dtype(next(iter(outputs.values())))
     if operator.types is not None and dtype and dtype not in operator.types:
-        allowed = ", ".join(sorted(_type_name(item) for item in operator.types))
-        return f"its type is {_type_name(dtype)}, {operator.name} is for {allowed}"
+        allowed = ", ".join(sorted(type_name(item) for item in operator.types))
+        return f"its type is {type_name(dtype)}, {operator.name} is for {allowed}"
     infos = {name: view.info(value) for name, value in fused.inputs.items() if value}
     made = [name for name in operator.outputs if name in outputs]
     if not dtype and view.graph.opset() < CAST_LIKE_SINCE:
@@ -46,9 +46,7 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
         if have is None:
             continue
         if want.dtype and have.tensor_type.elem_type and want.dtype != have.tensor_type.elem_type:
-            return (
-                f"{value} is {_type_name(want.dtype)}, {operator.name} makes {_type_name(have.tensor_type.elem_type)}"
-            )
+            return f"{value} is {type_name(want.dtype)}, {operator.name} makes {type_name(have.tensor_type.elem_type)}"
         if want.shape is None or not have.tensor_type.HasField("shape"):
             continue
         dims = have.tensor_type.shape.dim
@@ -98,8 +96,3 @@ def _infer(
 def _value_info(name: str, info: Info) -> ValueInfoProto:
     shape = None if info.shape is None else [dim if isinstance(dim, int) else str(dim) for dim in info.shape]
     return helper.make_tensor_value_info(name, info.dtype, shape)
-
-
-def _type_name(dtype: int) -> str:
-    known = dtype in TensorProto.DataType.values()
-    return str(TensorProto.DataType.Name(dtype)) if known else f"type {dtype}"

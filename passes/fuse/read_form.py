@@ -27,6 +27,7 @@ from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.view.facts import ATTRIBUTE_INPUTS
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.learned import SHAPED, Form, Reference, Step, Tensor, part_bounds
+from onnx_fuse.patterns.language.operator import type_name
 
 _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
@@ -266,7 +267,7 @@ class _Reading:
                 f"Type or shape of {value} (for {reader}) is not known.", "Export the example with typed inputs."
             )
         if info.dtype in _NARROW:
-            kind = TensorProto.DataType.Name(info.dtype)
+            kind = type_name(info.dtype)
             raise LearnError(
                 f"{value} is {kind}: a form is learned in float32.",
                 "Give the module and its inputs in float32; what is learned also fires in float16 models.",

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from onnx_fuse.patterns.language.interface import View
-from onnx_fuse.patterns.language.operator import DOMAIN
+from onnx_fuse.patterns.language.operator import DOMAIN, type_name
 
 Dim = int | str
 Dims = tuple[Dim, ...]
@@ -40,7 +40,7 @@ class Tensor:
     dims: Dims
 
     def __str__(self) -> str:
-        return f"{TensorProto.DataType.Name(self.dtype).lower()}[{', '.join(map(str, self.dims))}]"
+        return f"{type_name(self.dtype).lower()}[{', '.join(map(str, self.dims))}]"
 
     @property
     def is_float(self) -> bool:

@@ -25,7 +25,7 @@ from onnx_fuse.patterns.language.learned import (
     part_bounds,
 )
 from onnx_fuse.patterns.language.learned_body import FormWriter
-from onnx_fuse.patterns.language.operator import FLOATS, Fused
+from onnx_fuse.patterns.language.operator import FLOATS, Fused, type_name
 from onnx_fuse.patterns.language.terms import AnyOf, Named, Number, Op, Output, Shaped, Term, Variable
 
 _ABSENT = "no input"
@@ -174,8 +174,8 @@ class _FormPattern:
             found = view.dtype(match[name])
             if found in FLOATS if tensor.is_float else found == tensor.dtype:
                 continue
-            kind = TensorProto.DataType.Name(found) if found else "of unknown type"
-            wanted = "a float type" if tensor.is_float else TensorProto.DataType.Name(tensor.dtype)
+            kind = type_name(found) if found else "of unknown type"
+            wanted = "a float type" if tensor.is_float else type_name(tensor.dtype)
             return f"{match[name]} is {kind}, pattern wants {wanted} ({name})"
         return None
 

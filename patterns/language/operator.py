@@ -20,6 +20,12 @@ FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 OPSET = 1
 
 
+def type_name(dtype: int) -> str:
+    """The name that ONNX has for an element type; a damaged model may declare a type that it has none for."""
+    known = dtype in TensorProto.DataType.values()
+    return str(TensorProto.DataType.Name(dtype)) if known else f"type {dtype}"
+
+
 @dataclass(frozen=True)
 class FusedOp:
     """A fused operator: its signature and its body in standard ONNX operators.

@@ -20,6 +20,7 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnx_fuse.errors import ModelError
+from onnx_fuse.patterns.language.operator import type_name
 
 Array = np.ndarray[Any, Any]
 Dim = int | str
@@ -409,7 +410,7 @@ def _array(
     if kind.kind in "bui":
         # An integer that nothing indexes with is most often a mask under another name, and 0 and 1 suit the rest.
         return random.integers(0, 2, shape).astype(kind)
-    name = TensorProto.DataType.Name(spec.elem_type)
+    name = type_name(spec.elem_type)
     raise ModelError(f"input {spec.name!r}: there is no random data of type {name}.", "Give inputs of your own.")
 
 

@@ -13,6 +13,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
 
 from onnx_fuse.errors import reason
 from onnx_fuse.passes.files.external_data import byte_size
+from onnx_fuse.patterns.language.operator import type_name
 
 _CHUNK = 1 << 22
 
@@ -65,7 +66,7 @@ def _difference(
     one: TensorProto, one_dir: str | Path | None, other: TensorProto, other_dir: str | Path | None
 ) -> str | None:
     if (one.data_type, list(one.dims)) != (other.data_type, list(other.dims)):
-        kinds = [f"{TensorProto.DataType.Name(item.data_type).lower()}{list(item.dims)}" for item in (one, other)]
+        kinds = [f"{type_name(item.data_type).lower()}{list(item.dims)}" for item in (one, other)]
         return f"is {kinds[1]}, was {kinds[0]}"
     if _same_place(one, one_dir, other, other_dir):
         return None

@@ -263,3 +263,18 @@ def test_a_wrong_model_is_told_from_a_right_one() -> None:
     broken = ModelProto.FromString(right.SerializeToString())
     del broken.graph.node[0]
     assert fuzz.compare(model, broken).kind == "unloadable"
+
+
+def test_a_type_that_onnx_does_not_have() -> None:
+    """A refusal names the type, which has no name."""
+    case = Case("attention_block", mutations=(("change_declaration", 489257244),))
+    assert not fuzz.judge(case).is_finding
+
+
+def test_functions_that_the_converter_of_opsets_would_lose() -> None:
+    """onnx's version converter drops a model's functions, and what called them could not be loaded."""
+    case = Case("branches", mutations=(("change_version", 4215175573), ("change_version", 3535861432)))
+    model = case.model()
+    assert model.functions and not fuzz.judge(case).is_finding
+    result = onnx_fuse.fuse(model, enable=["FusedSwish"], verify=False)
+    assert result.model == model and "onnx's converter would lose the model's functions" in result.report.warnings[0]
