@@ -184,11 +184,11 @@ def _pattern(wanted: tuple[str, ...]) -> Pattern:
 
 
 def mask_is_bool(match: Match, view: View) -> str | None:
-    masks = {match[name] for name in ("keep", "scores_keep") if name in match}
+    masks = {match.get("scores_keep" if name == "scores" else "keep") for name in _wanted(match)}
     if len(masks) > 1:
-        return "the outputs have different masks"
+        return "the outputs have different masks" if None not in masks else "one of the outputs has no mask"
     for mask in masks:
-        if view.dtype(mask) != TensorProto.BOOL:
+        if mask is not None and view.dtype(mask) != TensorProto.BOOL:
             return f"the mask {mask} is not bool, it may hold more than 0 and 1"
     return None
 
