@@ -24,6 +24,7 @@ class ConstantOrigins:
         self._view, self._graph = view, view.graph
         self._parameters = frozenset(parameters)
         self._found: dict[str, frozenset[str] | None] = {}
+        self._arrays: dict[str, np.ndarray | None] = {}
 
     def of(self, value: str) -> frozenset[str] | None:
         """The parameters that a constant was computed from; None for what is no constant."""
@@ -49,10 +50,15 @@ class ConstantOrigins:
     def array(self, value: str) -> np.ndarray | None:
         """The value of a constant, also of one that only the view computes from others."""
         value = self._view.resolve(value)
+        if value not in self._arrays:
+            self._arrays[value] = self._array(value)
+        return self._arrays[value]
+
+    def _array(self, value: str) -> np.ndarray | None:
         array = self._view.constant(value, _LARGEST)
         node = self._view.producer(value)
         if array is not None or node is None:
             return array
         feeds = {name: self.array(name) for name in node.inputs if name}
         known = {name: item for name, item in feeds.items() if item is not None}
-        return self._view.evaluate(node, known).get(value) if len(known) == len(feeds) else None
+        return self._view.evaluate(node, known, _LARGEST).get(value) if len(known) == len(feeds) else None

@@ -274,7 +274,7 @@ class _Search:
             return self.failure.note(
                 value, lambda: f"{describe_value(self.view, value)}, pattern wants the constant {term.value:g}", 0
             )
-        if not math.isclose(found, term.value, rel_tol=term.tolerance, abs_tol=1e-12 if term.value else term.tolerance):
+        if not math.isclose(found, term.value, rel_tol=term.tolerance):
             return self.failure.note(value, lambda: f"the constant is {found:g}, pattern wants {term.value:g}")
         return True
 

@@ -8,7 +8,7 @@ node needs into the original (`onnx_fuse.passes.fuse.commit`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class View(Overlay):
         self.agreed: set[Hashable] = set()
         self.shared: dict[Any, str] = {}
         self._stored = StoredConstants(self, folder)
-        self._folding = Folding(self, self._stored, self.info)
+        self._folding = Folding(self, self._stored, self.info, self.attribute)
         self._facts = Facts(self, self._stored, self._folding, fallback_types, partial(_info_outside, graph))
 
     def release(self) -> None:
@@ -229,9 +229,9 @@ class View(Overlay):
         """Whether the value is an initializer or Constant, of whatever size and wherever it lies, or folds to one."""
         return self._folding.is_constant(value)
 
-    def evaluate(self, node: Node, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What a node makes of these arrays; nothing where onnx's evaluator cannot tell."""
-        return self._folding.evaluate(node, feeds)
+    def evaluate(self, node: Node, feeds: Mapping[str, np.ndarray], limit: int) -> dict[str, np.ndarray]:
+        """What a node makes of these arrays; nothing where ONNX Runtime cannot tell, or of more than `limit` elements."""
+        return self._folding.evaluate(node, feeds, limit)
 
     def content(self, value: str) -> tuple[Any, ...] | None:
         """What a stored constant holds, to be compared with that of another; None where it cannot be read."""

@@ -84,7 +84,7 @@ class _Operators:
     ) -> Any:
         """A node of any of several operator types; `outputs` > 1 gives a tuple of its outputs.
 
-        Division by a number is written as the multiplication it is in the canonical view.
+        Division by a number is written as the multiplication it is in the canonical view; an exponent has no tolerance.
         """
         if op_types == "Div" and len(inputs) == 2:
             divisor = _term(inputs[1])
@@ -95,6 +95,8 @@ class _Operators:
                     f"a pattern divides by the scalar {divisor.name}",
                     f"Write op.Mul(x, {divisor.name}): the canonical view has x / c as x * (1/c) for a constant c.",
                 )
+        if op_types == "Pow" and len(inputs) == 2 and isinstance(exponent := _term(inputs[1]), Number):
+            inputs = (inputs[0], Number(exponent.value, 0.0))  # the least change of an exponent is another function
         variadic = None
         if inputs and isinstance(inputs[-1], _Variadic):
             variadic = (inputs[-1].term, inputs[-1].count)

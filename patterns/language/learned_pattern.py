@@ -112,6 +112,8 @@ class _FormPattern:
             term: Term = Named(self._part(step, inputs[0]), step.outputs[0])
             self.terms[step.outputs[0]] = term
             return
+        if step.op_type == "Pow" and isinstance(inputs[1], Number):
+            inputs = (inputs[0], Number(inputs[1].value, 0.0))
         attributes = {} if step.op_type in SHAPED else self._attributes(step)
         op = Op((step.op_type,), inputs, attributes)
         forms: list[Term] = [op, *_synonyms(step, inputs, self.form), *self._filled(step)]
@@ -251,7 +253,7 @@ def _synonyms(step: Step, inputs: Sequence[Term], form: Form) -> list[Term]:
     if step.op_type in swapped:
         return [Op((swapped[step.op_type],), tuple(inputs[::-1]))]
     if step.op_type == "Mul" and step.inputs[0] == step.inputs[1]:
-        return [Op(("Pow",), (inputs[0], Number(2.0)))]
+        return [Op(("Pow",), (inputs[0], Number(2.0, 0.0)))]
     if step.op_type == "Pow" and form.number(step.inputs[1]) == 2.0:
         return [Op(("Mul",), (inputs[0], inputs[0]))]
     if step.op_type == "Reciprocal":

@@ -26,7 +26,7 @@ class Variable(Term):
 
 @dataclass(frozen=True, eq=False)
 class Number(Term):
-    """A constant with one element equal to `value` within `tolerance` (relative; absolute near zero)."""
+    """A constant with one element equal to `value` within the relative `tolerance`; zero is zero."""
 
     value: float
     tolerance: float = 1e-6

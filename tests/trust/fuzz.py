@@ -7,6 +7,9 @@ line and is made again from it. What must hold for each:
 - no rule, pattern or body raises on the way;
 - where ONNX Runtime runs the original, it runs the fused model too, to the same outputs.
 
+With `--folding` a case is one node on constants (`tests.trust.foldings`): what the view folds it to is what ONNX Runtime makes of
+it, to the bit.
+
 Cases run in a process of their own, so that a crash or an endless loop is a finding and not the end. Findings are reduced to the
 fewest mutations that still show them and printed once each; the models go to `--keep`.
 """
@@ -39,6 +42,8 @@ from onnx import ModelProto, TensorProto, helper
 import onnx_fuse
 from onnx_fuse.errors import OnnxFuseError, PatternError, RewriteError
 from onnx_fuse.passes.files import io, wire
+from tests.trust import foldings
+from tests.trust.foldings import Fold
 from tests.trust.mutations import MUTATIONS, SEEDS, flip_bytes
 
 OPT_IN = ("FusedSkipLayerNorm", "FusedSwish")
@@ -116,10 +121,12 @@ def draw(chance: random.Random, seeds: Sequence[str]) -> Case:
     return Case(chance.choice(list(seeds)), mutations, flip, chance.random() < 0.3, chance.random() < 0.2)
 
 
-def judge(case: Case, phase: Callable[[int], None] = lambda _: None) -> Outcome:
+def judge(case: Case | Fold, phase: Callable[[int], None] = lambda _: None) -> Outcome:
     """Runs one case."""
     phase(0)
     model = case.model()
+    if isinstance(case, Fold):
+        return _judge_fold(model, phase)
     with tempfile.TemporaryDirectory() as folder:
         given: Any = model
         path = Path(folder) / "m.onnx"
@@ -164,6 +171,17 @@ def judge(case: Case, phase: Callable[[int], None] = lambda _: None) -> Outcome:
             return Outcome("raised", traceback.format_exc().strip())
         return Outcome("unfused")
     return compare(model, result.model, phase)
+
+
+def _judge_fold(model: ModelProto, phase: Callable[[int], None]) -> Outcome:
+    phase(2)
+    try:
+        if not foldings.folded(model):
+            return Outcome("unfused")
+        problem = foldings.problem(model)
+    except Exception:
+        return Outcome("raised", traceback.format_exc().strip())
+    return Outcome("same") if problem is None else Outcome("differs", f"{model.graph.node[0].op_type}: {problem}")
 
 
 def compare(original: ModelProto, fused: ModelProto, phase: Callable[[int], None] = lambda _: None) -> Outcome:
@@ -289,7 +307,7 @@ class Worker:
         self._process.start()
         end.close()
 
-    def judge(self, case: Case) -> Outcome:
+    def judge(self, case: Case | Fold) -> Outcome:
         """What `judge` says, or that the process did not live to tell."""
         outcome: Outcome | None = None
         kind = "crashed"
@@ -357,21 +375,27 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", type=Path, nargs="*", default=[], help="further .onnx files to start from")
+    parser.add_argument("--folding", action="store_true", help="single nodes on constants, which the view folds")
     parser.add_argument("--keep", type=Path, help="a folder for the models of findings")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     seeds = [*SEEDS, *(str(path) for path in options.models)]
-    found: dict[str, Case] = {}
+    found: dict[str, Case | Fold] = {}
     counts: Counter[str] = Counter()
     worker = Worker()
     end = time.monotonic() + 60 * options.minutes
     while time.monotonic() < end:
-        case = draw(chance, seeds)
+        case: Case | Fold = (
+            Fold(chance.choice(foldings.OPERATORS), chance.randrange(1 << 32))
+            if options.folding
+            else draw(chance, seeds)
+        )
         outcome = worker.judge(case)
         counts[outcome.kind] += 1
         if not outcome.is_finding or outcome.key in found:
             continue
-        case = reduced(case, outcome, worker.judge)
+        if isinstance(case, Case):
+            case = reduced(case, outcome, worker.judge)
         found[outcome.key] = case
         print(f"\n== {outcome.kind}: " + "\n".join(outcome.detail.splitlines()[-_LINES:]) + f"\n{case!r}", flush=True)
         if options.keep is not None:

@@ -17,7 +17,7 @@ _LIKE_FIRST_INPUT = (
     "LeakyRelu Elu Selu Softplus Softsign Mish HardSigmoid HardSwish Sin Cos Trilu CumSum RMSNormalization Dropout "
     "BatchNormalization InstanceNormalization LayerNormalization GroupNormalization LpNormalization PRelu ThresholdedRelu Celu "
     "SimplifiedLayerNormalization com.microsoft.SimplifiedLayerNormalization com.microsoft.Gelu com.microsoft.BiasGelu "
-    "com.microsoft.FastGelu com.microsoft.QuickGelu"
+    "com.microsoft.FastGelu com.microsoft.QuickGelu ScatterElements ScatterND"
 )
 
 
@@ -72,12 +72,23 @@ def _combine(inference: Inference, node: Node, function: Callable[[Dim, Dim], Di
 
 def _quotient(a: Dim, b: Dim) -> Dim | None:
     if isinstance(a, int) and isinstance(b, int):
-        return int(a / b) if b else None  # ONNX integer division truncates
+        return _truncated(a, b) if b else None  # ONNX integer division truncates
     return d.divide(a, b)
 
 
+def _truncated(a: int, b: int) -> int:
+    size = abs(a) // abs(b)
+    return size if (a < 0) == (b < 0) else -size
+
+
 def _remainder(a: Dim, b: Dim) -> Dim | None:
+    """Of Mod as it is by default: of the sign of the divisor."""
     return a % b if isinstance(a, int) and isinstance(b, int) and b else None
+
+
+def _fmod(a: Dim, b: Dim) -> Dim | None:
+    """Of Mod with fmod: of the sign of the dividend."""
+    return a - b * _truncated(a, b) if isinstance(a, int) and isinstance(b, int) and b else None
 
 
 _ARITHMETIC: dict[str, Callable[[Dim, Dim], Dim | None]] = {
@@ -95,6 +106,8 @@ def _arithmetic(inference: Inference, node: Node) -> Info:
     infos = [inference.info(item) for item in node.inputs]
     shape = inference.named(node, d.broadcast_shapes([info.shape for info in infos]))
     function = _ARITHMETIC.get(node.op_type)
+    if node.op_type == "Mod" and inference.attribute(node, "fmod"):
+        function = _fmod
     content = None
     if function is not None and len(infos) == 2 and infos[0].dtype in (TensorProto.INT64, TensorProto.INT32):
         content = _combine(inference, node, function)

@@ -30,7 +30,7 @@ def _slice(inference: Inference, node: Node) -> Info:
         length = _slice_length(out[axis], start, end, step)
         if content is not None and len(out) == 1:
             whole = all(isinstance(item, int) for item in (start, end, step))
-            content = content[slice(start, end if abs(end) < _HUGE or end < 0 else None, step)] if whole else None
+            content = content[slice(start, end, step)] if whole else None
         out[axis] = inference.fresh(node, axis) if length is None else length
     return Info(info.dtype, tuple(out), content if len(out) == 1 else None)
 

@@ -8,11 +8,12 @@ tell that [B, S, -1, 16] made from [B, S, 64] has 4 heads. The rules (one file f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import TypeProto
+from onnx import TensorProto, TypeProto
 
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim, Product, Shape
@@ -22,6 +23,24 @@ CONTENT_LIMIT = 64
 """Integer tensors of rank 0 or 1 with at most this many elements are followed element by element."""
 
 Content = tuple["Dim | None", ...]
+
+_LIMITS = {
+    TensorProto.BOOL: (0, 1),
+    **{
+        kind: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+        for kind, dtype in (
+            (TensorProto.INT8, np.int8),
+            (TensorProto.INT16, np.int16),
+            (TensorProto.INT32, np.int32),
+            (TensorProto.INT64, np.int64),
+            (TensorProto.UINT8, np.uint8),
+            (TensorProto.UINT16, np.uint16),
+            (TensorProto.UINT32, np.uint32),
+            (TensorProto.UINT64, np.uint64),
+        )
+    },
+}
+"""Least and greatest number of each integer type."""
 
 
 class Info(NamedTuple):
@@ -148,6 +167,8 @@ class Inference:
             if not output:
                 continue
             info = infos[number] if number < len(infos) else None
+            if info is not None and info.content is not None:
+                info = Info(info.dtype, info.shape, _held(info))
             if info is None or info.shape is None or not info.dtype:
                 declared = self._fallback(output)
                 info = info or UNKNOWN
@@ -185,6 +206,20 @@ class Inference:
         if content is None or not all(isinstance(item, int) for item in content):
             return None
         return [item for item in content if isinstance(item, int)]
+
+
+def _held(info: Info) -> Content | None:
+    """The content without the numbers that its type does not hold (ONNX wraps them); None where it does not fit the shape."""
+    if info.content is None or (
+        info.shape is not None and (len(info.shape) > 1 or math.prod(map(_size, info.shape)) != len(info.content))
+    ):
+        return None
+    lowest, highest = _LIMITS.get(info.dtype, _LIMITS[TensorProto.INT64])
+    return tuple(item if not isinstance(item, int) or lowest <= item <= highest else None for item in info.content)
+
+
+def _size(dim: Dim) -> int:
+    return dim if isinstance(dim, int) else -1
 
 
 def array_info(array: np.ndarray, dtype: int) -> Info:

@@ -25,7 +25,7 @@ def _reduce(inference: Inference, node: Node) -> Info:
     places = {from_front(axis, rank) for axis in axes}
     keep = inference.attribute(node, "keepdims")
     content: Content | None = None
-    if node.op_type == "ReduceProd" and info.content is not None and None not in info.content:
+    if node.op_type == "ReduceProd" and places and info.content is not None and None not in info.content:
         content = (d.product(item for item in info.content if item is not None),)
     if keep is None or keep:
         return Info(dtype, tuple(1 if axis in places else dim for axis, dim in enumerate(info.shape)), content)

@@ -42,7 +42,8 @@ def _range(inference: Inference, node: Node) -> Info:
     info = inference.info(node.inputs[0])
     start, limit, delta = (inference.content(item) for item in node.inputs)
     if start is not None and limit is not None and delta == (1,) and None not in (*start, *limit):
-        return Info(info.dtype, (d.subtract(limit[0] or 0, start[0] or 0),))
+        size = d.subtract(limit[0] or 0, start[0] or 0)
+        return Info(info.dtype, (max(size, 0) if isinstance(size, int) else size,))
     return Info(info.dtype, (inference.fresh(node, 0),))
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import TensorProto
 
 from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.view.view import View
-from tests.helpers import Builder, bfloat16, model, view_of
+from tests.helpers import Array, Builder, bfloat16, model, view_of
+from tests.trust.foldings import OPERATORS, Fold, folded, problem
 
 
 @pytest.mark.parametrize(
@@ -80,9 +83,83 @@ def test_folding_is_bounded() -> None:
 def test_a_long_chain_of_constants_needs_no_deep_stack() -> None:
     made = Builder(x=[2])
     value = made.constant(1, dtype=np.float32)
-    for _ in range(2_000):
+    for _ in range(5_000):
         value = made.node("Neg", value)
-    view_of(made.model(value), canonical=False).constant(value)
+    assert view_of(made.model(value), canonical=False).scalar(value) == 1.0
+
+
+@pytest.mark.parametrize("op_type", OPERATORS)
+def test_every_operator_folds_to_what_onnx_runtime_makes_of_it(op_type: str) -> None:
+    models = [Fold(op_type, number).model() for number in range(12)]
+    assert [found for made in models if (found := problem(made)) is not None] == []
+    assert any(folded(made) for made in models)
+
+
+WRAPS = np.array(2**32 + 5), np.array(2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "attributes", "want"),
+    [
+        ("Cast", [WRAPS[0]], {"to": TensorProto.INT32}, 5),
+        ("Cast", [WRAPS[1]], {"to": TensorProto.INT32}, -1),
+        ("Mul", [np.array(2**62), np.array(4)], {}, 0),
+        ("Add", [WRAPS[1], np.array(1)], {}, -(2**63)),
+        ("Mod", [np.array(-7), np.array(3)], {"fmod": 1}, -1),
+        ("Mod", [np.array(-7), np.array(3)], {}, 2),
+        ("Div", [np.array(-7), np.array(2)], {}, -3),
+        ("Div", [np.array(2**62 + 1), np.array(1)], {}, 2**62 + 1),
+        ("Range", [np.array(5), np.array(0), np.array(1)], {}, []),
+        ("Slice", [np.arange(3), np.array([-1]), np.array([2**62]), np.array([0]), np.array([-1])], {}, []),
+        ("ReduceProd", [np.array([2, 3]), np.array([], np.int64)], {"noop_with_empty_axes": 1}, [2, 3]),
+    ],
+)
+def test_whole_numbers_are_those_of_onnx(
+    op_type: str, inputs: list[Array], attributes: dict[str, int], want: Any
+) -> None:
+    made = Builder(x=[2])
+    value = made.node(op_type, *map(made.array, inputs), **attributes)
+    found = view_of(made.model(value, opset=18), canonical=False).constant(value)
+    assert found is not None and found.tolist() == want
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "attributes"),
+    [
+        ("Cast", [np.array(np.nan, np.float32)], {"to": TensorProto.INT64}),
+        ("Cast", [np.array(3e9, np.float32)], {"to": TensorProto.INT32}),
+        ("Div", [np.array(7), np.array(0)], {}),
+        ("Div", [np.array([-(2**63), 3]), np.array([-1, -1])], {}),
+        ("Mod", [np.array([7, 3]), np.array([0, 1])], {}),
+        ("ReduceMean", [np.zeros((0, 2), np.int64), np.array([0])], {}),
+        ("Dropout", [np.array([0.5], np.float32), np.array(0.5, np.float32), np.array(True)], {"seed": 3}),
+        ("Gather", [np.arange(70) * 1.0, np.array([99])], {}),
+    ],
+)
+def test_what_no_standard_tells_stays_a_node(op_type: str, inputs: list[Array], attributes: dict[str, int]) -> None:
+    made = Builder(x=[2])
+    value = made.node(op_type, *map(made.array, inputs), **attributes)
+    view = view_of(made.model(value, opset=18), canonical=False)
+    assert view.constant(value) is None and view.scalar(value) is None
+
+
+def test_an_integer_that_no_float_is_has_no_number() -> None:
+    made = Builder(x=[2])
+    large, exact = made.constant(2**53 + 1), made.constant(2**53)
+    view = view_of(made.model(made.node("Add", large, exact)), canonical=False)
+    assert view.scalar(large) is None and view.scalar(exact) == 2.0**53
+
+
+def test_a_type_that_is_declared_wrongly_does_not_say_how_much_is_folded() -> None:
+    made = model(
+        "(float[2] x) => (float[1] y) <int64[70] zeros> { last = ReduceMax <axes = [0]> (zeros) y = Expand(one, huge) }",
+        weights={
+            "zeros": np.zeros(70, np.int64),
+            "one": np.ones(1, np.float32),
+            "huge": np.full(65, 2, np.int64),
+        },
+    )
+    assert view_of(made, canonical=False).constant("y") is None
 
 
 def test_what_a_caller_of_a_function_gives_is_not_folded() -> None:
