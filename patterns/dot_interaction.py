@@ -97,12 +97,13 @@ def _triangle(match: Match, view: View) -> tuple[str, int] | str:
         return "the indices are too many to be read"
     found = [(max(pair), min(pair)) for pair in selected]
     diagonal = int(any(i == j for i, j in found))
-    lower = [(i, j) for i in range(features) for j in range(i + diagonal)]
     if features < 2:
         return "there is only one feature"
-    if len(found) != len(lower):
+    count = features * (features - 1) // 2 + features * diagonal
+    if len(found) != count:
         named = "the diagonal included" if diagonal else "without the diagonal"
-        return f"{len(found)} products are selected, a triangle of {features} features has {len(lower)}, {named}"
+        return f"{len(found)} products are selected, a triangle of {features} features has {count}, {named}"
+    lower = [(i, j) for i in range(features) for j in range(i + diagonal)]
     upper = sorted(lower, key=lambda pair: pair[::-1])
     if found == lower:
         return "lower", diagonal

@@ -66,17 +66,19 @@ def is_first_row(view: View, value: str, features: str) -> bool:
 
 
 def _parts(view: View, value: str, whole: Any) -> list[str] | None:
-    """The inputs of the Concat over features that makes a value; None where there is none."""
-    node = view.producer(value)
-    if node is None or node.domain != "":
-        return None
-    if node.op_type == "Concat" and view.attribute(node, "axis") in _feature_axes(view, value, whole):
-        parts = [view.resolve(item) for item in node.inputs]
-        return parts if all(_rows(view, part, whole) for part in parts) else None
-    if node.op_type == "Reshape" and _rows(view, node.inputs[0], whole) == _rows(view, value, whole):
-        inner = view.resolve(node.inputs[0])
-        return [inner] if _parts(view, inner, whole) is not None or view.shape(inner) == (whole[0], whole[2]) else None
-    return None
+    """The inputs of the Concat over features that makes a value, or the one feature that it is; None where there is neither."""
+    single = None
+    while (node := view.producer(value)) is not None and node.domain == "":
+        if node.op_type == "Concat" and view.attribute(node, "axis") in _feature_axes(view, value, whole):
+            parts = [view.resolve(item) for item in node.inputs]
+            if all(_rows(view, part, whole) for part in parts):
+                return parts
+        if node.op_type != "Reshape" or _rows(view, node.inputs[0], whole) != _rows(view, value, whole):
+            break
+        value = view.resolve(node.inputs[0])
+        if view.shape(value) == (whole[0], whole[2]):
+            single = value
+    return None if single is None else [single]
 
 
 def _feature_axes(view: View, value: str, whole: Any) -> tuple[int, ...]:

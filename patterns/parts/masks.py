@@ -76,25 +76,32 @@ def conjunction(view: View, masks: Sequence[str], like: Any) -> str | None:
 
 def is_lower_triangle(view: View, mask: str, *, flipped: bool = False) -> bool:
     """Whether a mask keeps (flipped: drops) the columns up to the row, and no others, for every row of a square."""
-    shape = view.shape(mask)
-    if shape is None or len(shape) < 2 or shape[-1] != shape[-2] or any(dim != 1 for dim in shape[:-2]):
-        return False
-    array = view.constant(mask)
-    if array is not None:
-        square = np.asarray(array).reshape(array.shape[-2:])
-        wanted = np.tril(np.ones(square.shape, dtype=bool))
-        return bool(np.array_equal(square.astype(np.float32), wanted != flipped))
-    node = view.producer(mask)
-    if node is None or node.domain != "":
-        return False
-    if node.op_type in ("Cast", "Reshape", "Unsqueeze"):
-        return is_lower_triangle(view, node.inputs[0], flipped=flipped)
-    if node.op_type in _FLIPS:
-        place = _FLIPS[node.op_type]
-        other = 1.0 if node.op_type == "Sub" else 0.0
-        if node.op_type != "Not" and view.scalar(node.inputs[1 - place]) != other:
+    while True:
+        shape = view.shape(mask)
+        if shape is None or len(shape) < 2 or shape[-1] != shape[-2] or any(dim != 1 for dim in shape[:-2]):
             return False
-        return is_lower_triangle(view, node.inputs[place], flipped=not flipped)
+        array = view.constant(mask)
+        if array is not None:
+            square = np.asarray(array).reshape(array.shape[-2:])
+            wanted = np.tril(np.ones(square.shape, dtype=bool))
+            return bool(np.array_equal(square.astype(np.float32), wanted != flipped))
+        node = view.producer(mask)
+        if node is None or node.domain != "":
+            return False
+        if node.op_type in ("Cast", "Reshape", "Unsqueeze"):
+            mask = node.inputs[0]
+        elif node.op_type in _FLIPS:
+            place = _FLIPS[node.op_type]
+            other = 1.0 if node.op_type == "Sub" else 0.0
+            if node.op_type != "Not" and view.scalar(node.inputs[1 - place]) != other:
+                return False
+            mask, flipped = node.inputs[place], not flipped
+        else:
+            return _is_written_triangle(view, node, flipped)
+
+
+def _is_written_triangle(view: View, node: Any, flipped: bool) -> bool:
+    """Whether a node makes a lower triangle (flipped: what it leaves out) of ones or of positions."""
     if node.op_type == "Trilu":
         diagonal = view.scalar(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else 0.0
         kind = (view.attribute(node, "upper"), diagonal)
@@ -106,35 +113,60 @@ def is_lower_triangle(view: View, mask: str, *, flipped: bool = False) -> bool:
 
 
 def _conjuncts(view: View, mask: str, like: Any) -> list[str]:
-    """Bool masks of which the mask is the And, each to be broadcast to four axes."""
+    """Bool masks of which the mask is the And, each once and each to be broadcast to four axes."""
+    parts: dict[str, None] = {}
+    # A mask, whether its opposite is meant, and whether an axis is put in before its last two where it has three.
+    pending, seen = [(view.resolve(mask), False, False)], set()
+    while pending:
+        value, flipped, widened = item = pending.pop()
+        if item in seen:
+            continue
+        seen.add(item)
+        found = _operands(view, value, flipped=flipped)
+        if found is not None:
+            operands, flips, widens = found
+            pending += [(view.resolve(part), flipped != flips, widened or widens) for part in reversed(operands)]
+            continue
+        part = negated(view, value, like) if flipped else value
+        if widened and view.rank(part) == 3:
+            axis = view.array(np.array([1], dtype=np.int64), like.outputs[0])
+            part = view.add("Unsqueeze", [part, axis], like=like)
+        parts[part] = None
+    return list(parts)
+
+
+def _operands(view: View, mask: str, *, flipped: bool) -> tuple[Sequence[str], bool, bool] | None:
+    """What a mask (flipped: its opposite) is the And of: masks, whether their opposites are meant, and whether those of three
+    axes get one before their last two; None where it is the And of nothing."""
     node = view.producer(mask)
     before, after = (view.shape(item) for item in (node.inputs[0], mask)) if node is not None else (None, None)
     if node is None or node.domain != "" or before is None or after is None:
-        return [mask]
-    if node.op_type == "And":
-        return [part for item in node.inputs for part in _conjuncts(view, item, like)]
-    either = view.producer(node.inputs[0]) if node.op_type == "Not" else None
-    if either is not None and either.domain == "" and either.op_type == "Or":
-        return [part for item in either.inputs for part in _conjuncts(view, negated(view, item, like), like)]
-    if node.op_type in ("Reshape", "Unsqueeze"):
+        return None
+    if node.op_type == ("Or" if flipped else "And"):
+        return node.inputs, False, False
+    if node.op_type == "Not":
+        either = view.producer(node.inputs[0])
+        opens = flipped or (either is not None and either.domain == "" and either.op_type == "Or")
+        return (node.inputs, True, False) if opens else None
+    if node.op_type in ("Reshape", "Unsqueeze") and not flipped:
         stripped = after[next((axis for axis, dim in enumerate(after) if dim != 1), len(after)) :]
         if before[len(before) - len(stripped) :] == stripped:
-            return _conjuncts(view, node.inputs[0], like)
+            return node.inputs[:1], False, False
         if len(before) == 3 and after == (before[0], 1, *before[1:]):
-            parts = _conjuncts(view, node.inputs[0], like)
-            axis = view.array(np.array([1], dtype=np.int64), like.outputs[0])
-            return [view.add("Unsqueeze", [part, axis], like=like) if view.rank(part) == 3 else part for part in parts]
-    return [mask]
+            return node.inputs[:1], False, True
+    return None
 
 
 def _is_ones(view: View, value: str) -> bool:
     node = view.producer(value)
-    if node is None or node.domain != "":
+    while node is not None and node.domain == "" and node.op_type in ("Expand", "Cast"):
+        if view.scalar(node.inputs[0]) == 1.0:
+            return True
+        node = view.producer(node.inputs[0])
+    if node is None or node.domain != "" or node.op_type != "ConstantOfShape":
         return False
-    if node.op_type == "ConstantOfShape":
-        filled = view.attribute(node, "value")
-        return filled is not None and bool(np.all(numpy_helper.to_array(filled) == 1))
-    return node.op_type in ("Expand", "Cast") and (view.scalar(node.inputs[0]) == 1.0 or _is_ones(view, node.inputs[0]))
+    filled = view.attribute(node, "value")
+    return filled is not None and bool(np.all(numpy_helper.to_array(filled) == 1))
 
 
 def _counts(view: View, value: str, axis: int) -> bool:

@@ -9,6 +9,8 @@ from onnx_fuse.passes.graph.shapes.inference import Content, Inference, Info, Ru
 
 _HUGE = 1 << 31
 """From here on an end of Slice means the end of the axis, as exporters write it."""
+_GREATEST = ((1 << 31) - 1, (1 << 63) - 1)
+"""Ends of Slice that runtimes read differently where it goes backwards: as the last element, or as the first."""
 
 
 def _slice(inference: Inference, node: Node) -> Info:
@@ -29,14 +31,14 @@ def _slice(inference: Inference, node: Node) -> Info:
         axis = from_front(axis, len(out))
         length = _slice_length(out[axis], start, end, step)
         if content is not None and len(out) == 1:
-            whole = all(isinstance(item, int) for item in (start, end, step))
+            whole = all(isinstance(item, int) for item in (start, end, step)) and length is not None
             content = content[slice(start, end, step)] if whole else None
         out[axis] = inference.fresh(node, axis) if length is None else length
     return Info(info.dtype, tuple(out), content if len(out) == 1 else None)
 
 
 def _slice_length(size: Dim, start: Dim | None, end: Dim | None, step: Dim | None) -> Dim | None:
-    if start is None or end is None or not isinstance(step, int):
+    if start is None or end is None or not isinstance(step, int) or (step < 0 and end in _GREATEST):
         return None
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         return len(range(*slice(start, end, step).indices(size)))

@@ -9,6 +9,9 @@ from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.shapes.inference import Content, Inference, Info, Rule, from_front
 
 
+_LARGEST_EXACT = 1 << 53
+
+
 def _reduce(inference: Inference, node: Node) -> Info:
     info = inference.info(node.inputs[0])
     dtype = TensorProto.INT64 if node.op_type.startswith("Arg") else info.dtype
@@ -26,7 +29,9 @@ def _reduce(inference: Inference, node: Node) -> Info:
     keep = inference.attribute(node, "keepdims")
     content: Content | None = None
     if node.op_type == "ReduceProd" and places and info.content is not None and None not in info.content:
-        content = (d.product(item for item in info.content if item is not None),)
+        product = d.product(item for item in info.content if item is not None)
+        # ONNX Runtime multiplies whole numbers in double precision.
+        content = (product if not isinstance(product, int) or abs(product) <= _LARGEST_EXACT else None,)
     if keep is None or keep:
         return Info(dtype, tuple(1 if axis in places else dim for axis, dim in enumerate(info.shape)), content)
     return Info(dtype, tuple(dim for axis, dim in enumerate(info.shape) if axis not in places), content)
