@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -53,7 +53,12 @@ class ExternalFile:
 
 def byte_size(tensor: TensorProto) -> int:
     """Bytes that the tensor's shape and type ask for; 0 for strings and for types that the installed onnx does not know."""
-    return (math.prod(tensor.dims) * _BITS.get(tensor.data_type, 0) + 7) // 8
+    return size_in_bytes(tensor.data_type, tensor.dims)
+
+
+def size_in_bytes(dtype: int, dims: Iterable[int]) -> int:
+    """Bytes of a tensor of this type and shape; 0 as above."""
+    return (math.prod(dims) * _BITS.get(dtype, 0) + 7) // 8
 
 
 def tensors(model: ModelProto) -> Iterator[tuple[TensorProto, NodeProto | None]]:

@@ -13,6 +13,7 @@ from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.body import CAST_LIKE_SINCE
 from onnx_fuse.patterns.language.operator import Fused, FusedOp, type_name
 
+_LONGEST = 1 << 16
 _FUNCTION_IR = 8
 
 
@@ -89,7 +90,9 @@ def _infer(
         import_domain(model.opset_import, domain, version)
     import_domain(model.opset_import, operator.domain)
     model.functions.append(function)
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    # ONNX follows the elements of vectors one by one, and those of a body are as long as its inputs.
+    sizes = [dim for info in infos.values() for dim in info.shape or () if isinstance(dim, int)]
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=max(sizes, default=0) <= _LONGEST)
     return {value.name: value.type for value in inferred.graph.output}
 
 

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable
 
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto, TypeProto
 
 from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import ONNX_DOMAINS
+from onnx_fuse.passes.graph.subgraphs import subgraphs
 
 _SMALL = 1024
 """Elements up to which a weight keeps its data: shapes and axes, whose contents shape inference reads."""
+_WHOLE = (TensorProto.INT32, TensorProto.INT64)
 
 
 def inferred_types(graph: Graph) -> Callable[[], dict[str, onnx.TypeProto]] | None:
@@ -22,7 +25,7 @@ def inferred_types(graph: Graph) -> Callable[[], dict[str, onnx.TypeProto]] | No
     def infer() -> dict[str, onnx.TypeProto]:
         light = without_weights(graph.model)
         try:
-            inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+            inferred = bounded_inference(light)
         except Exception:
             # Shapes are a help, not a need: what needs one it cannot have refuses with a sentence.
             return {}
@@ -30,6 +33,43 @@ def inferred_types(graph: Graph) -> Callable[[], dict[str, onnx.TypeProto]] | No
         return {value.name: value.type for value in values}
 
     return infer
+
+
+def bounded_inference(model: ModelProto) -> ModelProto:
+    """The model with the types that ONNX infers, in memory that its size bounds.
+
+    ONNX follows the elements of vectors of whole numbers, however long they are: a small file can ask for any amount. It does so
+    here only if all such vectors are known to be short.
+
+    Raises:
+        Exception: what ONNX raises on a malformed model.
+    """
+    plain = onnx.shape_inference.infer_shapes(model)
+    return onnx.shape_inference.infer_shapes(model, data_prop=True) if has_short_vectors(plain) else plain
+
+
+def has_short_vectors(inferred: ModelProto) -> bool:
+    """Whether ONNX can follow the elements of all vectors of whole numbers: none is long, or of unknown length."""
+    if inferred.functions:
+        return False  # what is inside of them is not written down
+    pending = [inferred.graph]
+    while pending:
+        graph = pending.pop()
+        types = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+        for node in graph.node:
+            pending += [inner for _, inner in subgraphs(node)]
+            for name in node.output if node.domain in ONNX_DOMAINS else ():
+                kind = types.get(name)
+                if name and (kind is None or kind.elem_type in _WHOLE) and not _is_short(kind):
+                    return False
+    return True
+
+
+def _is_short(kind: TypeProto.Tensor | None) -> bool:
+    if kind is None or not kind.HasField("shape"):
+        return False
+    dims = kind.shape.dim
+    return len(dims) != 1 or (dims[0].HasField("dim_value") and dims[0].dim_value <= _SMALL)
 
 
 def without_weights(model: ModelProto) -> ModelProto:

@@ -7,9 +7,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from onnx import ModelProto, TensorProto, helper, shape_inference
+from onnx import ModelProto, TensorProto, helper
 
-from onnx_fuse.passes.files.external_data import byte_size, tensors
+from onnx_fuse.passes.files.external_data import byte_size, size_in_bytes, tensors
+from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.onnx_inference import inferred_types
+from onnx_fuse.passes.graph.shapes.inference import Info
+from onnx_fuse.passes.view.view import View
 
 # A model with inline weights exists as protobuf, as bytes and as the session's tensors.
 _COPIES_INLINE = 3
@@ -18,6 +22,9 @@ _LARGE_VALUES_ALIVE = 4
 _BASE = 64 << 20
 _SMALL_CONSTANT = 64
 _UNLIMITED = 1 << 60
+_UNKNOWN = 1 << 62
+_FILLERS = frozenset({"ConstantOfShape", "Expand", "Pad", "Range", "Tile"})
+"""Operators of which a few numbers can ask for any amount."""
 
 
 def available_bytes() -> int | None:
@@ -30,10 +37,19 @@ def needed_bytes(original: ModelProto, fused: ModelProto, shapes: Mapping[str, t
     """Rough peak in bytes of running the two models, one after the other, on inputs of the given shapes.
 
     Counts the weights of the larger (those in external data once: they are mapped, not copied) and a few of the
-    original's largest value.
+    original's largest value. What cannot be told is more than there is anywhere.
     """
     weights = max(_weight_bytes(original), _weight_bytes(fused))
     return _BASE + weights + _LARGE_VALUES_ALIVE * _largest_value(original, shapes)
+
+
+def shortage(needed: int, available: int | None) -> str | None:
+    """The sentence that says that there is too little memory to run the models; None where there is enough, as far as known."""
+    if available is None or needed <= available:
+        return None
+    if needed >= _UNKNOWN:
+        return "how much memory running the models takes cannot be told: numbers in the model say it as it runs."
+    return f"running the models takes about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB is available."
 
 
 def _weight_bytes(model: ModelProto) -> int:
@@ -44,7 +60,10 @@ def _weight_bytes(model: ModelProto) -> int:
 
 
 def _largest_value(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Bytes of the largest value whose shape follows from the inputs'; 0 when none does."""
+    """Bytes of the largest value of the main graph whose shape follows from the inputs'; 0 when none does.
+
+    Shapes are worked out from shapes, without any value of the size that is asked about.
+    """
     skeleton = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph = skeleton.graph
     graph.name = model.graph.name
@@ -59,18 +78,25 @@ def _largest_value(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> 
             graph.initializer.append(tensor)  # it may be a shape or an axis
         else:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    try:
-        inferred = shape_inference.infer_shapes(skeleton, data_prop=True).graph
-    except Exception:  # an estimate is no place to complain about the model: running it will
-        inferred = graph
+    main = Graph(graph, skeleton)
+    view = View(main, inferred_types(main))
     weights = {tensor.name for tensor in model.graph.initializer}
-    largest = 0
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        dims = value.type.tensor_type.shape.dim
-        if value.name not in weights and all(dim.HasField("dim_value") for dim in dims):
-            elem_type = value.type.tensor_type.elem_type
-            largest = max(largest, byte_size(TensorProto(data_type=elem_type, dims=[dim.dim_value for dim in dims])))
+    inputs = [value.name for value in model.graph.input if value.name not in weights]
+    largest = max((_bytes_of(view.info(name)) or 0 for name in inputs), default=0)
+    for node in main.nodes:
+        for name in filter(None, node.outputs):
+            size = _bytes_of(view.info(name))
+            if size is None and node.domain == "" and node.op_type in _FILLERS and shapes.keys() >= set(inputs):
+                return _UNKNOWN
+            largest = max(largest, size or 0)
     return largest
+
+
+def _bytes_of(info: Info) -> int | None:
+    if info.shape is None:
+        return None
+    dims = [dim for dim in info.shape if isinstance(dim, int)]
+    return size_in_bytes(info.dtype, dims) if len(dims) == len(info.shape) else None
 
 
 def _machine_bytes() -> list[int]:

@@ -272,12 +272,9 @@ def _run(served: _Model, original: Original) -> _Model:
     a batch dimension, rows that are computed together are what they are alone."""
     specs = random_inputs.input_specs(original.model)
     shapes = random_inputs.draw_shapes(specs, random_inputs.DRAWS[1])
-    have, need = memory.available_bytes(), memory.needed_bytes(original.model, original.model, shapes)
-    if have is not None and need > have:
-        raise ModelError(
-            f"Running {served.path} takes about {need / 1e9:.1f} GB of memory, {have / 1e9:.1f} GB is available.",
-            "--no-verify deploys it without running it.",
-        )
+    short = memory.shortage(memory.needed_bytes(original.model, original.model, shapes), memory.available_bytes())
+    if short is not None:
+        raise ModelError(f"{served.path}: {short}", "--no-verify deploys it without running it.")
     rejected: list[Rejected] = []
     cases = (
         case for case in drawn_evidence(original, specs, 0, rejected) if not served.largest_batch or _rows(case) > 1

@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.precision import Converted, rounded
-from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes
+from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes, shortage
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.verify.compare import Comparison, compare
 from onnx_fuse.runtime.verify.random_inputs import DRAWS, draw_shapes, input_specs
@@ -58,12 +58,9 @@ def measure(original: ModelProto, converted: Converted, precision: str, base_dir
     try:
         specs = input_specs(original)
         shapes = draw_shapes(specs, max(DRAWS, key=lambda draw: draw.batch * draw.length))
-        need, have = needed_bytes(original, narrow, shapes), available_bytes()
-        if have is not None and need > have:
-            sentence = (
-                f"running the models takes about {need / 1e9:.1f} GB of memory, {have / 1e9:.1f} GB is available."
-            )
-            return Accuracy({}, skipped=sentence)
+        skipped = shortage(needed_bytes(original, narrow, shapes), available_bytes())
+        if skipped is not None:
+            return Accuracy({}, skipped=skipped)
         reference = Original(original, base_dir, ())
         reference.open()
         session = sessions.session(narrow, base_dir=base_dir)

@@ -21,6 +21,7 @@ from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorPro
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.patterns.language.operator import type_name
+from onnx_fuse.runtime.device.memory import available_bytes
 
 Array = np.ndarray[Any, Any]
 Dim = int | str
@@ -113,6 +114,8 @@ _LARGEST = 512
 # Magnitudes of the rows of spread data, as powers of 10. Beyond them products of four, whose squares a norm sums, overflow.
 _SPREAD: dict[int, tuple[float, float]] = {TensorProto.FLOAT16: (-3.0, 1.0)}
 _SPREAD_WIDE = (-4.0, 4.0)
+_DRAWN_BYTES = 8
+"""Of an element while it is drawn, whatever its type."""
 # For models that take few sizes (patches, windows, strides): tried when nearly all of DRAWS were refused.
 FALLBACK_LENGTHS = (8, 32, 64, 128, 224, 256, 384, 512)
 
@@ -156,13 +159,20 @@ def draw_inputs(specs: Sequence[InputSpec], draw: Draw, seed: int | Sequence[int
     """Input name -> array for one draw, deterministic for a seed.
 
     Raises:
-        ModelError: an input has no shape, or a type for which there is no random data (4 and 8 bit floats, complex).
+        ModelError: an input has no shape, or a type for which there is no random data (4 and 8 bit floats, complex); or the inputs
+            take more memory than there is.
     """
     sizes = _assign(specs, draw)
     shapes = draw_shapes(specs, draw)
     for spec in specs:
         if spec.dims is None:
             raise ModelError(f"input {spec.name!r} has no shape in the model.", "Give inputs of your own.")
+    needed, available = _DRAWN_BYTES * sum(map(math.prod, shapes.values())), available_bytes()
+    if available is not None and needed > available:
+        raise ModelError(
+            f"random inputs of these shapes take about {needed / 1e9:.3g} GB of memory, {available / 1e9:.1f} GB is available.",
+            "Choose smaller sizes; a size that the model itself fixes has to be changed there.",
+        )
     longest = max((shape[1] for shape in shapes.values() if len(shape) > 1), default=draw.length)
     random = np.random.default_rng(seed)
     return {spec.name: _array(spec, shapes[spec.name], sizes, longest, draw, random) for spec in specs}

@@ -21,7 +21,7 @@ from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.files.encoding import blames_text
 from onnx_fuse.passes.files.io import load_lazily
 from onnx_fuse.passes.graph.spans import Source
-from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes
+from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes, shortage
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.onnxruntime.sessions import Deadline, OutOfTime
 from onnx_fuse.runtime.verify.bodies import Bodies, by_attributes
@@ -258,9 +258,8 @@ class _Run:
         shapes.update({name: array.shape for name, array in (given or {}).items()})
         result.bytes_needed = needed_bytes(self.original, self.fused, shapes)
         result.bytes_available = available_bytes() if memory_limit is None else memory_limit
-        if result.bytes_available is not None and result.bytes_needed > result.bytes_available:
-            need, have = (f"{size / 1e9:.1f} GB" for size in (result.bytes_needed, result.bytes_available))
-            result.skipped = f"running the models takes about {need} of memory, {have} is available."
+        result.skipped = shortage(result.bytes_needed, result.bytes_available)
+        if result.skipped is not None:
             return
         result.problem = other_interface(self.original, self.fused)
         if result.problem is not None:

@@ -8,7 +8,6 @@ from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.shapes.inference import Content, Inference, Info, Rule, from_front
 
-
 _LARGEST_EXACT = 1 << 53
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,28 @@ def test_large_values_follow_from_the_inputs() -> None:
 
 def test_a_model_that_shape_inference_refuses_is_still_estimated() -> None:
     assert needed(model([external(1024, 1024)], "y = Unheard(x, w)"), x=(2, 1024)) >= 4 * MEGA
+
+
+@pytest.mark.parametrize("numbers", ["0, 100000000000, 1", "0, 100000000000, 3"])
+def test_a_size_that_the_content_says_is_worked_out_and_not_made(numbers: str) -> None:
+    values = dict(zip(("start", "end", "step"), (np.array(int(item)) for item in numbers.split(",")), strict=True))
+    weights = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    made = model(weights, "r = Range(start, end, step) c = Cast <to = 1> (r) m = ReduceMean(c) y = Mul(x, m)")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert needed(made, x=(2, 1024)) > 1 << 39
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100 << 10  # KiB
+
+
+def test_a_size_that_only_running_tells_counts_as_too_much() -> None:
+    made = model([], "n = NonZero(x) l = ReduceMax <keepdims = 0> (n) r = ConstantOfShape(l) y = Identity(x)")
+    need = memory.needed_bytes(made, made, {"x": (2, 1024)})
+    assert "cannot be told" in (memory.shortage(need, 1 << 50) or "")
+    assert memory.shortage(need, None) is None
+
+
+def test_the_shortage_is_a_sentence() -> None:
+    assert memory.shortage(10, 10) is None
+    assert memory.shortage(3 * 10**9, 10**9) == "running the models takes about 3.0 GB of memory, 1.0 GB is available."
 
 
 def test_available_memory_is_that_of_the_machine_or_less() -> None:

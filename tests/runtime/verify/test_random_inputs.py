@@ -214,6 +214,13 @@ def test_kinds_of_data() -> None:
     assert not has_mask(specs)
 
 
+@pytest.mark.parametrize("size", [1 << 62, 1 << 40])
+def test_inputs_that_are_too_large_say_so(size: int) -> None:
+    made = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g (float[{size},{size},8] x) => (float y) {{ y = Size(x) }}')
+    with pytest.raises(ModelError, match="GB of memory"):
+        draw_inputs(input_specs(made), DRAWS[0])
+
+
 def test_the_seed_decides() -> None:
     specs = (spec("x", TensorProto.FLOAT, "b", "s"),)
     first, same, other = (draw_inputs(specs, DRAWS[0], seed)["x"] for seed in ((1, 2), (1, 2), (1, 3)))

@@ -1,0 +1,248 @@
+"""What fusing takes grows with the graph, not faster: towers of every operator that something follows, three heights high."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import onnx_fuse
+from onnx_fuse.passes.graph.onnx_inference import bounded_inference, has_short_vectors
+from tests import helpers
+
+HEIGHTS = (30, 60, 120)
+MOST = 1.3
+"""The exponent that a linear pass may show: small graphs have a part that does not grow, and a logarithm is no fault."""
+OPT_IN = ("FMInteraction", "FusedLinearLayerNorm", "FusedSkipLayerNorm", "FusedSwish")
+CALLS_EACH = 20_000
+"""More calls for each node than any linear pass makes."""
+
+
+class Tower:
+    """A graph that grows by a storey at a time: each reads the one below once (a chain) or twice (a diamond).
+
+    Attributes:
+        value: the value on top.
+    """
+
+    def __init__(self, *, twice: bool) -> None:
+        self.twice = twice
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+        self.value = ""
+
+    def node(self, op_type: str, *inputs: str, **attributes: Any) -> str:
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, inputs, [name], name=f"n{len(self.nodes)}", **attributes))
+        return name
+
+    def constant(self, value: Any, dtype: Any = np.int64) -> str:
+        self.weights.append(numpy_helper.from_array(np.array(value, dtype), f"c{len(self.weights)}"))
+        return str(self.weights[-1].name)
+
+    def both(self, op_type: str, other: str) -> str:
+        """The value below with itself, or with another."""
+        return self.node(op_type, self.value, self.value if self.twice else other)
+
+    def meet(self, made: Callable[[], str]) -> str:
+        """For an operator of one operand: two of its nodes on the value below, and what they come to together."""
+        one = made()
+        return self.node("Add", one, made()) if self.twice else one
+
+
+def _concat(tower: Tower) -> str:
+    half = tower.node("Slice", tower.value, *(tower.constant(item) for item in ([0], [2], [3])))
+    return tower.node("Concat", half, half if tower.twice else "low", axis=3)
+
+
+def _branch(tower: Tower) -> str:
+    def graph(name: str) -> Any:
+        made = f"b{name}{len(tower.nodes)}"
+        inner = helper.make_node("Mul", [tower.value, tower.value if tower.twice else "x"], [made])
+        return helper.make_graph([inner], name, [], [helper.make_tensor_value_info(made, TensorProto.FLOAT, None)])
+
+    return tower.node("If", "flag", then_branch=graph("then"), else_branch=graph("else"))
+
+
+def _transpose(tower: Tower) -> str:
+    return tower.meet(lambda: tower.node("Transpose", tower.value, perm=[0, 1, 3, 2]))
+
+
+def _reshape(tower: Tower) -> str:
+    shapes = [[2, 2, 16], [2, 2, 4, 4]]
+    flat = tower.node("Reshape", tower.value, tower.constant(shapes[0]))
+    return tower.meet(lambda: tower.node("Reshape", flat, tower.constant(shapes[1])))
+
+
+def _cast(tower: Tower) -> str:
+    narrow = tower.node("Cast", tower.value, to=TensorProto.FLOAT16)
+    return tower.meet(lambda: tower.node("Cast", narrow, to=TensorProto.FLOAT))
+
+
+def _unsqueeze(tower: Tower) -> str:
+    wide = tower.node("Unsqueeze", tower.value, tower.constant([0]))
+    return tower.meet(lambda: tower.node("Squeeze", wide, tower.constant([0])))
+
+
+def _norm(tower: Tower) -> str:
+    return tower.meet(lambda: tower.node("LayerNormalization", tower.value, "gamma", axis=-1))
+
+
+FLOATS: dict[str, Callable[[Tower], str]] = {
+    **{op: lambda tower, op=op: tower.both(op, "x") for op in ("Add", "Mul", "Sub", "Div", "Max", "MatMul")},  # type: ignore[misc]
+    "Where": lambda tower: tower.node("Where", "mask", tower.value, tower.value if tower.twice else "x"),
+    "Concat": _concat,
+    "Reshape": _reshape,
+    "Transpose": _transpose,
+    "Cast": _cast,
+    "Expand": lambda tower: tower.meet(lambda: tower.node("Expand", tower.value, tower.constant([2, 2, 4, 4]))),
+    "Unsqueeze": _unsqueeze,
+    "If": _branch,
+    "Identity": lambda tower: tower.meet(lambda: tower.node("Identity", tower.value)),
+    "Softmax": lambda tower: tower.meet(lambda: tower.node("Softmax", tower.value, axis=-1)),
+    "LayerNormalization": _norm,
+    "Sigmoid": lambda tower: tower.node("Mul", tower.value, tower.node("Sigmoid", tower.value)),
+    "Neg": lambda tower: tower.meet(lambda: tower.node("Neg", tower.value)),
+}
+"""Storeys of float32 values [2, 2, 4, 4]."""
+
+
+def _nor(tower: Tower) -> str:
+    return tower.node("Not", tower.both("Or", "mask"))
+
+
+def _nand(tower: Tower) -> str:
+    return tower.node("Not", tower.both("And", "mask"))
+
+
+def _masked_reshape(tower: Tower) -> str:
+    flat = tower.node("Reshape", tower.value, tower.constant([1, 4, 4]))
+    back = [tower.node("Unsqueeze", flat, tower.constant([0])) for _ in range(2)]
+    return tower.node("And", back[0], back[1] if tower.twice else "mask")
+
+
+MASKS: dict[str, Callable[[Tower], str]] = {
+    "And": lambda tower: tower.both("And", "mask"),
+    "Or": lambda tower: tower.both("Or", "mask"),
+    "Xor": lambda tower: tower.both("Xor", "mask"),
+    "Not": lambda tower: tower.node("And", tower.node("Not", tower.value), tower.value if tower.twice else "mask"),
+    "NotOr": _nor,
+    "NotAnd": _nand,
+    "Where": lambda tower: tower.node("Where", "mask", tower.value, tower.value if tower.twice else "mask"),
+    "Equal": lambda tower: tower.both("Equal", "mask"),
+    "Reshape": _masked_reshape,
+    "Cast": lambda tower: tower.node("Cast", tower.node("Cast", tower.both("And", "mask"), to=1), to=9),
+}
+"""Storeys of masks [1, 1, 4, 4]."""
+
+NUMBERS: dict[str, Callable[[Tower], str]] = {
+    op: lambda tower, op=op: tower.both(op, "low_number")  # type: ignore[misc]
+    for op in ("Add", "Mul", "Sub", "Div", "Min", "Max")
+}
+"""Storeys of constants of one element."""
+
+
+def attention(tower: Tower, *, query: str = "x", mask: str = "", scale: str = "", silu: bool = False) -> str:
+    """Scores of the query with keys, masked and weighted: what many a requirement looks back from."""
+    turned = tower.node("Transpose", "x", perm=[0, 1, 3, 2])
+    scores = tower.node("MatMul", query, turned)
+    scores = tower.node("Mul", scores, scale) if scale else scores
+    if silu:
+        weights = tower.node("Mul", scores, tower.node("Sigmoid", scores))
+        weights = tower.node("Mul", weights, tower.node("Cast", mask, to=1)) if mask else weights
+        weights = tower.node("Mul", weights, tower.constant(0.25, np.float32))
+    else:
+        scores = tower.node("Where", mask, scores, tower.constant(-1e9, np.float32)) if mask else scores
+        weights = tower.node("Softmax", scores, axis=-1)
+    moved = tower.node("Transpose", tower.node("MatMul", weights, "x"), perm=[0, 2, 1, 3])
+    return tower.node("Reshape", moved, tower.constant([2, 4, 8]))
+
+
+def tower_of(kind: str, op_type: str, height: int, *, twice: bool) -> ModelProto:
+    """A tower, and attention that has its top as query, as mask or as scale."""
+    tower = Tower(twice=twice)
+    tower.value = {"floats": "x", "masks": "mask", "weights": "mask", "numbers": "one"}[kind]
+    storeys = {"floats": FLOATS, "masks": MASKS, "weights": MASKS, "numbers": NUMBERS}[kind]
+    for _ in range(height):
+        tower.value = storeys[op_type](tower)
+    top = tower.value
+    if kind == "floats":
+        result = attention(tower, query=top)
+    elif kind == "numbers":
+        result = attention(tower, scale=top)
+    else:
+        result = attention(tower, mask=top, silu=kind == "weights")
+    tower.weights += [
+        numpy_helper.from_array(np.ones((2, 2, 4, 2), np.float32), "low"),
+        numpy_helper.from_array(np.ones(4, np.float32), "gamma"),
+        numpy_helper.from_array(np.array([1.0], np.float32), "one"),
+        numpy_helper.from_array(np.array([1.5], np.float32), "low_number"),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2, 4, 4]),
+        helper.make_tensor_value_info("mask", TensorProto.BOOL, [1, 1, 4, 4]),
+        helper.make_tensor_value_info("flag", TensorProto.BOOL, []),
+    ]
+    outputs = [helper.make_tensor_value_info(result, TensorProto.FLOAT, [2, 4, 8])]
+    graph = helper.make_graph(tower.nodes, "tower", inputs, outputs, tower.weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+class _TooMany(BaseException):
+    """No Exception: nothing on the way may take it for a fault of its own."""
+
+
+def calls(work: Callable[[], object], most: int) -> int:
+    """How many functions a piece of work calls."""
+    count = 0
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        if event == "call":
+            count += 1
+            if count > most:
+                raise _TooMany
+
+    sys.setprofile(profile)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def exponent(counts: dict[int, int]) -> float:
+    """The power of the size that counts grow with, by least squares on their logarithms."""
+    slope, _ = np.polyfit(np.log(list(counts)), np.log(list(counts.values())), 1)
+    return float(slope)
+
+
+def exponent_of(kind: str, op_type: str, *, twice: bool) -> float:
+    """How the calls that fusing makes grow with the number of nodes of a tower."""
+    counts: dict[int, int] = {}
+    onnx_fuse.fuse(tower_of(kind, op_type, 2, twice=twice), enable=OPT_IN, verify=False)  # imports, and caches
+    for height in HEIGHTS:
+        made = tower_of(kind, op_type, height, twice=twice)
+        size = len(made.graph.node)
+        counts[size] = calls(lambda made=made: onnx_fuse.fuse(made, enable=OPT_IN, verify=False), CALLS_EACH * size)  # type: ignore[misc]
+    return exponent(counts)
+
+
+TOWERS = [
+    *(("floats", op_type) for op_type in FLOATS),
+    *(("masks", op_type) for op_type in MASKS),
+    *(("weights", op_type) for op_type in MASKS),
+    *(("numbers", op_type) for op_type in NUMBERS),
+]
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["chain", "diamond"])
+@pytest.mark.parametrize(("kind", "op_type"), TOWERS)
+def test_fusing_a_tower_is_linear(kind: str, op_type: str, twice: bool) -> None:
+    assert exponent_of(kind, op_type, twice=twice) < MOST
