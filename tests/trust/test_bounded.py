@@ -13,10 +13,11 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnx_fuse
-from onnx_fuse.passes.graph.onnx_inference import bounded_inference, has_short_vectors
+from onnx_fuse.passes.graph.onnx_inference import bounded_inference
+from onnx_fuse.runtime.device import memory
 from tests import helpers
 
-HEIGHTS = (30, 60, 120)
+LOWEST, HEIGHTS = 8, (16, 24, 40)
 MOST = 1.3
 """The exponent that a linear pass may show: small graphs have a part that does not grow, and a logarithm is no fault."""
 OPT_IN = ("FMInteraction", "FusedLinearLayerNorm", "FusedSkipLayerNorm", "FusedSwish")
@@ -223,15 +224,18 @@ def exponent(counts: dict[int, int]) -> float:
     return float(slope)
 
 
-def exponent_of(kind: str, op_type: str, *, twice: bool) -> float:
-    """How the calls that fusing makes grow with the number of nodes of a tower."""
+def exponent_of(work: Callable[[ModelProto], object], kind: str, op_type: str, *, twice: bool) -> float:
+    """How the calls that work on a tower makes grow with its storeys, beyond those for one of LOWEST."""
     counts: dict[int, int] = {}
-    onnx_fuse.fuse(tower_of(kind, op_type, 2, twice=twice), enable=OPT_IN, verify=False)  # imports, and caches
-    for height in HEIGHTS:
+    for height in (LOWEST, LOWEST, *HEIGHTS):  # the first time for imports and caches
         made = tower_of(kind, op_type, height, twice=twice)
-        size = len(made.graph.node)
-        counts[size] = calls(lambda made=made: onnx_fuse.fuse(made, enable=OPT_IN, verify=False), CALLS_EACH * size)  # type: ignore[misc]
-    return exponent(counts)
+        most = CALLS_EACH * len(made.graph.node)
+        try:
+            counts[height] = calls(lambda made=made: work(made), most)  # type: ignore[misc]
+        except _TooMany:
+            return math.inf
+    base = counts.pop(LOWEST)
+    return exponent({height - LOWEST: count - base for height, count in counts.items()})
 
 
 TOWERS = [
@@ -242,7 +246,95 @@ TOWERS = [
 ]
 
 
+def fused(model: ModelProto) -> None:
+    onnx_fuse.fuse(model, enable=OPT_IN, verify=False)
+
+
+def simplified(model: ModelProto) -> None:
+    onnx_fuse.fuse(model, enable=OPT_IN, verify=False, simplify=True)
+
+
+def estimated(model: ModelProto) -> None:
+    memory.needed_bytes(model, model, {"x": (2, 2, 4, 4), "mask": (1, 1, 4, 4), "flag": ()})
+
+
 @pytest.mark.parametrize("twice", [False, True], ids=["chain", "diamond"])
 @pytest.mark.parametrize(("kind", "op_type"), TOWERS)
 def test_fusing_a_tower_is_linear(kind: str, op_type: str, twice: bool) -> None:
-    assert exponent_of(kind, op_type, twice=twice) < MOST
+    assert exponent_of(fused, kind, op_type, twice=twice) < MOST
+
+
+@pytest.mark.parametrize("work", [simplified, onnx_fuse.explain, estimated], ids=lambda work: work.__name__)
+@pytest.mark.parametrize(
+    ("kind", "op_type"), [("floats", "Reshape"), ("floats", "If"), ("weights", "NotOr"), ("numbers", "Mul")]
+)
+def test_so_is_what_else_looks_at_it(work: Callable[[ModelProto], object], kind: str, op_type: str) -> None:
+    assert exponent_of(work, kind, op_type, twice=True) < MOST
+
+
+def test_every_storey_of_masks_is_found() -> None:
+    """The towers reach what they are for: the mask of a diamond of Ands is one of its parts, taken once."""
+    made = onnx_fuse.fuse(tower_of("weights", "And", 40, twice=True), verify=False)
+    assert made.report.fused == {"HSTUHierarchicalAttention": 1}
+    assert "And" in helpers.operators(made.model) or "mask" in {
+        name for node in made.model.graph.node for name in node.input
+    }
+
+
+# -- contents that sizes do not bound ------------------------------------------------------------------------------------
+
+BOMBS = {
+    "filled": "r = ConstantOfShape <value = int64[1] {3}> (many) s = Add(r, r) y = Identity(x)",
+    "expanded": "r = Expand(one, many) s = Add(r, r) y = Identity(x)",
+    "tiled": "r = Tile(one, many) s = Add(r, r) y = Identity(x)",
+    "counted": "r = Range(zero, most, step) s = Cast <to = 6> (r) y = Identity(x)",
+    "doubled": "t0 = Shape(x) "
+    + " ".join(f"t{storey + 1} = Concat <axis = 0> (t{storey}, t{storey})" for storey in range(40))
+    + " y = Identity(x)",
+    "in a function": "r = my.Fill(many) y = Identity(x)",
+}
+FILL = """<domain: "my", opset_import: ["" : 17]> Fill (n) => (s)
+    { r = ConstantOfShape <value = int64[1] {3}> (n) s = Add(r, r) }"""
+_LIMIT = 1 << 30
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_shape_inference_takes_no_memory_for_contents(bomb: str) -> None:
+    text = f"""(float[2] x) => (float[2] y) <int64[1] many = {{100000000000}}, int64[1] one = {{1}}, int64 zero = {{0}},
+        int64 most = {{100000000000}}, int64 step = {{1}}> {{ {BOMBS[bomb]} }}"""
+    made = helpers.model(text, functions=FILL if "my." in text else "")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert {value.name for value in bounded_inference(made).graph.output} == {"y"}
+    assert memory.needed_bytes(made, made, {"x": (2,)}) > _LIMIT
+    onnx_fuse.fuse(made, verify=False, simplify=True)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < _LIMIT
+
+
+def test_vectors_that_are_short_are_followed() -> None:
+    made = helpers.model(
+        "(float[2,6] x) => (float[a,b] y) { s = Shape(x) t = Concat <axis = 0> (s) y = Reshape(x, t) }"
+    )
+    (found,) = bounded_inference(made).graph.output
+    assert [dim.dim_value for dim in found.type.tensor_type.shape.dim] == [2, 6]
+
+
+def test_the_triangle_of_very_many_features_is_not_written_out() -> None:
+    size = 1 << 30
+    made = helpers.model(
+        f"""(float[B,{size},4] x) => (float[B,3] y) {{ t = Transpose <perm = [0, 2, 1]> (x) z = MatMul(x, t)
+        f = Reshape(z, flat) y = Gather <axis = 1> (f, places) }}""",
+        weights={"flat": np.array([0, -1]), "places": np.array([1, 2, 5])},
+    )
+    assert calls(lambda: onnx_fuse.fuse(made, verify=False), 1_000_000) < 1_000_000
+
+
+def test_a_body_on_very_long_inputs_is_checked_in_little_memory() -> None:
+    size = 1 << 33
+    made = helpers.model(
+        f"""(float[1,{size},8] q, bool[1,{size}] keep) => (float[1,{size},8] y) {{ t = Transpose <perm = [0, 2, 1]> (q)
+        s = MatMul(q, t) g = Sigmoid(s) w = Mul(s, g) n = Mul(w, less) y = MatMul(n, q) }}""",
+        weights={"less": np.array(0.25, np.float32)},
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert onnx_fuse.fuse(made, verify=False).report.fused == {"HSTUHierarchicalAttention": 1}
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < _LIMIT

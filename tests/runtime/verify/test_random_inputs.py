@@ -216,7 +216,9 @@ def test_kinds_of_data() -> None:
 
 @pytest.mark.parametrize("size", [1 << 62, 1 << 40])
 def test_inputs_that_are_too_large_say_so(size: int) -> None:
-    made = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g (float[{size},{size},8] x) => (float y) {{ y = Size(x) }}')
+    made = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[{size},{size},8] x) => (float y) {{ y = Size(x) }}'
+    )
     with pytest.raises(ModelError, match="GB of memory"):
         draw_inputs(input_specs(made), DRAWS[0])
 
