@@ -139,6 +139,8 @@ class Folding:
             arrays = session.run(None, {f"i{number}": _widened(array) for number, array in enumerate(feeds.values())})
         except Exception:
             return {}  # a node that fails when the model runs
+        if any(array.shape != info.shape for array, info in zip(arrays, infos, strict=True)):
+            return {}  # the standard has more than one reading
         kinds = [helper.tensor_dtype_to_np_dtype(info.dtype) for info in infos]
         return {name: array.astype(kind, copy=False) for name, array, kind in zip(names, arrays, kinds, strict=True)}
 

@@ -29,7 +29,10 @@ def _slice(inference: Inference, node: Node) -> Info:
         if not isinstance(axis, int):
             return Info(info.dtype, tuple(inference.fresh(node, number) for number in range(len(info.shape))))
         axis = from_front(axis, len(out))
-        length = _slice_length(out[axis], start, end, step)
+        size = out[axis]
+        if isinstance(size, int) and isinstance(start, int) and isinstance(step, int) and step < 0:
+            start = max(start, -size)  # backwards from before the first element is from the first one
+        length = _slice_length(size, start, end, step)
         if content is not None and len(out) == 1:
             whole = all(isinstance(item, int) for item in (start, end, step)) and length is not None
             content = content[slice(start, end, step)] if whole else None

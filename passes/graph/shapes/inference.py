@@ -24,7 +24,7 @@ CONTENT_LIMIT = 64
 
 Content = tuple["Dim | None", ...]
 
-_LIMITS = {
+_LIMITS: dict[int, tuple[int, int]] = {
     TensorProto.BOOL: (0, 1),
     **{
         kind: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))

@@ -111,6 +111,8 @@ WRAPS = np.array(2**32 + 5), np.array(2**63 - 1)
         ("Div", [np.array(2**62 + 1), np.array(1)], {}, 2**62 + 1),
         ("Range", [np.array(5), np.array(0), np.array(1)], {}, []),
         ("Slice", [np.arange(3), np.array([-1]), np.array([2**62]), np.array([0]), np.array([-1])], {}, []),
+        ("Slice", [np.arange(3), np.array([-9]), np.array([-5]), np.array([0]), np.array([-1])], {}, [0]),
+        ("Slice", [np.arange(3), np.array([1]), np.array([2**63 - 1]), np.array([0]), np.array([1])], {}, [1, 2]),
         ("ReduceProd", [np.array([2, 3]), np.array([], np.int64)], {"noop_with_empty_axes": 1}, [2, 3]),
     ],
 )
