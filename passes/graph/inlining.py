@@ -5,6 +5,7 @@ All of it goes through onnx's own inliner, which knows functions by name: where 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
@@ -12,6 +13,9 @@ from google.protobuf.message import EncodeError
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, defs, inliner
 
 from onnx_fuse.errors import ModelError
+
+MOST_INLINED = 1 << 20
+"""Nodes that a model may have once its functions are inlined: a few that call each other twice are more than any machine holds."""
 
 
 def inline_bodies(model: ModelProto, operators: Iterable[tuple[str, str]]) -> ModelProto:
@@ -167,8 +171,14 @@ def inline_calls(model: ModelProto, keep: Callable[[NodeProto], bool]) -> tuple[
         and how often each function was inlined.
 
     Raises:
-        ModelError: a function calls itself, or needs operator sets that the model does not have.
+        ModelError: a function calls itself, or needs operator sets that the model does not have, or the nodes would be too many.
     """
+    count = count_inlined(model)
+    if MOST_INLINED < count < math.inf:  # the call that closes a circle is named below
+        raise ModelError(
+            f"With its functions inlined the model has {count:.2g} nodes.",
+            f"More than {MOST_INLINED} cannot be run: let the functions call each other less often.",
+        )
     bodies = {(body.domain, body.name, body.overload): body for body in model.functions}
     own: list[FunctionProto] = []
     inlined: Counter[str] = Counter()
@@ -216,6 +226,27 @@ def inline_calls(model: ModelProto, keep: Callable[[NodeProto], bool]) -> tuple[
             "Export it with the operator sets of the model.",
         )
     return model, inlined
+
+
+def count_inlined(model: ModelProto) -> float:
+    """Number of nodes that the model has with each call replaced by the function's body; infinite where one calls itself."""
+    graphs = {(body.domain, body.name, body.overload): body.node for body in model.functions}
+    main = ("", "", "")
+    graphs[main] = model.graph.node
+    called: dict[tuple[str, str, str], Counter[tuple[str, str, str]]] = {}
+    counts: dict[tuple[str, str, str], float] = {}
+    pending = [main]
+    while pending:
+        name = pending[-1]
+        if name not in called:
+            called[name] = Counter((node.domain, node.op_type, node.overload) for node in nodes_of(graphs[name]))
+            pending += [call for call in called[name] if call in graphs and call not in counts]
+            continue
+        pending.pop()
+        if name not in counts:
+            calls = called[name].items()
+            counts[name] = sum(times * (counts.get(call, math.inf) if call in graphs else 1) for call, times in calls)
+    return counts[main]
 
 
 def nodes_of(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:

@@ -9,6 +9,7 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto
 
 from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.inlining import MOST_INLINED, count_inlined
 from onnx_fuse.passes.graph.node import ONNX_DOMAINS
 from onnx_fuse.passes.graph.subgraphs import subgraphs
 
@@ -39,11 +40,14 @@ def bounded_inference(model: ModelProto) -> ModelProto:
     """The model with the types that ONNX infers, in memory that its size bounds.
 
     ONNX follows the elements of vectors of whole numbers, however long they are: a small file can ask for any amount. It does so
-    here only if all such vectors are known to be short.
+    here only if all such vectors are known to be short. It also goes through a function again for each call.
 
     Raises:
+        ValueError: functions call functions so often that going through them would not end.
         Exception: what ONNX raises on a malformed model.
     """
+    if model.functions and count_inlined(model) > MOST_INLINED:
+        raise ValueError("too many calls of functions")
     plain = onnx.shape_inference.infer_shapes(model)
     return onnx.shape_inference.infer_shapes(model, data_prop=True) if has_short_vectors(plain) else plain
 

@@ -13,6 +13,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnx_fuse
+from onnx_fuse.errors import ModelError
+from onnx_fuse.passes.graph.inlining import count_inlined, inline_calls
 from onnx_fuse.passes.graph.onnx_inference import bounded_inference
 from onnx_fuse.runtime.device import memory
 from tests import helpers
@@ -308,6 +310,29 @@ def test_shape_inference_takes_no_memory_for_contents(bomb: str) -> None:
     assert memory.needed_bytes(made, made, {"x": (2,)}) > _LIMIT
     onnx_fuse.fuse(made, verify=False, simplify=True)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < _LIMIT
+
+
+def calling(height: int) -> ModelProto:
+    """Functions of which each calls the one below twice."""
+    text = '<domain: "my", opset_import: ["" : 17]> F0 (a) => (b) { s = Sigmoid(a) b = Mul(a, s) }'
+    for storey in range(height):
+        header = f'<domain: "my", opset_import: ["" : 17, "my" : 1]> F{storey + 1} (a) => (b)'
+        text += f"\n{header} {{ c = my.F{storey}(a) b = my.F{storey}(c) }}"
+    return helpers.model(f"(float[2,4] x) => (float[2,4] y) {{ y = my.F{height}(x) }}", functions=text)
+
+
+def test_functions_are_counted_and_not_gone_through_for_each_call() -> None:
+    made = calling(60)
+    assert count_inlined(calling(3)) == 16 and count_inlined(made) == 2**61
+    assert onnx_fuse.fuse(made, enable=OPT_IN, verify=False).report.fused == {"FusedSwish": 1}
+    assert memory.needed_bytes(made, made, {"x": (2, 4)}) > 0
+    with pytest.raises(ModelError, match=r"With its functions inlined the model has 2.3e\+18 nodes"):
+        inline_calls(made, lambda node: False)
+
+
+def test_a_function_that_calls_itself_has_no_end() -> None:
+    text = '<domain: "my", opset_import: ["" : 17, "my" : 1]> F (a) => (b) { b = my.F(a) }'
+    assert count_inlined(helpers.model("(float[2] x) => (float[2] y) { y = my.F(x) }", functions=text)) == math.inf
 
 
 def test_vectors_that_are_short_are_followed() -> None:
