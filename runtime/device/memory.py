@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnx_fuse.passes.files.external_data import byte_size, size_in_bytes, tensors
 from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.graph.shapes.inference import Info
 from onnx_fuse.passes.view.view import View
@@ -23,8 +24,8 @@ _BASE = 64 << 20
 _SMALL_CONSTANT = 64
 _UNLIMITED = 1 << 60
 _UNKNOWN = 1 << 62
-_FILLERS = frozenset({"ConstantOfShape", "Expand", "Pad", "Range", "Tile"})
-"""Operators of which a few numbers can ask for any amount."""
+_FILLERS = {"ConstantOfShape": 0, "Expand": 1, "Pad": 1, "Range": 0, "Tile": 1}
+"""Operators of which a few numbers can ask for any amount -> their first input of such numbers."""
 
 
 def available_bytes() -> int | None:
@@ -86,10 +87,28 @@ def _largest_value(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> 
     for node in main.nodes:
         for name in filter(None, node.outputs):
             size = _bytes_of(view.info(name))
-            if size is None and node.domain == "" and node.op_type in _FILLERS and shapes.keys() >= set(inputs):
+            if size is None and shapes.keys() >= set(inputs) and _is_sized_by_content(main, node):
                 return _UNKNOWN
             largest = max(largest, size or 0)
     return largest
+
+
+def _is_sized_by_content(graph: Graph, node: Node) -> bool:
+    """Whether what an input of the model holds says how much a node makes, and not the size of a tensor that is there anyway."""
+    if node.domain or node.op_type not in _FILLERS:
+        return False
+    pending, seen = list(node.inputs[_FILLERS[node.op_type] :]), set()
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        maker = graph.producers.get(value)
+        if maker is None and value in graph.inputs:
+            return True
+        if maker is not None and maker.key not in (("", "Shape"), ("", "Size")):
+            pending += maker.inputs
+    return False
 
 
 def _bytes_of(info: Info) -> int | None:
