@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.passes.graph import inlining
 from onnx_fuse.passes.graph.spans import filled, is_external
-from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes
+from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes, shortage
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.verify import verification
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare
@@ -254,11 +254,10 @@ def _check_memory(original: ModelProto, fused: ModelProto, given: Mapping[str, t
     ModelError: running the models takes more memory than there is.
     """
     shapes = draw_shapes(input_specs(original), max(DRAWS, key=lambda draw: draw.batch * draw.length))
-    needed, available = needed_bytes(original, fused, {**shapes, **given}), available_bytes()
-    if available is not None and needed > available:
+    short = shortage(needed_bytes(original, fused, {**shapes, **given}), available_bytes())
+    if short is not None:
         raise ModelError(
-            f"Running the models takes about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB is available.",
-            "Give smaller inputs (--inputs FILE.npz), or use a larger machine.",
+            short[0].upper() + short[1:], "Give smaller inputs (--inputs FILE.npz), or use a larger machine."
         )
 
 
