@@ -49,7 +49,7 @@ def shortage(needed: int, available: int | None) -> str | None:
     if available is None or needed <= available:
         return None
     if needed >= _UNKNOWN:
-        return "how much memory running the models takes cannot be told: numbers in the model say it as it runs."
+        return "running the models may take more memory than any machine has: a size is huge, or is known only as the model runs."
     return f"running the models takes about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB is available."
 
 
