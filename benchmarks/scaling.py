@@ -39,6 +39,8 @@ FLOOR = TOOLS[-1]
 SIZES = (1_000, 10_000, 100_000)
 NODES_PER_BLOCK = 16
 
+_EPSILONS = {"epsilon_6": 1e-6, "epsilon_5": 1e-5, "epsilon_12": 1e-12}
+
 LARGE_HIDDEN, LARGE_BLOCKS = 4096, 20  # 2.7 GB of weights
 
 TARGETS = {
@@ -53,17 +55,36 @@ TARGETS = {
 # -- the models ----------------------------------------------------------------------------------------------------------
 
 
-def synthetic_model(blocks: int, hidden: int = 4, seed: int = 0) -> ModelProto:
-    """Blocks of LayerNorm(x + Linear(SiLU(Linear(x)))), SiLU and LayerNorm written out: 16 nodes each."""
+def synthetic_model(blocks: int, hidden: int = 4, seed: int = 0, irregular: bool = False) -> ModelProto:
+    """Blocks of LayerNorm(x + Linear(SiLU(Linear(x)))), SiLU and LayerNorm written out: 16 nodes each.
+
+    Irregular ones differ in their inner width, in epsilon and in the order of operands, so that no block repeats another.
+    """
     random = np.random.default_rng(seed)
     initializers = _scalars()
+    if irregular:
+        initializers += [numpy_helper.from_array(np.float32(value), name) for name, value in _EPSILONS.items()]
     nodes: list[NodeProto] = []
     value = "x"
     for index in range(blocks):
-        for name, shape in _weights(index, hidden).items():
+        width = int(random.integers(hidden, 4 * hidden)) if irregular else hidden
+        for name, shape in _weights(index, hidden, width).items():
             initializers.append(numpy_helper.from_array(random.standard_normal(shape, dtype=np.float32), name))
+        first = len(nodes)
         value = _block(nodes, index, value)
+        if irregular:
+            _vary(nodes[first:], random)
     return _model(nodes, initializers, hidden, value)
+
+
+def _vary(block: Sequence[NodeProto], random: np.random.Generator) -> None:
+    """Gives a block an epsilon of its own, and its sums and products operands in any order."""
+    epsilon = str(random.choice(list(_EPSILONS)))
+    for node in block:
+        inputs = [epsilon if name == "epsilon" else name for name in node.input]
+        if node.op_type in ("Add", "Mul") and random.integers(2):
+            inputs.reverse()
+        node.input[:] = inputs
 
 
 def large_model(folder: Path, blocks: int = LARGE_BLOCKS, hidden: int = LARGE_HIDDEN) -> Path:
@@ -79,7 +100,7 @@ def large_model(folder: Path, blocks: int = LARGE_BLOCKS, hidden: int = LARGE_HI
     path = folder / "large.onnx"
     with (folder / f"{path.name}.data").open("wb") as data:
         for index in range(blocks):
-            for name, shape in _weights(index, hidden).items():
+            for name, shape in _weights(index, hidden, hidden).items():
                 size = 4 * math.prod(shape)
                 tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
                 tensor.data_location = TensorProto.EXTERNAL
@@ -100,12 +121,12 @@ def _scalars() -> list[TensorProto]:
     return [numpy_helper.from_array(np.float32(value), name) for name, value in (("two", 2), ("epsilon", 1e-5))]
 
 
-def _weights(index: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    matrices = ("fc1.weight", "fc2.weight")
-    vectors = ("fc1.bias", "fc2.bias", "norm.weight", "norm.bias")
+def _weights(index: int, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
-        **dict.fromkeys(matrices, (hidden, hidden)),
-        **dict.fromkeys(vectors, (hidden,)),
+        "fc1.weight": (hidden, width),
+        "fc2.weight": (width, hidden),
+        "fc1.bias": (width,),
+        **dict.fromkeys(("fc2.bias", "norm.weight", "norm.bias"), (hidden,)),
     }
     return {f"layers.{index}.{name}": shape for name, shape in shapes.items()}
 
@@ -119,7 +140,7 @@ def _block(nodes: list[NodeProto], index: int, x: str) -> str:
         nodes.append(helper.make_node(op_type, list(inputs), [output], name=path, **attributes))
         return output
 
-    first, second, first_bias, second_bias, gamma, beta = _weights(index, 1)
+    first, second, first_bias, second_bias, gamma, beta = _weights(index, 1, 1)
     wide = add("Add", "fc1/Add", add("MatMul", "fc1/MatMul", x, first), first_bias)
     silu = add("Mul", "act/Mul", wide, add("Sigmoid", "act/Sigmoid", wide))
     narrow = add("Add", "fc2/Add", add("MatMul", "fc2/MatMul", silu, second), second_bias)

@@ -149,10 +149,13 @@ def _match_fusion(fusion: Fusion, view: View) -> tuple[list[Candidate], list[Nea
     found: list[Candidate] = []
     missed: list[NearMiss] = []
     present = frozenset(view.operators())
+    anchored = fusion.anchor is None or any(op_type == fusion.anchor for _, op_type in present)
     for pattern in fusion.patterns:
         if pattern.others and not pattern.needs <= present:
             continue  # the patterns of fewer results tell more
-        for node in view.nodes(sorted(pattern.root_keys)):  # in one order also where one exported node became several
+        hopeless = not anchored and ("", fusion.anchor) in pattern.needs  # neither a match nor worth telling
+        # In one order also where one exported node became several.
+        for node in () if hopeless else view.nodes(sorted(pattern.root_keys)):
             result = match_at(pattern, node, view)
             if isinstance(result, Match):
                 fused = fusion.fused(result, view)

@@ -17,35 +17,38 @@ class FurthestFailure:
 
     Args:
         matched: what is matched at any time; its length counts.
-        root: name of the node the attempt starts at.
+        root: the node the attempt starts at.
     """
 
-    def __init__(self, matched: Sized, root: str) -> None:
+    def __init__(self, matched: Sized, root: Node | str) -> None:
         self._matched = matched
         self._best = (-1, 0)
-        self._where = root
+        self._where: Node | str = root
         self._sentence: Callable[[], str] = lambda: "nothing matched"
         self._wanted: list[Op] = []
 
-    def note(self, where: str, sentence: Callable[[], str], weight: int = 1) -> bool:
+    def note(self, where: Node | str, sentence: Callable[[], str], weight: int = 1) -> bool:
         """A failure at a node or value; False, which is what the attempt comes to."""
         if (len(self._matched), weight) > self._best:
             self._best = (len(self._matched), weight)
             self._where, self._sentence, self._wanted = where, sentence, []
         return False
 
-    def note_operator(self, where: str, found: Callable[[], str], op: Op) -> bool:
-        """A failure of weight 0: another operator; where several would have done, all are named."""
+    def note_operator(self, where: Node | str, found: Callable[[], str], ops: Sequence[Op]) -> bool:
+        """A failure of weight 0: another operator than one of `ops`; where several would have done, all are named."""
         key = (len(self._matched), 0)
-        again = self._best == key and self._where == where and bool(self._wanted)
+        if key < self._best:
+            return False
+        again = self._best == key and bool(self._wanted)
+        again = again and (self._where is where or _name(self._where) == _name(where))
         if again or key > self._best:
-            self._wanted = [*(self._wanted if again else []), op]
+            self._wanted = [*(self._wanted if again else []), *ops]
             self._best = key
             self._where = where
             self._sentence = lambda: f"{found()}, pattern wants {_one_of(self._wanted)}"
         return False
 
-    def settle(self, where: str, sentence: str) -> None:
+    def settle(self, where: Node | str, sentence: str) -> None:
         """What ended the attempt, whatever failed before."""
         self._best = (len(self._matched), 0)
         self._where, self._sentence = where, lambda: sentence
@@ -55,9 +58,13 @@ class FurthestFailure:
 
         The sentence holds the attempt, which holds this: else the garbage collector would have to find them.
         """
-        taken = self._where, max(self._best[0], 0), self._sentence
+        taken = _name(self._where), max(self._best[0], 0), self._sentence
         self._where, self._sentence = "", str
         return taken
+
+
+def _name(where: Node | str) -> str:
+    return where if isinstance(where, str) else where.name
 
 
 def operator_label(node: Node) -> str:

@@ -13,13 +13,14 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
+from onnx_fuse.passes.graph.dims import Shape
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.attribute_terms import attribute_problem
 from onnx_fuse.passes.view.facts import ATTRIBUTE_INPUTS
 from onnx_fuse.passes.view.furthest_failure import FurthestFailure, describe_value, operator_label
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import Pattern
-from onnx_fuse.patterns.language.term_facts import root_keys
+from onnx_fuse.patterns.language.term_facts import choices, root_keys
 from onnx_fuse.patterns.language.terms import AnyOf, Named, Number, Op, Output, Shaped, Term, Tree, Variable
 
 STEP_BUDGET = 20_000
@@ -113,7 +114,7 @@ class _Search:
         self.nodes: dict[tuple[int, str], Node] = {}
         self.suffix = ""
         self.steps = 0
-        self.failure = FurthestFailure(self.nodes, root.name)
+        self.failure = FurthestFailure(self.nodes, root)
         self.reached: set[tuple[str, int]] = set()
         self.values: list[str] = []
         self.found: Match | None = None
@@ -129,7 +130,7 @@ class _Search:
             sentence = (
                 f"more than {STEP_BUDGET} steps were needed" if spent else "it has more inputs than can be followed"
             )
-            self.failure.settle(self.root.name, sentence)
+            self.failure.settle(self.root, sentence)
         failed_at, count, reason = self.failure.take()
         if matched and self.found is not None:
             return self.found
@@ -153,7 +154,7 @@ class _Search:
             if self._term(term, value, lambda: self._others(index + 1)):
                 return True
             self.values.pop()
-        return self.failure.note(self.root.name, lambda: f"no node beside it fits result {index + 2} of the pattern")
+        return self.failure.note(self.root, lambda: f"no node beside it fits result {index + 2} of the pattern")
 
     def _candidates(self, term: Term) -> Iterator[str]:
         """Values that could be another result of the pattern: made by a node near what is bound already."""
@@ -181,7 +182,7 @@ class _Search:
         for requirement in self.pattern.requirements:
             sentence = requirement(match, self.view)
             if sentence is not None:
-                return self.failure.note(self.root.name, lambda text=sentence: text, 3)  # type: ignore[misc]
+                return self.failure.note(self.root, lambda text=sentence: text, 3)  # type: ignore[misc]
         self.found = match
         return True
 
@@ -202,14 +203,7 @@ class _Search:
 
     def _term(self, term: Term, value: str, then: Continuation) -> bool:
         self._step()
-        kind = type(term)
-        if kind is Variable or kind is Number:
-            bound = self._leaf(term, value)
-            return bound is not None and (then() or self._undo([bound]))
-        handle = _HANDLERS.get(kind)
-        if handle is None:
-            raise TypeError(f"unknown pattern term {term!r}")
-        return handle(self, term, value, then)
+        return _HANDLERS[type(term)](self, term, value, then)
 
     def _step(self) -> None:
         self.steps += 1
@@ -224,10 +218,17 @@ class _Search:
         return False
 
     def _any_of(self, term: AnyOf, value: str, then: Continuation) -> bool:
-        for alternative in term.alternatives:  # noqa: SIM110  (a generator would take as long as the alternative)
-            if self._term(alternative, value, then):
+        node = self.view.producer(value) if value else None
+        for choice in choices(term, None if node is None else node.key):
+            if isinstance(choice, tuple):
+                self._other_operator(node, value, choice)
+            elif self._term(choice, value, then):
                 return True
         return False
+
+    def _bound_leaf(self, term: Variable | Number, value: str, then: Continuation) -> bool:
+        bound = self._leaf(term, value)
+        return bound is not None and (then() or self._undo([bound]))
 
     def _output(self, term: Output, value: str, then: Continuation) -> bool:
         return self._op(term.op, value, then, term.index)
@@ -247,7 +248,7 @@ class _Search:
         if not value:
             if term.kind == "optional":
                 return ""
-            self.failure.note(self.root.name, lambda: f"an input is absent where the pattern wants {name}")
+            self.failure.note(self.root, lambda: f"an input is absent where the pattern wants {name}")
             return None
         value = self.view.resolve(value)
         if name in self.bindings:
@@ -284,10 +285,8 @@ class _Search:
             name = inner.name + self.suffix
             return self.failure.note(value, lambda: f"{value} is not a constant ({name})", 0)
         shape = self.view.shape(value) if value else None
-        wanted = " ".join(str(dim) for dim in term.dims)
         if shape is None or len(shape) != len(term.dims):
-            found = "unknown" if shape is None else f"[{', '.join(map(str, shape))}]"
-            return self.failure.note(value, lambda: f"{value} has shape {found}, pattern wants [{wanted}]")
+            return self.failure.note(value, lambda: _another_rank(value, shape, term))
         added: list[str] = []
         try:
             for axis, (have, want) in enumerate(zip(shape, term.dims, strict=True)):
@@ -328,7 +327,7 @@ class _Search:
         if not term.least <= len(leaves) <= term.most:
             found = len(leaves)
             return self.failure.note(
-                self.root.name, lambda: f"{found} operands of {term.op_type}, pattern wants {term.least} to {term.most}"
+                self.root, lambda: f"{found} operands of {term.op_type}, pattern wants {term.least} to {term.most}"
             )
         for node in inner:
             self.nodes[(id(node), "tree")] = node
@@ -358,33 +357,31 @@ class _Search:
     def _op(self, op: Op, value: str, then: Continuation, index: int = 0) -> bool:
         view = self.view
         node = view.producer(value) if value else None
-        if node is None:
-            return self.failure.note_operator(value, lambda: describe_value(self.view, value), op)
+        if node is None or node.op_type not in op.op_types or node.domain != op.domain:
+            return self._other_operator(node, value, (op,))
         self.reached.add((node.op_type, node.position))
-        if node.op_type not in op.op_types or node.domain != op.domain:
-            return self.failure.note_operator(node.name, lambda: f"found {operator_label(node)}", op)
         outputs = node.outputs
         if (index or len(outputs) != 1) and (
             index >= len(outputs) or view.resolve(outputs[index]) != view.resolve(value)
         ):
-            return self.failure.note(node.name, lambda: f"{value} is not output {index} of {node.name}")
+            return self.failure.note(node, lambda: f"{value} is not output {index} of {node.name}")
         key = id(op), self.suffix
         bound = self.nodes.get(key)
         if bound is not None:
             return (
                 then()
                 if bound is node
-                else self.failure.note(node.name, lambda: f"pattern wants {bound.name} here again")
+                else self.failure.note(node, lambda: f"pattern wants {bound.name} here again")
             )
         if op.since > 1 or op.until < (1 << 30):
             opset = view.graph.opset(node.domain)
             if not op.since <= opset <= op.until:
-                return self.failure.note(node.name, lambda: f"opset {opset} is outside {op.since} to {op.until}")
+                return self.failure.note(node, lambda: f"opset {opset} is outside {op.since} to {op.until}")
         captured: dict[str, Any] = {}
         for name, wanted in op.attributes.items():
             problem = attribute_problem(view, node, name, wanted, self.bindings, captured, self.suffix)
             if problem is not None:
-                return self.failure.note(node.name, lambda text=problem: text)  # type: ignore[misc]
+                return self.failure.note(node, lambda text=problem: text)  # type: ignore[misc]
         self.nodes[key] = node
         if captured:
             self.bindings.update(captured)
@@ -394,6 +391,12 @@ class _Search:
             self.bindings.pop(name, None)
         del self.nodes[key]
         return False
+
+    def _other_operator(self, node: Node | None, value: str, ops: Sequence[Op]) -> bool:
+        if node is None:
+            return self.failure.note_operator(value, lambda: describe_value(self.view, value), ops)
+        self.reached.add((node.op_type, node.position))
+        return self.failure.note_operator(node, lambda: f"found {operator_label(node)}", ops)
 
     def _inputs(self, op: Op, node: Node, then: Continuation) -> bool:
         inputs: Sequence[str] = _data_inputs(node, self.view)
@@ -410,7 +413,7 @@ class _Search:
         if len(inputs) > len(terms):
             extra = len(inputs)
             return self.failure.note(
-                node.name, lambda: f"{node.op_type} has {extra} inputs, pattern wants {len(terms)}"
+                node, lambda: f"{node.op_type} has {extra} inputs, pattern wants {len(terms)}"
             )
         if len(inputs) < len(terms):
             inputs = [*inputs, *[""] * (len(terms) - len(inputs))]
@@ -435,6 +438,8 @@ class _Search:
 
 
 _HANDLERS: dict[type[Term], Callable[..., bool]] = {
+    Variable: _Search._bound_leaf,
+    Number: _Search._bound_leaf,
     Op: _Search._op,
     AnyOf: _Search._any_of,
     Output: _Search._output,
@@ -442,7 +447,12 @@ _HANDLERS: dict[type[Term], Callable[..., bool]] = {
     Named: _Search._named,
     Tree: _Search._tree,
 }
-"""How terms match that leave a choice to what comes after them."""
+"""How each kind of term matches."""
+
+
+def _another_rank(value: str, shape: Shape | None, term: Shaped) -> str:
+    found = "unknown" if shape is None else f"[{', '.join(map(str, shape))}]"
+    return f"{value} has shape {found}, pattern wants [{' '.join(map(str, term.dims))}]"
 
 
 def _data_inputs(node: Node, view: View) -> tuple[str, ...]:

@@ -16,10 +16,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from onnx_fuse.errors import PatternError
-from onnx_fuse.patterns.language.term_facts import needed_keys, operands_fit, root_keys, root_operands, size_of
+from onnx_fuse.patterns.language.term_facts import Key, needed_keys, operands_fit, root_keys, root_operands, size_of
 from onnx_fuse.patterns.language.terms import AnyOf, Kind, Named, Number, Op, Output, Shaped, Term, Tree, Variable
 
 if TYPE_CHECKING:
@@ -224,10 +225,7 @@ class Pattern:
 
     def may_start_at(self, key: tuple[str, str], operands: Sequence[tuple[str, str] | None]) -> bool:
         """Whether a node of this key whose operands are made by nodes of those keys can be the root: a quick first look."""
-        for wanted, commutative in self._operands.get(key, ()):
-            if operands_fit(wanted, operands) or (commutative and operands_fit(wanted, operands[::-1])):
-                return True
-        return False
+        return _may_start_at(self, key, tuple(operands))
 
     def require(self, requirement: Requirement) -> Requirement:
         """Decorator: a condition checked once everything is bound; it returns None, or a sentence that refuses the match."""
@@ -236,6 +234,14 @@ class Pattern:
 
     def __repr__(self) -> str:
         return f"<pattern {self.name}, up to {self.size} nodes>"
+
+
+@lru_cache(maxsize=1 << 14)
+def _may_start_at(pattern: Pattern, key: Key, operands: tuple[Key | None, ...]) -> bool:
+    return any(
+        operands_fit(wanted, operands) or (commutative and operands_fit(wanted, operands[::-1]))
+        for wanted, commutative in pattern._operands.get(key, ())
+    )
 
 
 def pattern(function: Callable[..., Any]) -> Pattern:

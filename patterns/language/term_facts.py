@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
 
 from onnx_fuse.patterns.language.terms import AnyOf, Named, Number, Op, Output, Shaped, Term, Tree, Variable
 
@@ -102,6 +104,34 @@ def _root_ops(term: Term) -> Iterator[Op | Tree]:
     elif isinstance(term, (Output, Shaped, Named)):
         for inner in _inner(term):
             yield from _root_ops(inner)
+
+
+@lru_cache(maxsize=1 << 16)
+def choices(term: AnyOf, key: Key | None) -> tuple[Term | tuple[Op, ...], ...]:
+    """What to try, in order, where a node of this key makes a value (None: no node does): the alternatives that may fit, and in
+    place of the others the operators that they want instead."""
+    found: list[Term | tuple[Op, ...]] = []
+    for item in term.alternatives:
+        others = _other_ops(item, key)
+        if others is not None and found and isinstance(found[-1], tuple):
+            found[-1] += others
+        else:
+            found.append(item if others is None else others)
+    return tuple(found)
+
+
+def _other_ops(term: Term, key: Key | None) -> tuple[Op, ...] | None:
+    """The operators that a term wants, if a node of this key is none of them; None where the term may fit."""
+    if isinstance(term, Op):
+        return None if key is not None and key[0] == term.domain and key[1] in term.op_types else (term,)
+    if isinstance(term, Output):
+        return _other_ops(term.op, key)
+    if isinstance(term, Named):
+        return _other_ops(term.inner, key)
+    if isinstance(term, AnyOf):
+        found = [_other_ops(item, key) for item in term.alternatives]
+        return None if None in found else tuple(chain.from_iterable(filter(None, found)))
+    return None
 
 
 def root_operands(root: Term) -> dict[Key, list[tuple[Operands, bool]]]:
