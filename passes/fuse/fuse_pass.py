@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.normalize.sweep import normalize
 from onnx_fuse.passes.opset_conversion import OLDEST, opset_of
 from onnx_fuse.passes.report import Log
-from onnx_fuse.passes.view.matcher import Match, NearMiss, match_at
+from onnx_fuse.passes.view.matcher import Match, NearMiss, match_or_tell
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.operator import Fusion
 
@@ -149,6 +150,7 @@ def _match_fusion(fusion: Fusion, view: View) -> tuple[list[Candidate], list[Nea
     found: list[Candidate] = []
     missed: list[NearMiss] = []
     present = frozenset(view.operators())
+    worth = partial(near_misses.is_interesting, fusion, view)
     anchored = fusion.anchor is None or any(op_type == fusion.anchor for _, op_type in present)
     for pattern in fusion.patterns:
         if pattern.others and not pattern.needs <= present:
@@ -156,15 +158,14 @@ def _match_fusion(fusion: Fusion, view: View) -> tuple[list[Candidate], list[Nea
         hopeless = not anchored and ("", fusion.anchor) in pattern.needs  # neither a match nor worth telling
         # In one order also where one exported node became several.
         for node in () if hopeless else view.nodes(sorted(pattern.root_keys)):
-            result = match_at(pattern, node, view)
+            result = match_or_tell(pattern, node, view, worth)
             if isinstance(result, Match):
                 fused = fusion.fused(result, view)
                 if isinstance(fused, str):
                     missed.append(NearMiss(pattern, node, node.name, len(result.nodes), fused, frozenset()))
                 else:
-                    covers = frozenset().union(*(view.covers(item) for item in result.nodes))
-                    found.append(Candidate(fusion, result, fused, covers))
-            elif near_misses.is_interesting(result, fusion, view):
+                    found.append(Candidate(fusion, result, fused, view.covers_of(result.nodes)))
+            elif result is not None:
                 missed.append(result)
         missed.extend(near_misses.in_other_domains(pattern, fusion, view, missed))
     return found, missed

@@ -33,7 +33,10 @@ class Liveness:
             if node.position not in live:
                 live.add(node.position)
                 read = values_read(node) if node.nests else node.inputs
-                pending.extend([producers[name] for name in read if name in producers])
+                for name in read:
+                    maker = producers.get(name)
+                    if maker is not None:
+                        pending.append(maker)
         return frozenset([node.position for node in self.graph.nodes if node.position not in live])
 
     def dead(self, made: Iterable[str], kept: set[str]) -> set[int]:
@@ -52,19 +55,22 @@ class Liveness:
             if node.position in dead or self._is_needed(node, cut, dead, kept):
                 continue
             dead.add(node.position)
-            pending.extend([producers[value] for value in node.inputs if value in producers])
+            for value in node.inputs:
+                maker = producers.get(value)
+                if maker is not None:
+                    pending.append(maker)
         return dead | self._stranded(dead, cut) if self.idle else dead
 
     def _is_needed(self, node: Node, cut: set[str], dead: set[int], kept: set[str]) -> bool:
-        graph, idle = self.graph, self.idle
+        readers, outputs = self.graph.readers, self.graph.outputs
         for output in node.outputs:
             if output in cut or not output:
                 continue
-            if output in kept or output in graph.outputs:
+            if output in kept or output in outputs:
                 return True
-            for reader in graph.readers.get(output, ()):
+            for reader in readers.get(output, ()):
                 position = reader.position
-                if position not in dead and position not in idle:
+                if position not in dead and position not in self.idle:
                     return True
         return False
 

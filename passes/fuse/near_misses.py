@@ -6,7 +6,7 @@ the furthest is kept, and none that ran into what was fused anyway.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 from onnx_fuse.passes.fuse.plan import Plan, Planned, Refusal
@@ -14,6 +14,7 @@ from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.report import NearMissRecord
+from onnx_fuse.passes.view.furthest_failure import name_of
 from onnx_fuse.passes.view.matcher import NearMiss, match_at
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import Pattern
@@ -36,18 +37,24 @@ class Attempt(NamedTuple):
 # -- while matching ------------------------------------------------------------------------------------------------------
 
 
-def is_interesting(miss: NearMiss, fusion: Fusion, view: View) -> bool:
+def is_interesting(
+    fusion: Fusion,
+    view: View,
+    pattern: Pattern,
+    root: Node,
+    matched: int,
+    failed_at: Node | str,
+    reached: Set[tuple[str, int]],
+) -> bool:
     """Whether an attempt came upon what makes a place look like the fusion."""
     if fusion.anchor is None:
-        return miss.matched >= min(2, miss.pattern.size)
+        return matched >= min(2, pattern.size)
     # An attempt that stopped at its root tells nothing, though the root be the anchor.
-    if any(
-        op_type == fusion.anchor and (miss.matched or position != miss.root.position)
-        for op_type, position in miss.reached
-    ):
-        return True
+    for op_type, position in reached:
+        if op_type == fusion.anchor and (matched or position != root.position):
+            return True
     # The outermost node may be the right operator with another attribute: then nothing before it was looked at.
-    return miss.matched == 0 and miss.failed_at == miss.root.name and _is_before(fusion.anchor, miss.root, view)
+    return matched == 0 and name_of(failed_at) == root.name and _is_before(fusion.anchor, root, view)
 
 
 def _is_before(op_type: str, node: Node, view: View) -> bool:

@@ -202,10 +202,11 @@ class Planner:
 
     def _makes_more(self, candidate: Candidate, made: set[str], dead: set[int]) -> Refusal | None:
         """Refuses where a node of several outputs, of which the fused node makes one, stays: it would make that one too."""
-        makers = sorted({self.graph.producers[value].position for value in made} - dead)
+        producers = self.graph.producers
+        makers = [position for value in made if (position := producers[value].position) not in dead]
         if not makers:
             return None
-        node = self.graph.nodes[makers[0]]
+        node = self.graph.nodes[min(makers)]
         others = [output for output in node.outputs if output and output not in made]
         told = ((output, self._liveness.read_outside(output, dead)) for output in others)
         reason = next((f"its output {output} {phrase}" for output, phrase in told if phrase), None)
@@ -226,21 +227,17 @@ class Planner:
         """Positions of covered nodes that an outside reader may keep in the graph."""
         values = set(candidate.fused.may_stay)
         nodes = [node for node in candidate.match.nodes if values.intersection(node.outputs)] if values else []
-        return frozenset().union(*(self.view.covers(node) for node in nodes))
+        return self.view.covers_of(nodes)
 
     def _place(self, made: set[str], dead: set[int], leaves: set[str]) -> int | str:
         """Where the fused node can stand: after all it reads, before all who read it."""
-        position = max(self.graph.producers[value].position for value in made)
-        readers = [
-            reader.position
-            for value in made
-            for reader in self.graph.readers.get(value, ())
-            if reader.position not in dead
+        producers, readers = self.graph.producers, self.graph.readers
+        position = max([producers[value].position for value in made])
+        reading = [
+            reader.position for value in made for reader in readers.get(value, ()) if reader.position not in dead
         ]
-        first_reader = min(readers, default=position + 1)
-        last_leaf = max(
-            (self.graph.producers[leaf].position for leaf in leaves if leaf in self.graph.producers), default=-1
-        )
+        first_reader = min(reading, default=position + 1)
+        last_leaf = max([producers[leaf].position for leaf in leaves if leaf in producers], default=-1)
         if first_reader <= position:
             position = first_reader
         if last_leaf >= position:

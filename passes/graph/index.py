@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import onnx
@@ -219,10 +219,11 @@ class Graph:
         _tell_apart(fresh, lambda: (node.label for node in self.nodes if node.position not in remove))
         # Sorting in place moves pointers; rebuilding the list would copy every node.
         places = iter(order)
-        field.sort(key=lambda _: next(places))
+        field.sort(key=partial(next, places))  # what is given in is what next() would return at the end
         if remove:
             del field[len(field) - len(remove) :]
-        for node in (self.nodes[position] for position in remove):
+        for position in remove:
+            node = self.nodes[position]
             node._field = ()
             for output in node.outputs:
                 if self.producers.get(output) is node:

@@ -127,7 +127,7 @@ class MadeNode(Node):
         self.domain, self.op_type = self.key
         self.inputs = tuple(inputs)
         self.outputs = (output,)
-        self._attributes = {name: _as_stored(value) for name, value in attributes.items()}
+        self._attributes = {name: _as_stored(value) for name, value in attributes.items()} if attributes else {}
         self._label = label
 
     @property

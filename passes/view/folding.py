@@ -160,11 +160,9 @@ class Folding:
         """A look that costs nothing: whether a value is stored, or made of what may be constant or of sizes."""
         graph = self._overlay.graph
         if self._candidates is None:
-            self._candidates = set(graph.initializers)
+            self._candidates = {"", *graph.initializers}  # an input that is absent keeps nothing from being constant
             for node in graph.nodes:
-                if node.op_type in ("Shape", "Size", "Constant") or all(
-                    not item or item in self._candidates for item in node.inputs
-                ):
+                if node.op_type in ("Shape", "Size", "Constant") or self._candidates.issuperset(node.inputs):
                     self._candidates.update(node.outputs)
         if value in self._candidates:
             return True

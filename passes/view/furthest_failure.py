@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
+from functools import partial
 
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.view import View
@@ -24,10 +25,10 @@ class FurthestFailure:
         self._matched = matched
         self._best = (-1, 0)
         self._where: Node | str = root
-        self._sentence: Callable[[], str] = lambda: "nothing matched"
+        self._sentence: Callable[[], str] | str = "nothing matched"
         self._wanted: list[Op] = []
 
-    def note(self, where: Node | str, sentence: Callable[[], str], weight: int = 1) -> bool:
+    def note(self, where: Node | str, sentence: Callable[[], str] | str, weight: int = 1) -> bool:
         """A failure at a node or value; False, which is what the attempt comes to."""
         if (len(self._matched), weight) > self._best:
             self._best = (len(self._matched), weight)
@@ -40,30 +41,36 @@ class FurthestFailure:
         if key < self._best:
             return False
         again = self._best == key and bool(self._wanted)
-        again = again and (self._where is where or _name(self._where) == _name(where))
+        again = again and (self._where is where or name_of(self._where) == name_of(where))
         if again or key > self._best:
             self._wanted = [*(self._wanted if again else []), *ops]
             self._best = key
             self._where = where
-            self._sentence = lambda: f"{found()}, pattern wants {_one_of(self._wanted)}"
+            self._sentence = found
         return False
 
     def settle(self, where: Node | str, sentence: str) -> None:
         """What ended the attempt, whatever failed before."""
         self._best = (len(self._matched), 0)
-        self._where, self._sentence = where, lambda: sentence
+        self._where, self._sentence, self._wanted = where, sentence, []
 
-    def take(self) -> tuple[str, int, Callable[[], str]]:
+    def take(self) -> tuple[Node | str, int, Callable[[], str]]:
         """Where it failed, how many nodes were matched, and the sentence; nothing is left here.
 
         The sentence holds the attempt, which holds this: else the garbage collector would have to find them.
         """
-        taken = _name(self._where), max(self._best[0], 0), self._sentence
-        self._where, self._sentence = "", str
+        taken = self._where, max(self._best[0], 0), partial(_worded, self._sentence, self._wanted)
+        self._where, self._sentence = "", ""
         return taken
 
 
-def _name(where: Node | str) -> str:
+def _worded(sentence: Callable[[], str] | str, wanted: Sequence[Op]) -> str:
+    told = sentence if isinstance(sentence, str) else sentence()
+    return f"{told}, pattern wants {_one_of(wanted)}" if wanted else told
+
+
+def name_of(where: Node | str) -> str:
+    """A value, or the name of a node."""
     return where if isinstance(where, str) else where.name
 
 

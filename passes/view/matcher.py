@@ -7,17 +7,17 @@ when what follows fails, and a budget bounds the steps spent at one node.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from onnx_fuse.passes.graph.dims import Shape
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.attribute_terms import attribute_problem
 from onnx_fuse.passes.view.facts import ATTRIBUTE_INPUTS
-from onnx_fuse.passes.view.furthest_failure import FurthestFailure, describe_value, operator_label
+from onnx_fuse.passes.view.furthest_failure import FurthestFailure, describe_value, name_of, operator_label
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import Pattern
 from onnx_fuse.patterns.language.term_facts import choices, root_keys
@@ -62,8 +62,7 @@ class Match:
         return default if found is None else found
 
 
-@dataclass(frozen=True, slots=True)
-class NearMiss:
+class NearMiss(NamedTuple):
     """The attempt that got furthest.
 
     Attributes:
@@ -85,9 +84,21 @@ class NearMiss:
 
 def match_at(pattern: Pattern, node: Node, view: View) -> Match | NearMiss:
     """Tries the pattern with `node` as its root."""
-    if not pattern.may_start_at(node.key, view.maker_keys(node)):
+    result = match_or_tell(pattern, node, view, lambda *_: True)
+    if result is None:
         return NearMiss(pattern, node, node.name, 1, "no operand is made by what the pattern wants", frozenset())
-    return _Search(pattern, node, view).run()
+    return result
+
+
+Worth = Callable[[Pattern, Node, int, "Node | str", Set[tuple[str, int]]], bool]
+"""Whether an attempt is worth a sentence: pattern, root, number of nodes matched, where it failed, what it reached."""
+
+
+def match_or_tell(pattern: Pattern, node: Node, view: View, worth: Worth) -> Match | NearMiss | None:
+    """As `match_at`; None for an attempt that is not worth a sentence, as where no operand is made by what the pattern wants."""
+    if not pattern.may_start_at(node.key, view.maker_keys(node)):
+        return None
+    return _Search(pattern, node, view).run(worth)
 
 
 _position = attrgetter("position")
@@ -119,11 +130,12 @@ class _Search:
         self.values: list[str] = []
         self.found: Match | None = None
 
-    def run(self) -> Match | NearMiss:
+    def run(self, worth: Worth) -> Match | NearMiss | None:
         value = self._root_value()
         self.values = [value]
+        then = partial(self._others, 0) if self.pattern.others else self._requirements
         try:
-            matched = self._term(self.pattern.root, value, lambda: self._others(0))
+            matched = self._term(self.pattern.root, value, then)
         except (_BudgetSpent, RecursionError) as error:
             matched = False
             spent = isinstance(error, _BudgetSpent)
@@ -131,10 +143,12 @@ class _Search:
                 f"more than {STEP_BUDGET} steps were needed" if spent else "it has more inputs than can be followed"
             )
             self.failure.settle(self.root, sentence)
-        failed_at, count, reason = self.failure.take()
-        if matched and self.found is not None:
+        where, count, reason = self.failure.take()
+        if matched:
             return self.found
-        return NearMiss(self.pattern, self.root, failed_at, count, reason(), frozenset(self.reached))
+        if not worth(self.pattern, self.root, count, where, self.reached):
+            return None
+        return NearMiss(self.pattern, self.root, name_of(where), count, reason(), frozenset(self.reached))
 
     def _match(self) -> Match:
         nodes = sorted({id(node): node for node in self.nodes.values()}.values(), key=_position)
@@ -154,7 +168,7 @@ class _Search:
             if self._term(term, value, lambda: self._others(index + 1)):
                 return True
             self.values.pop()
-        return self.failure.note(self.root, lambda: f"no node beside it fits result {index + 2} of the pattern")
+        return self.failure.note(self.root, f"no node beside it fits result {index + 2} of the pattern")
 
     def _candidates(self, term: Term) -> Iterator[str]:
         """Values that could be another result of the pattern: made by a node near what is bound already."""
@@ -182,7 +196,7 @@ class _Search:
         for requirement in self.pattern.requirements:
             sentence = requirement(match, self.view)
             if sentence is not None:
-                return self.failure.note(self.root, lambda text=sentence: text, 3)  # type: ignore[misc]
+                return self.failure.note(self.root, sentence, 3)
         self.found = match
         return True
 
@@ -202,13 +216,10 @@ class _Search:
     # -- terms -----------------------------------------------------------------------------------------------------
 
     def _term(self, term: Term, value: str, then: Continuation) -> bool:
-        self._step()
-        return _HANDLERS[type(term)](self, term, value, then)
-
-    def _step(self) -> None:
         self.steps += 1
         if self.steps > STEP_BUDGET:
             raise _BudgetSpent
+        return _HANDLERS[type(term)](self, term, value, then)
 
     def _undo(self, bound: Sequence[str]) -> bool:
         """Names that were bound for nothing are free again."""
@@ -248,18 +259,18 @@ class _Search:
         if not value:
             if term.kind == "optional":
                 return ""
-            self.failure.note(self.root, lambda: f"an input is absent where the pattern wants {name}")
+            self.failure.note(self.root, f"an input is absent where the pattern wants {name}")
             return None
         value = self.view.resolve(value)
         if name in self.bindings:
             bound = self.bindings[name]
             if bound == value or self._equal_constants(bound, value):
                 return ""
-            self.failure.note(value, lambda: f"{value} stands where {bound} was expected again ({name})")
+            self.failure.note(value, f"{value} stands where {bound} was expected again ({name})")
         elif term.kind == "constant" and not self.view.is_constant(value):
-            self.failure.note(value, lambda: f"{value} is not a constant ({name})")
+            self.failure.note(value, f"{value} is not a constant ({name})")
         elif term.kind == "scalar" and self.view.scalar(value) is None:
-            self.failure.note(value, lambda: f"{value} is not a constant with one element ({name})", 2)
+            self.failure.note(value, f"{value} is not a constant with one element ({name})", 2)
         else:
             self.bindings[name] = value
             return name
@@ -272,21 +283,19 @@ class _Search:
     def _number(self, term: Number, value: str) -> bool:
         found = self.view.scalar(value) if value else None
         if found is None:
-            return self.failure.note(
-                value, lambda: f"{describe_value(self.view, value)}, pattern wants the constant {term.value:g}", 0
-            )
+            return self.failure.note(value, partial(_no_number, self.view, value, term.value), 0)
         if not math.isclose(found, term.value, rel_tol=term.tolerance):
-            return self.failure.note(value, lambda: f"the constant is {found:g}, pattern wants {term.value:g}")
+            return self.failure.note(value, f"the constant is {found:g}, pattern wants {term.value:g}")
         return True
 
     def _shaped(self, term: Shaped, value: str, then: Continuation) -> bool:
         inner = term.inner
         if isinstance(inner, Variable) and inner.kind == "constant" and value and not self.view.is_constant(value):
             name = inner.name + self.suffix
-            return self.failure.note(value, lambda: f"{value} is not a constant ({name})", 0)
+            return self.failure.note(value, f"{value} is not a constant ({name})", 0)
         shape = self.view.shape(value) if value else None
         if shape is None or len(shape) != len(term.dims):
-            return self.failure.note(value, lambda: _another_rank(value, shape, term))
+            return self.failure.note(value, partial(_another_rank, value, shape, term))
         added: list[str] = []
         try:
             for axis, (have, want) in enumerate(zip(shape, term.dims, strict=True)):
@@ -303,7 +312,7 @@ class _Search:
                     sentence = f"dimension {want} of {value} is {have}, elsewhere in the match it is {bound}"
                 else:
                     sentence = f"axis {axis} of {value} is {have}, pattern wants {want}"
-                return self.failure.note(value, lambda text=sentence: text)  # type: ignore[misc]
+                return self.failure.note(value, sentence)
             if self._term(term.inner, value, then):
                 added.clear()
                 return True
@@ -327,11 +336,11 @@ class _Search:
         if not term.least <= len(leaves) <= term.most:
             found = len(leaves)
             return self.failure.note(
-                self.root, lambda: f"{found} operands of {term.op_type}, pattern wants {term.least} to {term.most}"
+                self.root, f"{found} operands of {term.op_type}, pattern wants {term.least} to {term.most}"
             )
         for node in inner:
             self.nodes[(id(node), "tree")] = node
-        if self._bind(term.count, len(leaves), lambda: self._numbered(term.leaf, leaves, 0, then)):
+        if self._bind(term.count, len(leaves), partial(self._numbered, term.leaf, leaves, 0, then)):
             return True
         for node in inner:
             self.nodes.pop((id(node), "tree"), None)
@@ -347,7 +356,7 @@ class _Search:
             self.suffix = outer
             return False
         self.suffix = f"_{index + 1}"
-        if self._term(term, values[index], lambda: self._numbered(term, values, index + 1, then)):
+        if self._term(term, values[index], partial(self._numbered, term, values, index + 1, then)):
             return True
         self.suffix = outer
         return False
@@ -357,31 +366,27 @@ class _Search:
     def _op(self, op: Op, value: str, then: Continuation, index: int = 0) -> bool:
         view = self.view
         node = view.producer(value) if value else None
-        if node is None or node.op_type not in op.op_types or node.domain != op.domain:
+        if node is None or node.key not in op.keys:
             return self._other_operator(node, value, (op,))
         self.reached.add((node.op_type, node.position))
         outputs = node.outputs
         if (index or len(outputs) != 1) and (
             index >= len(outputs) or view.resolve(outputs[index]) != view.resolve(value)
         ):
-            return self.failure.note(node, lambda: f"{value} is not output {index} of {node.name}")
+            return self.failure.note(node, f"{value} is not output {index} of {node.name}")
         key = id(op), self.suffix
         bound = self.nodes.get(key)
         if bound is not None:
-            return (
-                then()
-                if bound is node
-                else self.failure.note(node, lambda: f"pattern wants {bound.name} here again")
-            )
-        if op.since > 1 or op.until < (1 << 30):
+            return then() if bound is node else self.failure.note(node, f"pattern wants {bound.name} here again")
+        if not op.of_any_opset:
             opset = view.graph.opset(node.domain)
             if not op.since <= opset <= op.until:
-                return self.failure.note(node, lambda: f"opset {opset} is outside {op.since} to {op.until}")
+                return self.failure.note(node, f"opset {opset} is outside {op.since} to {op.until}")
         captured: dict[str, Any] = {}
         for name, wanted in op.attributes.items():
             problem = attribute_problem(view, node, name, wanted, self.bindings, captured, self.suffix)
             if problem is not None:
-                return self.failure.note(node, lambda text=problem: text)  # type: ignore[misc]
+                return self.failure.note(node, problem)
         self.nodes[key] = node
         if captured:
             self.bindings.update(captured)
@@ -394,27 +399,20 @@ class _Search:
 
     def _other_operator(self, node: Node | None, value: str, ops: Sequence[Op]) -> bool:
         if node is None:
-            return self.failure.note_operator(value, lambda: describe_value(self.view, value), ops)
+            return self.failure.note_operator(value, partial(describe_value, self.view, value), ops)
         self.reached.add((node.op_type, node.position))
-        return self.failure.note_operator(node, lambda: f"found {operator_label(node)}", ops)
+        return self.failure.note_operator(node, partial(_found_operator, node), ops)
 
     def _inputs(self, op: Op, node: Node, then: Continuation) -> bool:
         inputs: Sequence[str] = _data_inputs(node, self.view)
         terms = op.inputs
         if op.variadic is not None:
-            rest = inputs[len(terms) :]
             term, count = op.variadic
-            return self._sequence(
-                terms,
-                inputs[: len(terms)],
-                0,
-                lambda: self._bind(count, len(rest), lambda: self._numbered(term, rest, 0, then)),
-            )
+            rest = inputs[len(terms) :]
+            others = partial(self._bind, count, len(rest), partial(self._numbered, term, rest, 0, then))
+            return self._sequence(terms, inputs[: len(terms)], 0, others)
         if len(inputs) > len(terms):
-            extra = len(inputs)
-            return self.failure.note(
-                node, lambda: f"{node.op_type} has {extra} inputs, pattern wants {len(terms)}"
-            )
+            return self.failure.note(node, f"{node.op_type} has {len(inputs)} inputs, pattern wants {len(terms)}")
         if len(inputs) < len(terms):
             inputs = [*inputs, *[""] * (len(terms) - len(inputs))]
         if self._sequence(terms, inputs, 0, then):
@@ -425,11 +423,12 @@ class _Search:
         bound: list[str] = []
         for place in range(index, len(terms)):
             term, value = terms[place], values[place]
-            if type(term) is not Variable and type(term) is not Number:
+            kind = type(term)
+            if kind is not Variable and kind is not Number:
                 following = place + 1
                 rest = partial(self._sequence, terms, values, following, then) if following < len(terms) else then
                 return self._term(term, value, rest) or self._undo(bound)
-            self._step()
+            self.steps += 1
             name = self._leaf(term, value)
             if name is None:
                 return self._undo(bound)
@@ -448,6 +447,14 @@ _HANDLERS: dict[type[Term], Callable[..., bool]] = {
     Tree: _Search._tree,
 }
 """How each kind of term matches."""
+
+
+def _found_operator(node: Node) -> str:
+    return f"found {operator_label(node)}"
+
+
+def _no_number(view: View, value: str, wanted: float) -> str:
+    return f"{describe_value(view, value)}, pattern wants the constant {wanted:g}"
 
 
 def _another_rank(value: str, shape: Shape | None, term: Shaped) -> str:

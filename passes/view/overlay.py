@@ -5,7 +5,7 @@ Nothing here knows a type, a shape or the content of a constant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
 import numpy as np
@@ -32,6 +32,7 @@ class Overlay:
         for node in graph.nodes:
             self._by_key.setdefault((node.domain, node.op_type), []).append(node)
         self._readers: dict[str, list[Node]] | None = None
+        self._nodes: dict[tuple[tuple[str, str], ...], list[Node]] = {}
         self._new_nodes: list[Node] = []
         self._superseded: set[int] = set()
 
@@ -69,15 +70,21 @@ class Overlay:
     def inputs(self, node: Node) -> tuple[str, ...]:
         """Canonical names of a node's inputs."""
         aliases = self._aliases
+        if aliases.keys().isdisjoint(node.inputs):
+            return node.inputs
         return tuple([self.resolve(name) if name in aliases else name for name in node.inputs])
 
-    def nodes(self, keys: Iterable[tuple[str, str]]) -> list[Node]:
+    def nodes(self, keys: Iterable[tuple[str, str]]) -> Sequence[Node]:
         """Canonical nodes of these (domain, operator type) keys, in graph order."""
-        found = [node for key in keys for node in self._by_key.get(key, ()) if self.is_canonical(node)]
-        found.sort(key=_position)
+        wanted = tuple(keys)
+        found = self._nodes.get(wanted)
+        if found is None:
+            found = [node for key in wanted for node in self._by_key.get(key, ()) if self.is_canonical(node)]
+            found.sort(key=_position)
+            self._nodes[wanted] = found
         return found
 
-    def all_nodes(self) -> list[Node]:
+    def all_nodes(self) -> Sequence[Node]:
         """All canonical nodes, in graph order."""
         return self.nodes(list(self._by_key))
 
@@ -122,7 +129,17 @@ class Overlay:
 
     def covers(self, node: Node) -> frozenset[int]:
         """Positions of the original nodes that a canonical node stands for."""
-        return frozenset(node.covers) if isinstance(node, MadeNode) else frozenset((node.position,))
+        return self.covers_of((node,))
+
+    def covers_of(self, nodes: Iterable[Node]) -> frozenset[int]:
+        """Positions of the original nodes that these stand for."""
+        found: set[int] = set()
+        for node in nodes:
+            if isinstance(node, MadeNode):
+                found.update(node.covers)
+            else:
+                found.add(node.position)
+        return frozenset(found)
 
     def recognised(self, node: Node) -> bool:
         """Whether a canonical node that stands for several stands for this one too."""
@@ -163,7 +180,7 @@ class Overlay:
         to = self.resolve(to)
         if to != value:
             self._aliases[value] = to
-            self._readers = None
+            self._forget()
 
     def array(self, array: np.ndarray, like: str = "constant") -> str:
         """A view-only constant; returns its name."""
@@ -174,7 +191,7 @@ class Overlay:
     def place(self, node: MadeNode) -> None:
         """Lets a view-only node make its output from now on."""
         self._canonical[node.outputs[0]] = node
-        self._readers = None
+        self._forget()
         self._by_key.setdefault(node.key, []).append(node)
         self._new_nodes.append(node)
 
@@ -185,6 +202,12 @@ class Overlay:
             by.position
         ]:
             self._superseded.add(id(node))
+            self._forget()
+
+    def _forget(self) -> None:
+        """What was found out about the structure before it changed."""
+        self._readers = None
+        self._nodes = {}
 
     def take_new_nodes(self) -> list[Node]:
         """Nodes made since the last call, for rules that look at what other rules made."""

@@ -9,7 +9,7 @@ node needs into the original (`onnx_fuse.passes.fuse.commit`).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,10 @@ class View(Overlay):
         covers: Iterable[Node],
         domain: str,
     ) -> Node:
-        covered = frozenset().union(*[self.covers(item) for item in covers]) or self.covers(like)
+        covered = self.covers_of(covers) or self.covers(like)
         node = MadeNode(op_type, inputs, output, attributes or {}, like.label, domain, like.position, tuple(covered))
         self.place(node)
-        if not self._may_stand(node) or any(not self.can_write(name) for name in node.inputs):
+        if not self._may_stand(node) or not self._unwritable.isdisjoint(self.inputs(node)):
             self._unwritable.add(id(node))
             if output not in self.graph.producers:
                 self._unwritable.add(output)
@@ -148,7 +148,7 @@ class View(Overlay):
         if node.op_type in ("LayerNormalization", "RMSNormalization") and len(node.inputs) < 2:
             return False
         opset = self.graph.opset() or 1
-        return onnx.defs.has(node.op_type, opset, "") and len({self.dtype(name) for name in node.inputs if name}) == 1
+        return _is_known(node.op_type, opset) and len({self.dtype(name) for name in node.inputs if name}) == 1
 
     # -- facts ---------------------------------------------------------------------------------------------------------
 
@@ -241,6 +241,11 @@ class View(Overlay):
     def looked_at(self) -> set[str]:
         """Names of the model's tensors whose content was asked for."""
         return self._stored.looked_at
+
+
+@lru_cache(maxsize=1024)
+def _is_known(op_type: str, opset: int) -> bool:
+    return bool(onnx.defs.has(op_type, opset, ""))
 
 
 def _info_outside(graph: Graph, value: str) -> Info:

@@ -123,7 +123,7 @@ def choices(term: AnyOf, key: Key | None) -> tuple[Term | tuple[Op, ...], ...]:
 def _other_ops(term: Term, key: Key | None) -> tuple[Op, ...] | None:
     """The operators that a term wants, if a node of this key is none of them; None where the term may fit."""
     if isinstance(term, Op):
-        return None if key is not None and key[0] == term.domain and key[1] in term.op_types else (term,)
+        return None if key in term.keys else (term,)
     if isinstance(term, Output):
         return _other_ops(term.op, key)
     if isinstance(term, Named):

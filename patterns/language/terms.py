@@ -88,6 +88,16 @@ class Op(Term):
     until: int = 1 << 30
 
     @cached_property
+    def keys(self) -> frozenset[tuple[str, str]]:
+        """(domain, operator type) of the nodes it can be."""
+        return frozenset((self.domain, op_type) for op_type in self.op_types)
+
+    @cached_property
+    def of_any_opset(self) -> bool:
+        """Whether the node may stand whatever the opset."""
+        return self.since <= 1 and self.until >= 1 << 30
+
+    @cached_property
     def commutative(self) -> bool:
         """Whether the operands may be swapped."""
         return len(self.inputs) == 2 and self.domain == "" and all(name in COMMUTATIVE for name in self.op_types)

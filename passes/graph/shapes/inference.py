@@ -145,7 +145,13 @@ class Inference:
                 for output in node.outputs:
                     memo[output] = self._fallback(output)
                 continue
-            missing = [item for item in node.inputs if item not in memo and item]
+            missing = []
+            for item in node.inputs:
+                if item and item not in memo:
+                    if self._definition(item) is None:
+                        memo[item] = self._leaf(item)
+                    else:
+                        missing.append(item)
             if missing and name not in active:
                 active.add(name)
                 stack.extend(missing)
@@ -188,7 +194,7 @@ class Inference:
         """A shape for the node's first output, unknown dimensions being `fresh`; None where the rank is unknown."""
         if dims is None:
             return None
-        if isinstance(dims, tuple) and all(dim is not None for dim in dims):
+        if isinstance(dims, tuple) and None not in dims:
             return dims  # the same object for all values of a shape
         return tuple([self.fresh(node, axis) if dim is None else dim for axis, dim in enumerate(dims)])
 
