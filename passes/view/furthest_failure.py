@@ -21,6 +21,8 @@ class FurthestFailure:
         root: the node the attempt starts at.
     """
 
+    __slots__ = ("_best", "_matched", "_sentence", "_wanted", "_where")
+
     def __init__(self, matched: Sized, root: Node | str) -> None:
         self._matched = matched
         self._best = (-1, 0)
