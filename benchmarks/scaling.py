@@ -1,10 +1,12 @@
 """How the cost of a rewrite grows with the model: load, fuse SiLU and residual + LayerNorm, save, on 1k to 100k nodes.
 
     python benchmarks/scaling.py
+    python benchmarks/scaling.py --irregular
 
 Beside onnx-fuse: onnxscript's rewriter with the same two rules, onnx-graphsurgeon with a loop written by hand, and plain onnx
 load + save, below which nothing that uses onnx can go. Every measurement has a process of its own. A second part fuses a model
-with more than 2 GB of external weights, and a third verifies it.
+with more than 2 GB of external weights, and a third verifies it. With `--irregular` no block repeats another, and all fusions are
+on: each node is searched. That is compared with plain load + save alone.
 """
 
 from __future__ import annotations
@@ -175,11 +177,13 @@ def count_fused(path: Path) -> dict[str, int]:
 # -- the tools: each returns the task to be measured, with all it needs imported ----------------------------------------
 
 
-def _with_onnx_fuse(source: Path, target: Path) -> Callable[[], Any]:
+def _with_onnx_fuse(source: Path, target: Path, all_fusions: bool = False) -> Callable[[], Any]:
     import onnx_fuse.api
 
+    chosen = onnx_fuse.api.fusions() if all_fusions else FUSED
+
     def task() -> None:
-        result = onnx_fuse.api.fuse(source, fusions=(), enable=FUSED, verify=False)
+        result = onnx_fuse.api.fuse(source, fusions=chosen, verify=False)
         result.save(target)
 
     return task
@@ -289,7 +293,8 @@ def _run_job(job: dict[str, Any]) -> dict[str, Any]:
     source, target = Path(job["source"]), Path(job["target"])
     if job["kind"] == "verify":
         return _verify(source, target)
-    cost, _ = common.measured(_TASKS[job["tool"]](source, target))
+    task = _with_onnx_fuse(source, target, True) if job.get("all_fusions") else _TASKS[job["tool"]](source, target)
+    cost, _ = common.measured(task)
     return {**cost, "fused": count_fused(target)}
 
 
@@ -306,16 +311,18 @@ def _verify(original: Path, fused: Path) -> dict[str, Any]:
 # -- measuring -----------------------------------------------------------------------------------------------------------
 
 
-def measure_scaling(sizes: Sequence[int], repeats: int, tools: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+def measure_scaling(
+    sizes: Sequence[int], repeats: int, tools: Sequence[str], folder: Path, irregular: bool = False
+) -> list[dict[str, Any]]:
     """One row per tool and size: the medians of several processes."""
     rows = []
     for size in sizes:
         blocks = max(1, round(size / NODES_PER_BLOCK))
         source = folder / f"{size}.onnx"
-        onnx.save(synthetic_model(blocks), source)
+        onnx.save(synthetic_model(blocks, irregular=irregular), source)
         for tool in tools:
             job = {"kind": "scaling", "tool": tool, "source": str(source), "target": str(folder / f"{size}.out.onnx")}
-            row = _median_row(job, repeats)
+            row = _median_row({**job, "all_fusions": irregular and tool == TOOLS[0]}, repeats)
             wanted = 0 if tool == FLOOR else blocks
             if any(count != wanted for count in row["fused"].values()):
                 raise SystemExit(f"{tool} fused {row['fused']} at {size} nodes, expected {wanted} of each")
@@ -456,26 +463,35 @@ def plot(content: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Measures, prints, and writes scaling.json and scaling.png."""
+    """Measures, prints, and writes scaling.json and scaling.png, or scaling_irregular.json and its picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of nodes")
     parser.add_argument("--repeats", type=int, default=5, help="processes per measurement; the median counts")
-    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--irregular", action="store_true", help="blocks that all differ, and all fusions on")
+    parser.add_argument(
+        "--tools", nargs="+", choices=TOOLS, help="all by default; with --irregular only ours and the last"
+    )
     parser.add_argument(
         "--large-blocks", type=int, default=LARGE_BLOCKS, help="blocks with external weights; 0 for none"
     )
     parser.add_argument("--large-hidden", type=int, default=LARGE_HIDDEN, help="their width")
     parser.add_argument("--out", type=Path, default=common.RESULTS, help="folder for scaling.json and scaling.png")
     arguments = parser.parse_args()
+    irregular = arguments.irregular
+    possible = (TOOLS[0], FLOOR) if irregular else TOOLS
+    tools = arguments.tools or list(possible)
+    if not set(tools) <= set(possible):
+        parser.error(f"--irregular compares {' and '.join(possible)} alone")
     with tempfile.TemporaryDirectory(prefix="onnx-fuse-scaling-") as name:
         folder = Path(name)
-        rows = measure_scaling(sorted(arguments.sizes), arguments.repeats, arguments.tools, folder)
+        rows = measure_scaling(sorted(arguments.sizes), arguments.repeats, tools, folder, irregular)
         large = None
-        if arguments.large_blocks:
+        if arguments.large_blocks and not irregular:
             large = measure_large(folder, arguments.repeats, arguments.large_blocks, arguments.large_hidden)
-    fitted = exponents(rows, arguments.tools)
+    fitted = exponents(rows, tools)
     content = {
-        "what": "load + fuse (SiLU, residual + LayerNorm) + save; medians over processes",
+        "what": f"load + fuse ({'all' if irregular else 'SiLU, residual + LayerNorm'}) + save; medians over processes",
+        "irregular": irregular,
         "command": common.command_line(),
         "machine": common.machine(),
         "load_average": round(os.getloadavg()[0], 2),
@@ -488,8 +504,9 @@ def main() -> None:
         "large": large,
         "targets": compare(rows, fitted, large),
     }
-    common.write_json(arguments.out / "scaling.json", content)
-    plot(content, arguments.out / "scaling.png")
+    name = "scaling_irregular" if irregular else "scaling"
+    common.write_json(arguments.out / f"{name}.json", content)
+    plot(content, arguments.out / f"{name}.png")
     print_tables(content)
 
 

@@ -53,6 +53,24 @@ def test_scaling(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_scaling_where_no_block_repeats_another(tmp_path: Path) -> None:
+    run("scaling.py", "--irregular", "--sizes", "1600", "--repeats", "1", "--out", str(tmp_path))
+    rows = {row["tool"]: row for row in content(tmp_path / "scaling_irregular.json")["results"]}
+    assert rows["onnx-fuse"]["fused"] == {"FusedSwish": 100, "FusedSkipLayerNorm": 100}
+    assert set(rows) == {"onnx-fuse", "onnx load+save"}
+
+
+def test_irregular_blocks_are_never_left_out_of_the_search() -> None:
+    from benchmarks.scaling import synthetic_model
+    from onnx_fuse.passes.fuse.excerpt import excerpt
+    from onnx_fuse.passes.graph.index import Graph
+
+    graphs = {kind: synthetic_model(100, irregular=kind) for kind in (False, True)}
+    excerpts = {kind: excerpt(Graph(made.graph, made)) for kind, made in graphs.items()}
+    assert excerpts[False] is not None and excerpts[True] is None
+
+
+@pytest.mark.long
 def test_coverage(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
