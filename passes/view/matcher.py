@@ -117,8 +117,6 @@ class _Search:
     A method that matches a term calls `then` for what follows it and returns whether all of it fits; else it undoes what it did.
     """
 
-    __slots__ = ("bindings", "failure", "found", "nodes", "pattern", "reached", "root", "steps", "suffix", "values", "view")
-
     def __init__(self, pattern: Pattern, root: Node, view: View) -> None:
         self.pattern = pattern
         self.root = root

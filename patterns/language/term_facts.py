@@ -120,6 +120,7 @@ def choices(term: AnyOf, key: Key | None) -> tuple[Term | tuple[Op, ...], ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=1 << 16)  # alternatives may share what they are made of
 def _other_ops(term: Term, key: Key | None) -> tuple[Op, ...] | None:
     """The operators that a term wants, if a node of this key is none of them; None where the term may fit."""
     if isinstance(term, Op):
@@ -130,7 +131,7 @@ def _other_ops(term: Term, key: Key | None) -> tuple[Op, ...] | None:
         return _other_ops(term.inner, key)
     if isinstance(term, AnyOf):
         found = [_other_ops(item, key) for item in term.alternatives]
-        return None if None in found else tuple(chain.from_iterable(filter(None, found)))
+        return None if None in found else tuple(dict.fromkeys(chain.from_iterable(filter(None, found))))
     return None
 
 
