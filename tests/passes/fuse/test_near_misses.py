@@ -31,6 +31,34 @@ def test_with_an_anchor_it_is_told_if_it_came_upon_that() -> None:
     assert "Sin" in sentence
 
 
+def test_without_a_node_like_the_anchor_nothing_is_searched_that_needs_it() -> None:
+    asked: list[object] = []
+
+    def any_axis(axis: object) -> bool:
+        asked.append(axis)
+        return True
+
+    @pattern
+    def weighed(op, x):
+        return op.Softmax(op.Neg(x), axis=any_axis)
+
+    @pattern
+    def weighed_or_bare(op, x):
+        return op.Softmax(op.any_of(op.Neg(x), x), axis=any_axis)
+
+    body = lambda op, x: op.Softmax(op.Neg(x), axis=-1)  # noqa: E731
+    needing = replace(fusion_of(weighed, body, name="Weighed"), anchor="Neg")
+    without = "(float[2,3] x) => (float[2,3] y) { m = Abs(x) y = Softmax<axis=1>(m) }"
+    assert told(without, needing) == [] and asked == []
+    # Neither where it is another domain's, which is told, nor where a match may lack it.
+    functions = '<domain: "my", opset_import: ["" : 17]> Neg (x) => (y) { y = Abs(x) }'
+    foreign = without.replace("Abs", "my.Neg")
+    assert told(foreign, needing, functions=functions) == ["Neg of domain my is not ONNX's Neg"]
+    either = replace(fusion_of(weighed_or_bare, body, name="Weighed"), anchor="Neg")
+    _, report = fused(model(without), either)
+    assert asked and report.fused == {"Weighed": 1}
+
+
 def test_or_if_it_stopped_at_its_first_node_and_the_anchor_stands_before() -> None:
     @pattern
     def weighed(op, x):

@@ -35,6 +35,25 @@ def test_long_chains_of_aliases_are_followed_at_once() -> None:
     assert found.resolve(last) == "x" and found.all_nodes() == []
 
 
+def test_the_nodes_of_an_operator_are_those_of_the_moment(view: View) -> None:
+    def found() -> list[str]:
+        return [node.op_type for node in view.nodes([("", "Neg"), ("", "Add"), ("", "Sum")])]
+
+    nodes = view.graph.nodes
+    assert found() == ["Neg", "Add"]
+    view.replace("y", "Sum", ["c", "b"], like=nodes[3])
+    assert found() == ["Neg", "Sum"]
+    view.alias("b", "a")
+    assert found() == ["Sum"]
+
+
+def test_a_node_that_another_grew_out_of_is_off_the_lists() -> None:
+    view = view_of(model("(float[4] x) => (float[4] y) { a = Abs(x) y = Neg(a) }"), canonical=False)
+    assert len(view.nodes([("", "Abs")])) == 1
+    view.supersede(view.graph.nodes[0], view.graph.nodes[1])
+    assert view.nodes([("", "Abs")]) == []
+
+
 def test_an_alias_of_itself_is_none(view: View) -> None:
     view.alias("a", "x")
     view.alias("x", "a")
