@@ -167,7 +167,7 @@ class Inference:
             # A malformed node, or an attribute known only when a function is called: nothing can be said.
             result = None
         if isinstance(result, Info):
-            if result.shape is not None and result.dtype and "" not in node.outputs:
+            if result.content is None and result.shape is not None and result.dtype and "" not in node.outputs:
                 self._memo.update(dict.fromkeys(node.outputs, result))
                 return
             result = (result,) * len(node.outputs)
