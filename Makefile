@@ -58,7 +58,8 @@ test: $(VENV)/test.stamp
 	@$(PYTEST) -m "not long"
 
 # Sanitizers, wheels, whole builds, and what else takes long.
-test-long: fuzz
+test-long: $(VENV)/test.stamp
+	@$(BIN)/python -m tests.trust.fuzz --cases 4000
 	@$(PYTEST) -m long
 
 fuzz: $(VENV)/test.stamp

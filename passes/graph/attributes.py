@@ -39,11 +39,17 @@ def attribute_value(attribute: AttributeProto) -> Any:
 
 @lru_cache(maxsize=4096)
 def attribute_default(op_type: str, domain: str, opset: int, name: str) -> Any:
-    """The default that the operator's schema gives for an attribute; None where there is none or the operator is unknown."""
+    """The default that the operator's schema gives for an attribute; None where there is none or the operator is unknown.
+
+    ONNX Runtime takes some operators before the opset that they came with (LayerNormalization): they have their later defaults.
+    """
     try:
         schema = onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:
-        return None
+        try:
+            schema = onnx.defs.get_schema(op_type, domain)
+        except onnx.defs.SchemaError:
+            return None
     attribute = schema.attributes.get(name)
     if attribute is None or not attribute.default_value.name:
         return None

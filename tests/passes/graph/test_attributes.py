@@ -35,3 +35,9 @@ def test_a_reference_to_a_function_s_attribute_is_no_value() -> None:
     graph = Graph(made.functions[0], made)
     found = graph.nodes[1].attribute("alpha")
     assert isinstance(found, Reference) and found.name == "alpha"
+
+
+def test_a_default_before_the_operator_came() -> None:
+    """ONNX Runtime runs LayerNormalization in any opset; an operator that ONNX does not have has no default."""
+    assert attribute_default("LayerNormalization", "", 13, "epsilon") == pytest.approx(1e-5)
+    assert attribute_default("Nothing", "", 13, "epsilon") is None
