@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx import ModelProto, version_converter
+from onnx import FunctionProto, ModelProto, version_converter
 
 from onnx_fuse.passes.files.external_data import materialise
 from onnx_fuse.passes.report import Log
@@ -47,6 +47,6 @@ class Convert:
         return converted
 
 
-def opset_of(model: ModelProto) -> int:
-    """Version of ONNX's own operators that a model uses; 0 where it imports none."""
+def opset_of(model: ModelProto | FunctionProto) -> int:
+    """Version of ONNX's own operators that a model or function uses; 0 where it imports none."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)

@@ -69,8 +69,17 @@ class FusePass:
         bodies = function_bodies.Bodies(model)
         calls = CallTypes(model, lambda: (inferred_types(Graph(model.graph, model)) or dict)())
         for graph in graphs(model):
-            if isinstance(graph.proto, FunctionProto) and (graph.proto.domain, graph.proto.name) in own:
-                continue
+            if isinstance(graph.outermost.proto, FunctionProto):
+                function = graph.outermost.proto
+                if (function.domain, function.name) in own:
+                    continue
+                if opset_of(function) not in (0, opset_of(model)):
+                    # What is written for one opset may not run where the function is inlined into a model of another.
+                    log.warnings.append(
+                        f"nothing was fused in the function {function.domain}::{function.name}: its opset is "
+                        f"{opset_of(function)}, the model's {opset_of(model)}."
+                    )
+                    continue
             self._fuse_graph(graph, bodies, calls, log)
         if not self.dry_run:
             function_bodies.add_bodies(model, bodies.new.values())

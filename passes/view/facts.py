@@ -34,6 +34,9 @@ ATTRIBUTE_INPUTS: dict[str, dict[str, int]] = {
 }
 """What later opsets take as an input and earlier ones as an attribute; rules and patterns always see an attribute."""
 
+_WHOLE_NUMBERS = frozenset({"axes", "split", "starts", "ends", "steps", "pads", "k"})
+"""Those of them that are whole numbers by ONNX's rules."""
+
 
 class Facts:
     """What is known of the values and nodes of a view.
@@ -80,7 +83,9 @@ class Facts:
             return found
         place = ATTRIBUTE_INPUTS.get(node.op_type, {}).get(name) if node.domain == "" else None
         if place is not None and place < len(node.inputs) and node.inputs[place]:
-            return self._given_as_input(node.inputs[place])
+            given = self._given_as_input(node.inputs[place])
+            # In a damaged model they may be of any type.
+            return Reference(node.inputs[place]) if name in _WHOLE_NUMBERS and not _is_whole(given) else given
         return attribute_default(node.op_type, node.domain, self._graph.opset(node.domain) or 1, name)
 
     def inferred_type(self, value: str) -> onnx.TypeProto | None:
@@ -118,3 +123,8 @@ class Facts:
         if inferred is not None:
             return type_info(inferred, value)
         return type_info(declared, value) if declared is not None else UNKNOWN
+
+
+def _is_whole(given: Any) -> bool:
+    """Whether what an input says in the place of an attribute holds no fractions; symbols and what is not known have none."""
+    return not any(isinstance(item, float) for item in (given if isinstance(given, list) else [given]))

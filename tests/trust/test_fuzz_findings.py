@@ -278,3 +278,30 @@ def test_functions_that_the_converter_of_opsets_would_lose() -> None:
     assert model.functions and not fuzz.judge(case).is_finding
     result = onnx_fuse.fuse(model, enable=["FusedSwish"], verify=False)
     assert result.model == model and "onnx's converter would lose the model's functions" in result.report.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("attention_block", mutations=(("change_operator", 3551217269),)),  # a Split by fractions
+        Case(
+            "swish_and_gelu", mutations=(("insert_move", 2127969196), ("change_attribute", 1443596824))
+        ),  # a Cast to no type
+        Case(
+            "branches", mutations=(("drop_node", 217400517), ("change_version", 701375564))
+        ),  # a function of a later opset
+    ],
+    ids=str,
+)
+def test_what_no_exporter_writes(case: Case) -> None:
+    assert not fuzz.judge(case).is_finding
+
+
+def test_a_function_of_another_opset_is_left_alone() -> None:
+    """Its body would be inlined into a model that has other operators."""
+    model = SEEDS["branches"]()
+    for entry in model.functions[0].opset_import:
+        entry.version += 1 if not entry.domain else 0
+    result = onnx_fuse.fuse(model, enable=["FusedSwish"], verify=False)
+    assert any("its opset is" in warning for warning in result.report.warnings)
+    assert result.model.functions[0] == model.functions[0]

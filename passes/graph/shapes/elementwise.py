@@ -36,7 +36,8 @@ def _cast(inference: Inference, node: Node) -> Info:
     info = inference.info(node.inputs[0])
     dtype = inference.attribute(node, "to") if node.op_type == "Cast" else inference.info(node.inputs[1]).dtype
     integral = dtype in (TensorProto.INT64, TensorProto.INT32)
-    return Info(dtype if isinstance(dtype, int) else 0, info.shape, info.content if integral else None)
+    known = dtype in TensorProto.DataType.values()  # a damaged model may ask for any number
+    return Info(dtype if known else 0, info.shape, info.content if integral else None)
 
 
 def _predicate(inference: Inference, node: Node) -> Info:
