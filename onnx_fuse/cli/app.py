@@ -55,7 +55,7 @@ app = typer.Typer(
     help="Fuses the subgraphs of an ONNX model into custom operators, proves the result equal, and says why the rest did "
     "not fuse.",
     epilog="Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a --require is not met, 4 verification failed or not "
-    "accepted, 5 model unreadable or invalid, 6 output not writable, 7 an example cannot be learned.",
+    "accepted, 5 model unreadable or invalid, 6 output not writable, 7 an example cannot be learned, 130 or 143 interrupted.",
 )
 
 
