@@ -1,6 +1,6 @@
 """What the cost model has to know of the plugins: how many kernels each launches, what these pass on, and what they refuse.
 
-It repeats what plugin_csrc/<operator> does; tests hold the two together.
+It repeats what plugin_csrc/operators/<operator> does; tests hold the two together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What an engine stands on: a device with memory and streams, and something that runs a model on it.
 
-`Engine` knows these two protocols only. On a GPU they are `cuda.CudaDevice` and `tensorrt_engine.TensorRTExecutor`; on a CPU
-`HostDevice` and `ort_executor.OrtExecutor`; `plugin_executor.PluginExecutor` runs a single plugin of the plugin library.
+`Engine` knows these two protocols only. On a GPU they are `cuda.CudaDevice` and `TensorRTExecutor` of runtime/tensorrt/; on a CPU
+`HostDevice` and `OrtExecutor` of runtime/onnxruntime/.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An operator with a kernel of the user's own, as data: what is compiled, and what one launch of it is.
 
-`runtime.own_cpp` writes the plugin of the same data, so that what is checked here is what TensorRT runs.
+own_cpp.py writes the plugin of the same data, so that what is checked here is what TensorRT runs.
 """
 
 from __future__ import annotations
