@@ -11,12 +11,14 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import onnx_fuse
 from onnx_fuse import errors
+from onnx_fuse.patterns.language.operator import FusedOp
+from onnx_fuse.runtime.plugins import declared_cpp
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_MEASURED = "–"
@@ -37,6 +39,35 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[Any]], numbers: int =
 
 
 # --- operators.md ----------------------------------------------------------------------------------------------------
+
+
+def declared(operator: FusedOp) -> str:
+    """What each input and output of an operator may be."""
+    assert operator.declaration is not None
+    parts = []
+    for title, tensors in (("input", operator.declaration.inputs), ("output", operator.declaration.outputs)):
+        rows = []
+        for tensor in tensors:
+            shapes = "; or ".join(in_words(shape.text) + condition(shape.condition) for shape in tensor.shapes)
+            types = " or ".join(tensor.types)
+            rows.append([f"`{tensor.name}`" + "?" * tensor.optional, types, shapes, tensor.meaning])
+        parts.append(table((title, "type", "shape", ""), rows))
+    sizes = [f"{size} = `{attribute}`" for size, attribute in operator.declaration.sizes.items()]
+    sizes += [f"{size} ≥ {count}" for size, count in operator.declaration.least.items()]
+    return "\n\n".join([*parts, *([", ".join(sizes)] if sizes else [])])
+
+
+def in_words(shape: str) -> str:
+    """A shape as it may stand in a table."""
+    return re.sub(r"\*(?=\w)", "·", shape.replace("|", " or ")).replace("*", "")
+
+
+def condition(found: tuple[str, str] | None) -> str:
+    """For which nodes a shape is, in words."""
+    if found is None:
+        return ""
+    name, value = found
+    return {"given": f" with `{name}`", "absent": f" without `{name}`"}.get(value, f" if `{name}={value}`")
 
 
 def operators() -> str:
@@ -270,7 +301,14 @@ def headline() -> str:
 GENERATORS: dict[str, Callable[[], str]] = {
     make.__name__: make
     for make in (operators, troubleshooting, recommenders, fusing, coverage, peers, kernels, headline)
-}
+} | {fusion.operator.name: partial(declared, fusion.operator) for fusion in onnx_fuse.fusions()}
+
+SOURCES_MADE = {ROOT / "plugin_csrc" / "operators" / "declared.cpp": lambda: declared_cpp.source(all_operators())}
+"""Files that are made from code as a whole."""
+
+
+def all_operators() -> list[FusedOp]:
+    return sorted((fusion.operator for fusion in onnx_fuse.fusions()), key=lambda operator: operator.name)
 
 
 def generated(page: str) -> str:
@@ -282,6 +320,10 @@ def main() -> None:
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text(encoding="utf-8")
         if (new := generated(text)) != text:
+            path.write_text(new, encoding="utf-8")
+            print(f"updated {path.relative_to(ROOT)}")
+    for path, make in SOURCES_MADE.items():
+        if path.read_text(encoding="utf-8") != (new := make()):
             path.write_text(new, encoding="utf-8")
             print(f"updated {path.relative_to(ROOT)}")
 

@@ -12,6 +12,7 @@ from typing import Any
 from onnx import TensorProto
 
 from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.declaration import declare
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN, Attribute, Optional, Scalar, pattern
 from onnx_fuse.patterns.language.interface import Match, View
 from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion, type_name
@@ -187,21 +188,26 @@ def _with_causal(op: Body, mask: str | None, scores: str, causal: str) -> str:
     return str(allowed if mask is None else op.And(mask, allowed))
 
 
-FusedAttentionLayerNorm = FusedOp(
-    name="FusedAttentionLayerNorm",
-    inputs=(
-        "query",
-        "key",
-        "value",
-        "attention_bias",
-        "mask",
-        "out_weight",
-        "out_bias",
-        "residual",
-        "gamma",
-        "beta",
-    ),
-    outputs=("output", "residual_sum"),
+DECLARATION = declare(
+    "query: T [B, Sq, h*d] if layout=BSH or [B, h, Sq, d] if layout=BHSD",
+    "key: T [B, Sk, hkv*d] if layout=BSH or [B, hkv, Sk, d] if layout=BHSD",
+    "value: T [B, Sk, hkv*dv] if layout=BSH or [B, hkv, Sk, dv] if layout=BHSD",
+    "attention_bias?: T|float32 [1|B, 1|h, 1|Sq, 1|Sk] # added to the scores",
+    "mask?: bool [1|B, 1|h, 1|Sq, 1|Sk] # where it is false the score becomes `mask_value`",
+    "out_weight?: T [h*dv, Ho] # output projection",
+    "out_bias?: T|float32 [Ho] if out_weight=given or [h*dv] if out_weight=absent",
+    "residual?: T [B, Sq, Ho] if out_weight=given or [B, Sq, h*dv] if out_weight=absent",
+    "gamma?: T|float32 [Ho] if out_weight=given or [h*dv] if out_weight=absent",
+    "beta?: T|float32 [Ho] if out_weight=given or [h*dv] if out_weight=absent",
+    "-> output: T [B, Sq, Ho] if out_weight=given or [B, Sq, h*dv] if out_weight=absent",
+    "-> residual_sum?: T [B, Sq, Ho] if out_weight=given or [B, Sq, h*dv] if out_weight=absent "
+    "# z below: made where something else reads it, as pre-LN models do",
+    sizes={"h": "num_heads", "hkv": "num_key_value_heads"},
+)
+
+FusedAttentionLayerNorm = FusedOp.declared(
+    "FusedAttentionLayerNorm",
+    DECLARATION,
     attributes=(
         "num_heads",
         "num_key_value_heads",
@@ -213,8 +219,6 @@ FusedAttentionLayerNorm = FusedOp(
         "epsilon",
         "layout",
     ),
-    types=FLOATS,
-    float32_inputs=("attention_bias", "out_bias", "gamma", "beta"),
     body=attention_body,
     structure=lambda attributes: {"grouped": attributes["num_heads"] != attributes["num_key_value_heads"]},
 )

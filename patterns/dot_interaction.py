@@ -12,9 +12,10 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.declaration import declare
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN, Constant, pattern
 from onnx_fuse.patterns.language.interface import Match, View
-from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
 from onnx_fuse.patterns.parts.features import Block, blocks_of, is_first_row
 
 
@@ -163,11 +164,19 @@ def interaction_body(  # type: ignore[no-untyped-def]
     return op.like(op.Concat(*ends, axis=1) if len(ends) > 1 else out, like)
 
 
-InteractionTritonFast = FusedOp(
-    name="InteractionTritonFast",
-    inputs=("E", "dense", "sparse", "feature_*"),
+DECLARATION = declare(
+    "E?: T [B, F, D] # all features; or",
+    "dense?: T [B, D] # the first feature, and",
+    "sparse?: T [B, F-1, D] # the others; or",
+    "feature_*?: T [B, D] # each feature by itself",
+    "-> output: T [B, P] # P = F(F-1)/2, with the diagonal F(F+1)/2; D more with the dense feature",
+    least={"F": 1},
+)
+
+InteractionTritonFast = FusedOp.declared(
+    "InteractionTritonFast",
+    DECLARATION,
     attributes=("triangle", "self_interaction", "concat_dense"),
-    types=FLOATS,
     body=interaction_body,
 )
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.declaration import declare
 from onnx_fuse.patterns.language.dsl import Attribute, Constant, Optional, pattern
 from onnx_fuse.patterns.language.interface import Match, View
-from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
 from onnx_fuse.patterns.parts.norm import affine_problem, norm_of
 
 
@@ -67,13 +68,19 @@ def embed_body(
     return op.like(normed, pairs["table_1"]), op.like(str(total), pairs["table_1"])
 
 
-FusedEmbedLayerNorm = FusedOp(
-    name="FusedEmbedLayerNorm",
-    inputs=("ids_*", "table_*", "gamma", "beta"),
-    outputs=("output", "embedding_sum"),
+DECLARATION = declare(
+    "ids_*: int32|int64 [1|B, 1|S] # as many pairs as `num_tables` says",
+    "table_*: T|float32 [V*, H] # V may be another one for each table",
+    "gamma?: T|float32 [H]",
+    "beta?: T|float32 [H]",
+    "-> output: T [B, S, H]",
+    "-> embedding_sum?: T [B, S, H] # the sum before the norm",
+)
+
+FusedEmbedLayerNorm = FusedOp.declared(
+    "FusedEmbedLayerNorm",
+    DECLARATION,
     attributes=("num_tables", "norm", "epsilon"),
-    types=FLOATS,
-    float32_inputs=("table_*", "gamma", "beta"),
     body=embed_body,
     structure=lambda attributes: {"tables": attributes["num_tables"]},
 )

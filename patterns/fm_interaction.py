@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.declaration import declare
 from onnx_fuse.patterns.language.dsl import pattern
 from onnx_fuse.patterns.language.interface import Match, View
-from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
 
 
 @pattern
@@ -64,11 +65,15 @@ def fm_body(op: Body, E: Any, reduce: Any, reduced: bool) -> Any:
     return op.like(op.Mul(pairs, 0.5), E)
 
 
-FMInteraction = FusedOp(
-    name="FMInteraction",
-    inputs=("E",),
+DECLARATION = declare(
+    "E: T [B, F, D]",
+    "-> output: T [B, D] if reduce=0 or [B, 1] if reduce=1",
+)
+
+FMInteraction = FusedOp.declared(
+    "FMInteraction",
+    DECLARATION,
     attributes=("reduce",),
-    types=FLOATS,
     body=fm_body,
     structure=lambda attributes: {"reduced": bool(attributes["reduce"])},
 )

@@ -13,9 +13,10 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.declaration import declare
 from onnx_fuse.patterns.language.dsl import Attribute, Scalar, pattern
 from onnx_fuse.patterns.language.interface import Match, View
-from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
 from onnx_fuse.patterns.parts.heads import misfit, unexpanded
 
 MASKED_SCORE = -1e4
@@ -206,12 +207,18 @@ def fusion_body(  # type: ignore[no-untyped-def]
     return op.like(y, x), op.like(weights, x)
 
 
-HierarchicalSequenceFusion = FusedOp(
-    name="HierarchicalSequenceFusion",
-    inputs=("x", "level_embeddings", "level_mask"),
-    outputs=("y", "level_weights"),
+DECLARATION = declare(
+    "x: T [B, S, H]",
+    "level_embeddings: T [L, H]",
+    "level_mask?: bool|T [1|B, 1|S, 1|L] # which levels a position belongs to; a number that is not 0 counts as true",
+    "-> y: T [B, S, H]",
+    "-> level_weights?: T [B, S, L] # w below: made where something else reads it",
+)
+
+HierarchicalSequenceFusion = FusedOp.declared(
+    "HierarchicalSequenceFusion",
+    DECLARATION,
     attributes=("temperature", "windows", "window_weights", "pad"),
-    types=FLOATS,
     body=fusion_body,
     structure=lambda attributes: {
         "pools": tuple(

@@ -13,6 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.declaration import declare
 from onnx_fuse.patterns.language.dsl import Attribute, Optional, Scalar, pattern
 from onnx_fuse.patterns.language.interface import Match, View
 from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
@@ -326,9 +327,24 @@ def _activated(op: Body, x: str, activation: str) -> str:
     return str(gate if activation == "sigmoid" else op.Mul(x, gate))
 
 
-HSTUHierarchicalAttention = FusedOp(
-    name="HSTUHierarchicalAttention",
-    inputs=("q", "k", "v", "bias", "mask", "scale", "lengths", "u", "gamma", "beta"),
+DECLARATION = declare(
+    "q: T [B, N, h*d]",
+    "k: T [B, N, h*d]",
+    "v: T [B, N, h*dv]",
+    "bias?: T|float32 [1|B, 1|h, 1|N, 1|N] if mode=silu # added to the scores",
+    "mask?: bool|T [1|B, 1|h, 1|N, 1|N] # true keeps; a number is what the weights are multiplied with",
+    "scale?: T|float32 [1|B, 1, 1|N, 1] if mode=silu # multiplies the weights of a row; then `norm_length` is not used",
+    "lengths?: int32|int64 [1|B] if mode=silu # keys at and beyond it are masked, rows at and beyond it are 0",
+    "u?: T [B, N, h*dv] if mode=silu # gate",
+    "gamma?: T|float32 [h*dv] if mode=silu or [h] if norm=group",
+    "beta?: T|float32 [h*dv] if mode=silu or [h] if norm=group",
+    "-> y: T [B, N, h*dv]",
+    sizes={"h": "num_heads"},
+)
+
+HSTUHierarchicalAttention = FusedOp.declared(
+    "HSTUHierarchicalAttention",
+    DECLARATION,
     attributes=(
         "num_heads",
         "alpha",
@@ -342,9 +358,6 @@ HSTUHierarchicalAttention = FusedOp(
         "num_levels",
         "decay",
     ),
-    outputs=("y",),
-    types=FLOATS,
-    float32_inputs=("bias", "scale", "gamma", "beta"),
     body=hstu_body,
     structure=lambda attributes: {
         "is_causal": bool(attributes["causal"]),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.declaration import declare
 from onnx_fuse.patterns.language.dsl import Attribute, Optional, pattern
 from onnx_fuse.patterns.language.interface import Match, View
-from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
 from onnx_fuse.patterns.parts.norm import affine_problem, norm_of
 
 
@@ -42,12 +43,19 @@ def linear_body(op: Body, x: Any, weight: Any, bias: Any, gamma: Any, beta: Any,
     return op.like(op.normalise(total, norm, gamma, beta, epsilon), x)
 
 
-FusedLinearLayerNorm = FusedOp(
-    name="FusedLinearLayerNorm",
-    inputs=("x", "weight", "bias", "gamma", "beta"),
+DECLARATION = declare(
+    "x: T [..., K]",
+    "weight: T [K, H]",
+    "bias?: T|float32 [H]",
+    "gamma?: T|float32 [H]",
+    "beta?: T|float32 [H]",
+    "-> output: T [..., H]",
+)
+
+FusedLinearLayerNorm = FusedOp.declared(
+    "FusedLinearLayerNorm",
+    DECLARATION,
     attributes=("norm", "epsilon"),
-    types=FLOATS,
-    float32_inputs=("bias", "gamma", "beta"),
     body=linear_body,
 )
 

@@ -14,9 +14,10 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.declaration import declare
 from onnx_fuse.patterns.language.dsl import Attribute, Constant, Pattern, Scalar
 from onnx_fuse.patterns.language.interface import Match, View
-from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
 from onnx_fuse.patterns.parts.masks import counts_up
 
 OUTPUTS = ("scores", "short_term", "long_term", "cooccurrence")
@@ -329,13 +330,22 @@ def sequence_body(  # type: ignore[no-untyped-def]
     return scores, op.like(short_term, items), op.like(long_term, items), op.like(cooccurrence, items)
 
 
-SequenceRecommendationInteraction = FusedOp(
-    name="SequenceRecommendationInteraction",
-    inputs=("items", "user", "time_weights", "mask"),
-    outputs=OUTPUTS,
+DECLARATION = declare(
+    "items: T [B, S, D]",
+    "user?: T [B, D] # for the scores",
+    "time_weights?: T|float32 [B, S]",
+    "mask?: bool|T [B, S] # true for an item; a number that is not 0 counts as true",
+    "-> scores?: T [B, S]",
+    "-> short_term?: T [B, D]",
+    "-> long_term?: T [B, D]",
+    "-> cooccurrence?: T [B, S, S]",
+    least={"D": 1},
+)
+
+SequenceRecommendationInteraction = FusedOp.declared(
+    "SequenceRecommendationInteraction",
+    DECLARATION,
     attributes=("short_window", "decay", "normalize"),
-    types=FLOATS,
-    float32_inputs=("time_weights",),
     body=sequence_body,
     structure=lambda attributes: {"normalized": bool(attributes["normalize"])},
 )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.declaration import declare
 from onnx_fuse.patterns.language.dsl import Attribute, Optional, pattern
 from onnx_fuse.patterns.language.interface import Match, View
-from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
 from onnx_fuse.patterns.parts.norm import affine_problem, norm_of
 
 
@@ -57,13 +58,20 @@ def skip_body(op: Body, x: Any, skip: Any, bias: Any, gamma: Any, beta: Any, nor
     return op.like(op.normalise(total, norm, gamma, beta, epsilon), x), op.like(total, x)
 
 
-FusedSkipLayerNorm = FusedOp(
-    name="FusedSkipLayerNorm",
-    inputs=("x", "skip", "bias", "gamma", "beta"),
-    outputs=("output", "residual_sum"),
+DECLARATION = declare(
+    "x: T [..., H]",
+    "skip: T [..., H]",
+    "bias?: T|float32 [H]",
+    "gamma?: T|float32 [H]",
+    "beta?: T|float32 [H]",
+    "-> output: T [..., H]",
+    "-> residual_sum?: T [..., H] # made where something else reads it",
+)
+
+FusedSkipLayerNorm = FusedOp.declared(
+    "FusedSkipLayerNorm",
+    DECLARATION,
     attributes=("norm", "epsilon"),
-    types=FLOATS,
-    float32_inputs=("bias", "gamma", "beta"),
     body=skip_body,
 )
 

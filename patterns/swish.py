@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from onnx_fuse.patterns.language.body import Body
+from onnx_fuse.patterns.language.declaration import declare
 from onnx_fuse.patterns.language.dsl import Attribute, Scalar, pattern
 from onnx_fuse.patterns.language.interface import Match, View
-from onnx_fuse.patterns.language.operator import FLOATS, Fused, FusedOp, Fusion
+from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
 
 
 @pattern
@@ -22,7 +23,14 @@ def swish_body(op: Body, x: Any, beta: Any) -> Any:
     return op.like(op.Mul(wide, op.Sigmoid(op.Mul(wide, beta))), x)
 
 
-FusedSwish = FusedOp(name="FusedSwish", inputs=("x",), attributes=("beta",), body=swish_body, types=FLOATS)
+DECLARATION = declare("x: T [...]", "-> output: T [...]")
+
+FusedSwish = FusedOp.declared(
+    "FusedSwish",
+    DECLARATION,
+    attributes=("beta",),
+    body=swish_body,
+)
 
 
 def build(match: Match, view: View) -> Fused:

@@ -11,6 +11,7 @@ from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.errors import PatternError
 from onnx_fuse.patterns.language.body import Body, rename_outputs
+from onnx_fuse.patterns.language.declaration import Declaration
 from onnx_fuse.patterns.language.dsl import Pattern
 from onnx_fuse.patterns.language.interface import Match, View
 
@@ -43,6 +44,7 @@ class FusedOp:
         types: element types (TensorProto.DataType) of the first output that the operator is for; None for any.
         domain, plugin_version, plugin_namespace: what the node's attributes say to TensorRT; the namespace is the domain if None.
         float32_inputs: inputs that may be float32 in a float16 or bfloat16 node; "table_*" as in `inputs`.
+        declaration: what each input and output may be; None where nothing is declared.
     """
 
     name: str
@@ -56,6 +58,20 @@ class FusedOp:
     plugin_namespace: str | None = None
     types: frozenset[int] | None = None
     float32_inputs: tuple[str, ...] = ()
+    declaration: Declaration | None = None
+
+    @classmethod
+    def declared(cls, name: str, declaration: Declaration, **settings: Any) -> FusedOp:
+        """An operator for `FLOATS` whose inputs and outputs are those of a declaration."""
+        return cls(
+            name,
+            inputs=tuple(tensor.name for tensor in declaration.inputs),
+            outputs=tuple(tensor.name for tensor in declaration.outputs),
+            float32_inputs=tuple(item.name for item in declaration.inputs if {"T", "float32"} <= {*item.types}),
+            types=FLOATS,
+            declaration=declaration,
+            **settings,
+        )
 
     def __post_init__(self) -> None:
         if self.domain in ("", "ai.onnx"):

@@ -9,13 +9,18 @@ constexpr int64_t kLargestHead = 256;
 
 }  // namespace
 
-HeldSize heldSize(int64_t size, int64_t valueSize) {
+HeldSize heldSize(int64_t size, int64_t valueSize, bool dense) {
   int64_t const larger = std::max(size, valueSize);
-  bool const aligned = size % 16 == 0 && valueSize % 16 == 0;
+  bool const aligned = size % 16 == 0 && valueSize % 16 == 0 && dense;
   if (!aligned) {
     return {larger <= 64 ? 64 : 256, false};
   }
   return {larger <= 32 ? 32 : larger <= 64 ? 64 : larger <= 128 ? 128 : 256, true};
+}
+
+bool areDense(Run const& run, int64_t length, std::initializer_list<char const*> inputs) {
+  return std::all_of(inputs.begin(), inputs.end(),
+                     [&](char const* name) { return !run.has(name) || run.input(name).size(-1) == length; });
 }
 
 void checkHeads(Shapes::Expression width, int64_t heads, char const* name) {

@@ -1,6 +1,7 @@
 // What the attention operators share: which heads there are kernels for, and how their variants are called.
 #pragma once
 
+#include <initializer_list>
 #include <string>
 
 #include "operator.h"
@@ -8,7 +9,7 @@
 namespace gr {
 
 // The end of a kernel's name for heads of these sizes, as `held_size` in plugin_csrc/operators/hstu_hierarchical_attention/kernel.py:
-// "d64", or "d64.any" for sizes that are no multiples of 16.
+// "d64", or "d64.any" for sizes that are no multiples of 16, and for a bias or mask that broadcasts its last axis.
 struct HeldSize {
   int64_t size;
   bool aligned;
@@ -16,7 +17,10 @@ struct HeldSize {
   std::string suffix() const { return "d" + std::to_string(size) + (aligned ? "" : ".any"); }
 };
 
-HeldSize heldSize(int64_t size, int64_t valueSize);
+HeldSize heldSize(int64_t size, int64_t valueSize, bool dense);
+
+// Whether those of the inputs that the node has do not broadcast their last axis, which is of this length.
+bool areDense(Run const& run, int64_t length, std::initializer_list<char const*> inputs);
 
 // Refuses a last axis that is not known when the engine is built, or is not `heads` heads that a kernel takes.
 void checkHeads(Shapes::Expression width, int64_t heads, char const* name);

@@ -1,8 +1,8 @@
 #include "node.h"
 
 #include <algorithm>
-#include <cctype>
 #include <limits>
+#include <utility>
 
 #include "refusal.h"
 
@@ -56,22 +56,21 @@ bool isVariadic(std::string_view name) { return !name.empty() && name.back() == 
 bool Signature::takes(nvinfer1::DataType type) const { return std::find(types.begin(), types.end(), type) != types.end(); }
 
 Input const* Signature::input(std::string_view present) const {
-  for (Input const& candidate : inputs) {
-    std::string_view prefix = candidate.name;
-    if (prefix == present) {
-      return &candidate;
-    }
-    if (!isVariadic(prefix)) {
-      continue;
-    }
-    prefix.remove_suffix(1);
-    std::string_view const number = present.substr(std::min(prefix.size(), present.size()));
-    if (present.substr(0, prefix.size()) == prefix && !number.empty() &&
-        std::all_of(number.begin(), number.end(), [](unsigned char c) { return std::isdigit(c) != 0; })) {
-      return &candidate;
-    }
+  auto const found = std::find_if(inputs.begin(), inputs.end(), [&](Input const& item) { return stands(present, item.name); });
+  return found == inputs.end() ? nullptr : &*found;
+}
+
+Signature declared(char const* name, std::vector<Attribute> attributes) {
+  Declaration const& declaration = declarationOf(name);
+  Signature signature{name, {}, {}, std::move(attributes)};
+  for (DeclaredTensor const& item : declaration.inputs) {
+    signature.inputs.push_back({item.name, item.role, item.optional});
   }
-  return nullptr;
+  for (DeclaredTensor const& item : declaration.outputs) {
+    signature.outputs.push_back(item.name);
+  }
+  signature.declaration = &declaration;
+  return signature;
 }
 
 Node::Node(Signature const& signature, nvinfer1::PluginFieldCollection const& fields) {
@@ -153,6 +152,11 @@ int64_t Node::integer(std::string const& name) const { return std::get<std::vect
 float Node::number(std::string const& name) const { return std::get<std::vector<float>>(value(name)).at(0); }
 
 std::string const& Node::text(std::string const& name) const { return std::get<std::string>(value(name)); }
+
+std::string Node::told(std::string const& name) const {
+  auto const* const found = std::get_if<std::string>(&value(name));
+  return found == nullptr ? std::to_string(integer(name)) : *found;
+}
 
 std::vector<int64_t> Node::integers(std::string const& name) const {
   if (mValues.count(name) == 0) {

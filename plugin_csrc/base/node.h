@@ -10,6 +10,8 @@
 #include <variant>
 #include <vector>
 
+#include "declaration.h"
+
 namespace gr {
 
 enum class Kind { kInt, kFloat, kString, kInts, kFloats };
@@ -18,17 +20,6 @@ struct Attribute {
   char const* name;
   Kind kind;
   bool optional{false};
-};
-
-// Which element types a tensor may have. T is float32, float16 or bfloat16, and the same for the whole node.
-enum class Role {
-  kData,    // T
-  kAffine,  // T or float32
-  kIndex,   // int32 or int64
-  kMask,    // bool or T
-  kInt32,
-  kInt64,
-  kBool,
 };
 
 struct Input {
@@ -46,12 +37,16 @@ struct Signature {
   std::vector<nvinfer1::DataType> types{nvinfer1::DataType::kFLOAT, nvinfer1::DataType::kHALF, nvinfer1::DataType::kBF16};
   char const* pluginNamespace{"gr.ml.infra"};
   char const* version{"1"};
+  Declaration const* declaration{nullptr};  // which shapes its tensors may have; nullptr where its own code tells
 
   // Whether T may be this type.
   bool takes(nvinfer1::DataType type) const;
   // The input that a present name stands for, or nullptr.
   Input const* input(std::string_view present) const;
 };
+
+// The signature of an operator whose inputs and outputs are declared.
+Signature declared(char const* name, std::vector<Attribute> attributes);
 
 class Node {
  public:
@@ -71,6 +66,8 @@ class Node {
   std::string const& text(std::string const& name) const;
   std::vector<int64_t> integers(std::string const& name) const;  // empty where absent
   std::vector<float> numbers(std::string const& name) const;     // empty where absent
+  // An integer or string attribute as text.
+  std::string told(std::string const& name) const;
   // The place of the attribute's text in `choices`; refuses any other.
   int32_t choice(std::string const& name, std::vector<char const*> const& choices) const;
 

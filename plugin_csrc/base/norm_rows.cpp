@@ -24,7 +24,12 @@ void launchNormRows(Run const& run, NormRows const& rows) {
     arguments.pointer(run.dataOr(name, rows.x));
   }
   arguments.pointer(rows.output).pointer(run.dataOr(rows.total, rows.x));
-  arguments.integer(rows.rows).integer(rows.width).integer(rows.positions).float32(rows.epsilon).integer(rows.norm);
+  arguments.integer(rows.rows)
+      .integer(rows.width)
+      .integer(rows.positions)
+      .integer(run.strideOf(rows.lengths, 0))
+      .float32(rows.epsilon)
+      .integer(rows.norm);
   arguments.integer(rows.xKind).integer(run.kind(rows.bias)).integer(run.kind(rows.skip));
   arguments.integer(run.kind(rows.gamma)).integer(run.kind(rows.beta)).integer(run.has(rows.gate) ? rows.activation : 0);
   arguments.integer(run.integerKind(rows.lengths)).integer(run.makes(rows.total) ? 1 : 0);

@@ -79,14 +79,6 @@ DimsExprs const& Shapes::input(std::string const& name, int32_t rank) const {
   return shape;
 }
 
-DimsExprs const& Shapes::rows(std::string const& name) const {
-  DimsExprs const& shape = input(name);
-  if (shape.nbDims < 1) {
-    refuse("input ", name, " has no axis");
-  }
-  return shape;
-}
-
 Shapes::Expression Shapes::constant(int64_t value) const { return mBuilder.constant(value); }
 
 Shapes::Expression Shapes::apply(DimensionOperation operation, Expression left, Expression right) const {
@@ -100,12 +92,6 @@ DimsExprs Shapes::of(std::vector<Expression> const& sizes) {
   shape.nbDims = static_cast<int32_t>(sizes.size());
   std::copy(sizes.begin(), sizes.end(), shape.d);
   return shape;
-}
-
-void Shapes::requireEqual(Expression left, Expression right, char const* what) {
-  if (known(left) >= 0 && known(right) >= 0 && known(left) != known(right)) {
-    refuse(what, ": ", known(left), " is not ", known(right));
-  }
 }
 
 Run::Run(Node const& node, PluginTensorDesc const* inputs, PluginTensorDesc const* outputs, void const* const* inputData,

@@ -42,15 +42,11 @@ class Shapes {
 
   // The shape of an input of the node; refuses where its rank is not `rank` (-1: any).
   nvinfer1::DimsExprs const& input(std::string const& name, int32_t rank = -1) const;
-  // The same for an input with a last axis; refuses where it is a scalar.
-  nvinfer1::DimsExprs const& rows(std::string const& name) const;
   Expression constant(int64_t value) const;
   Expression apply(nvinfer1::DimensionOperation operation, Expression left, Expression right) const;
   // The size of an axis where it is known now, else -1.
   static int64_t known(Expression expression);
   static nvinfer1::DimsExprs of(std::vector<Expression> const& sizes);
-  // Refuses where two sizes are known and differ; `what` names them.
-  static void requireEqual(Expression left, Expression right, char const* what);
 
  private:
   Node const& mNode;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <iterator>
 #include <utility>
 
 #include "log.h"
@@ -46,6 +47,15 @@ bool allows(Role role, DataType type, DataType data) {
       return type == DataType::kBOOL;
   }
   return false;
+}
+
+std::vector<std::vector<int64_t>> sizesOf(nvinfer1::PluginTensorDesc const* tensors, int32_t count) {
+  std::vector<std::vector<int64_t>> sizes;
+  for (int32_t index = 0; index < count; ++index) {
+    nvinfer1::Dims const& dims = tensors[index].dims;
+    sizes.emplace_back(dims.d, dims.d + std::max(dims.nbDims, 0));
+  }
+  return sizes;
 }
 
 PluginFieldType fieldType(Kind kind) {
@@ -112,6 +122,21 @@ int32_t Plugin::dataInput() const {
   refuse("no input has the element type of the output");
 }
 
+void Plugin::checkShapes(std::vector<std::vector<int64_t>> const& inputs,
+                         std::vector<std::vector<int64_t>> const& outputs) const {
+  if (mEntry.signature.declaration == nullptr) {
+    return;
+  }
+  std::vector<Shaped> tensors;
+  for (size_t index = 0; index < inputs.size(); ++index) {
+    tensors.push_back({mNode.inputs().at(index), inputs[index]});
+  }
+  for (size_t index = 0; index < outputs.size(); ++index) {
+    tensors.push_back({mNode.outputs().at(index), outputs[index]});
+  }
+  boundSizes(*mEntry.signature.declaration, tensors, [&](char const* attribute) { return mNode.told(attribute); });
+}
+
 bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t inputCount,
                                        int32_t) noexcept {
   return guarded(getPluginName(), false, [&] {
@@ -157,7 +182,14 @@ int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t outputCount, D
 int32_t Plugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t inputCount, nvinfer1::DimsExprs const*, int32_t,
                                 nvinfer1::DimsExprs* outputs, int32_t outputCount, nvinfer1::IExprBuilder& builder) noexcept {
   return guarded(getPluginName(), kFailure, [&] {
-    auto const shapes = mOperator->shapes(mNode, Shapes(mNode, inputs, inputCount, builder));
+    Shapes const known(mNode, inputs, inputCount, builder);
+    std::vector<std::vector<int64_t>> sizes;
+    for (int32_t index = 0; index < inputCount; ++index) {
+      std::vector<int64_t>& axes = sizes.emplace_back();
+      std::transform(inputs[index].d, inputs[index].d + inputs[index].nbDims, std::back_inserter(axes), Shapes::known);
+    }
+    checkShapes(sizes, {});
+    auto const shapes = mOperator->shapes(mNode, known);
     if (outputCount != static_cast<int32_t>(shapes.size())) {
       refuse("the node has ", outputCount, " outputs, its attribute outputs names ", shapes.size());
     }
@@ -181,9 +213,16 @@ size_t Plugin::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs,
   });
 }
 
-int32_t Plugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t, nvinfer1::PluginTensorDesc const* outputs,
-                              int32_t) noexcept {
+int32_t Plugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t inputCount,
+                              nvinfer1::PluginTensorDesc const* outputs, int32_t outputCount) noexcept {
   return guarded(getPluginName(), kFailure, [&] {
+    mRefusal.clear();
+    try {
+      checkShapes(sizesOf(inputs, inputCount), sizesOf(outputs, outputCount));
+    } catch (Refusal const& refusal) {
+      mRefusal = refusal.what();
+      throw;
+    }
     mOperator->run(Run(mNode, inputs, outputs, nullptr, nullptr, nullptr, nullptr));
     return 0;
   });
@@ -192,6 +231,9 @@ int32_t Plugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t,
 int32_t Plugin::enqueue(nvinfer1::PluginTensorDesc const* inputs, nvinfer1::PluginTensorDesc const* outputs,
                         void const* const* inputData, void* const* outputData, void* workspace, cudaStream_t stream) noexcept {
   return guarded(getPluginName(), kFailure, [&] {
+    if (!mRefusal.empty()) {
+      refuse(mRefusal);
+    }
     mOperator->run(Run(mNode, inputs, outputs, inputData, outputData, workspace, stream));
     return 0;
   });

@@ -86,6 +86,14 @@ def moved_as(pointer, kind, offset):
 
 
 @triton.jit
+def tile(row, row_step, column, column_step, DENSE: tl.constexpr):
+    """Offsets of a tile of a bias or mask, of which a step is 0 along an axis that broadcasts; DENSE: the last one does not, so
+    that the compiler knows that columns lie next to each other."""
+    columns = column if DENSE else column * column_step
+    return (row * row_step)[:, None] + columns[None, :]
+
+
+@triton.jit
 def load(pointer, offsets, mask):
     """Float32 values; 0 where the mask is false."""
     return tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -169,6 +177,18 @@ def kind_of(tensor: Any, like: Any) -> int:
     if str(tensor.dtype) in ("torch.bool", "torch.int8", "torch.uint8"):
         return 3
     return 1 if tensor.dtype == like.dtype else 2
+
+
+def strides_of(tensor: Any, axes: int) -> list[int]:
+    """Elements from one index to the next along each axis of a tensor, 0 where it broadcasts or is absent."""
+    if tensor is None:
+        return [0] * axes
+    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
+def are_dense(length: int, *tensors: Any) -> bool:
+    """Whether those of the tensors that are there have a last axis of this length, which they do not broadcast."""
+    return all(tensor is None or tensor.shape[-1] == length for tensor in tensors)
 
 
 def integers_of(tensor: Any) -> int:

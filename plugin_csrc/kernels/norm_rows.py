@@ -26,6 +26,7 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     load_optional,
     start,
     store,
+    strides_of,
     table,
     variant,
 )
@@ -93,6 +94,7 @@ def norm_rows(
     rows,
     width,
     positions,
+    lengths_step,
     epsilon,
     norm,
     x_kind,
@@ -111,7 +113,7 @@ def norm_rows(
     start_of_row = row[:, None] * width
     keep = row < rows
     if lengths_kind != ABSENT:
-        keep &= row % positions < load_integers(lengths, lengths_kind, row // positions, row < rows)
+        keep &= row % positions < load_integers(lengths, lengths_kind, row // positions * lengths_step, row < rows)
 
     mean = tl.zeros([ROWS], tl.float32)
     square = tl.zeros([ROWS], tl.float32)
@@ -193,12 +195,12 @@ def launch(
 ) -> None:
     """output[rows, width] (type T) from x (T or float32, may be `output` itself) along its last axis.
 
-    skip and gate have the shape of x; skip, bias, gamma and beta are T or float32; gate is T; lengths [B] is int32 or int64,
+    skip and gate have the shape of x; skip, bias, gamma and beta are T or float32; gate is T; lengths [1|B] is int32 or int64,
     where x is [B, positions, width]. `total` (T) receives z where the operator has that output.
 
     Arguments: x, bias, skip, gamma, beta, gate, lengths, output, total (x in place of what is absent), rows (int64), width,
-    positions (1 without lengths), epsilon, norm (`NORMS`), kinds of x, bias, skip, gamma, beta, activation (`GATES`, 0 without
-    gate), kind of lengths, has_total. Grid: ceil(rows / ROWS).
+    positions (1 without lengths), stride of lengths (0 where it is [1] or absent), epsilon, norm (`NORMS`), kinds of x, bias,
+    skip, gamma, beta, activation (`GATES`, 0 without gate), kind of lengths, has_total. Grid: ceil(rows / ROWS).
     """
     width = x.shape[-1]
     rows = x.numel() // width if width else 0
@@ -214,6 +216,7 @@ def launch(
         rows,
         width,
         1 if lengths is None else x.shape[1],
+        *strides_of(lengths, 1),
         epsilon,
         NORMS[norm],
         *(kind_of(tensor, output) for tensor in (x, bias, skip, gamma, beta)),

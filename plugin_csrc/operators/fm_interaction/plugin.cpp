@@ -9,7 +9,7 @@ class FMInteraction final : public Operator {
   void read(Node const& node) override { mReduce = node.integer("reduce") != 0; }
 
   std::vector<nvinfer1::DimsExprs> shapes(Node const&, Shapes const& shapes) const override {
-    nvinfer1::DimsExprs const& e = shapes.input("E", 3);
+    nvinfer1::DimsExprs const& e = shapes.input("E");
     return {Shapes::of({e.d[0], mReduce ? shapes.constant(1) : e.d[2]})};
   }
 
@@ -28,8 +28,6 @@ class FMInteraction final : public Operator {
 
 }  // namespace
 
-Entry fmInteraction() {
-  return {{"FMInteraction", {{"E", Role::kData}}, {"output"}, {{"reduce", Kind::kInt}}}, makeOperator<FMInteraction>};
-}
+Entry fmInteraction() { return {declared("FMInteraction", {{"reduce", Kind::kInt}}), makeOperator<FMInteraction>}; }
 
 }  // namespace gr

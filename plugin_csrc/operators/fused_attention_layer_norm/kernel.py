@@ -21,6 +21,7 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     ABSENT,
     NORMS,
     SAME,
+    are_dense,
     dot,
     element_of,
     kind_of,
@@ -31,12 +32,14 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     narrow,
     start,
     store_as,
+    strides_of,
     table,
+    tile,
     variant,
 )
 from onnx_fuse.plugin_csrc.kernels.linear import epilogue
 from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
-from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention.kernel import held_size, strides_of, tile_of
+from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention.kernel import held_size, tile_of
 
 NEGLIGIBLE = tl.constexpr(104.0)
 """exp of less than minus this is 0 in float32."""
@@ -73,27 +76,28 @@ def attend(
     mask_kind,
     batch,
     head,
-    tile,
+    tile_row,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SIZE: tl.constexpr,
+    DENSE: tl.constexpr,
 ):
     """P v of a tile of rows of one head, [ROWS, SIZE], float32."""
     in_rows = tl.arange(0, ROWS)
     in_columns = tl.arange(0, COLUMNS)
     part = tl.arange(0, SIZE)
-    row = tile * ROWS + in_rows
+    row = tile_row * ROWS + in_rows
     group = head // (heads // groups)
     row_step = size * tl.where(head_major != 0, 1, heads)
     key_step = size * tl.where(head_major != 0, 1, groups)
     value_step = value_size * tl.where(head_major != 0, 1, groups)
     query += batch * queries * heads * size
-    query = moved(moved(query, head * tl.where(head_major != 0, queries, 1), size), tile * ROWS, row_step)
+    query = moved(moved(query, head * tl.where(head_major != 0, queries, 1), size), tile_row * ROWS, row_step)
     key += batch * keys * groups * size
     key = moved(key, group * tl.where(head_major != 0, keys, 1), size)
     value += batch * keys * groups * value_size
     value = moved(value, group * tl.where(head_major != 0, keys, 1), value_size)
-    first_row = tl.cast(tile * ROWS, tl.int64)
+    first_row = tl.cast(tile_row * ROWS, tl.int64)
     bias_start = batch * bias_batch + head * bias_head + first_row * bias_row
     attention_bias = moved_as(attention_bias, bias_kind, bias_start)
     mask = moved_as(mask, mask_kind, batch * mask_batch + head * mask_head + first_row * mask_row)
@@ -106,7 +110,7 @@ def attend(
     begin = 0
     end = tl.zeros([], tl.int32) + keys
     if causal:
-        end = tl.minimum(end, tl.maximum(tl.cdiv((tile + 1) * ROWS + shift, COLUMNS) * COLUMNS, 0))
+        end = tl.minimum(end, tl.maximum(tl.cdiv((tile_row + 1) * ROWS + shift, COLUMNS) * COLUMNS, 0))
     for _ in range(2):  # a second time where masked keys that were skipped have weight: in rows that have no other
         for first in range(begin, end, COLUMNS):
             column = first + in_columns
@@ -119,10 +123,10 @@ def attend(
             scores = scale * dot(q, tl.trans(k))
             known = (row < queries)[:, None] & (column < keys)[None, :]
             if bias_kind != ABSENT:
-                offsets = (in_rows * bias_row)[:, None] + (column * bias_column)[None, :]
+                offsets = tile(in_rows, bias_row, column, bias_column, DENSE)
                 scores += load_optional(attention_bias, bias_kind, offsets, known, 0.0)
             if mask_kind != ABSENT:
-                offsets = (in_rows * mask_row)[:, None] + (column * mask_column)[None, :]
+                offsets = tile(in_rows, mask_row, column, mask_column, DENSE)
                 scores = tl.where(load_mask(mask, mask_kind, offsets, known) != 0.0, scores, mask_value)
             if causal:
                 scores = tl.where(column[None, :] <= row[:, None] + shift, scores, mask_value)
@@ -180,9 +184,10 @@ def attention(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SIZE: tl.constexpr,
+    DENSE: tl.constexpr,
 ):
     tiles = tl.cdiv(queries, ROWS)
-    tile = tiles - 1 - tl.program_id(0) % tiles  # the longest first, where the mask is causal
+    tile_row = tiles - 1 - tl.program_id(0) % tiles  # the longest first, where the mask is causal
     head = tl.program_id(0) // tiles % heads
     batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
     o = attend(
@@ -215,12 +220,13 @@ def attention(
         mask_kind,
         batch,
         head,
-        tile,
+        tile_row,
         ROWS,
         COLUMNS,
         SIZE,
+        DENSE,
     )
-    row = tile * ROWS + tl.arange(0, ROWS)
+    row = tile_row * ROWS + tl.arange(0, ROWS)
     part = tl.arange(0, SIZE)
     offsets = ((batch * queries + row) * heads * value_size + head * value_size)[:, None] + part[None, :]
     store_as(output, output_kind, offsets, o, (row < queries)[:, None] & (part < value_size)[None, :])
@@ -276,7 +282,7 @@ def attention_projected(
     WIDTH: tl.constexpr,
 ):
     tiles = tl.cdiv(queries, ROWS)
-    tile = tiles - 1 - tl.program_id(0) % tiles
+    tile_row = tiles - 1 - tl.program_id(0) % tiles
     batch = (tl.program_id(0) // tiles).to(tl.int64)
     part = tl.arange(0, SIZE)
     columns = tl.arange(0, WIDTH)
@@ -312,10 +318,11 @@ def attention_projected(
             mask_kind,
             batch,
             head,
-            tile,
+            tile_row,
             ROWS,
             COLUMNS,
             SIZE,
+            True,
         )
         weight = tl.load(
             out_weight + (head * value_size + part)[:, None] * width + columns[None, :],
@@ -323,7 +330,7 @@ def attention_projected(
             other=0.0,
         )
         z = dot(narrow(o, out_weight.dtype.element_ty), weight, z)
-    row = tile * ROWS + tl.arange(0, ROWS)
+    row = tile_row * ROWS + tl.arange(0, ROWS)
     epilogue(
         z,
         batch * queries + row,
@@ -356,9 +363,10 @@ _PROJECTED_TYPES = table(
 )
 
 
-def pick(element: str, size: int, value_size: int) -> Variant | None:
-    """The variant for heads of these sizes; None for heads larger than 256. Sizes that are no multiples of 16 have `.any`."""
-    found = held_size(size, value_size)
+def pick(element: str, size: int, value_size: int, dense: bool = True) -> Variant | None:
+    """The variant for heads of these sizes; None for heads larger than 256. Sizes that are no multiples of 16 have `.any`, as has
+    a bias or mask that broadcasts its last axis."""
+    found = held_size(size, value_size, dense)
     if found is None:
         return None
     held, aligned = found
@@ -366,14 +374,24 @@ def pick(element: str, size: int, value_size: int) -> Variant | None:
     divisible = ("size", "value_size") if aligned else ()
     constants, warps = tile_of(element, held)
     stages = 1 if element == "fp32" else 2
-    return variant(name, attention, element, _TYPES, constants, divisible, num_warps=warps, num_stages=stages)
+    return variant(
+        name, attention, element, _TYPES, {**constants, "DENSE": aligned}, divisible, num_warps=warps, num_stages=stages
+    )
 
 
-def pick_projected(element: str, size: int, value_size: int, width: int) -> Variant | None:
+def pick_projected(element: str, size: int, value_size: int, width: int, dense: bool = True) -> Variant | None:
     """The variant that has the rim as its epilogue; None where there is none: for float32, for heads larger than 64, for a
-    projection to more than 512, and for sizes that are no multiples of 16."""
+    projection to more than 512, for sizes that are no multiples of 16, and for a bias or mask that broadcasts its last axis."""
     held = next((held for held in (128, 512) if width <= held), None)
-    if element == "fp32" or held is None or max(size, value_size) > 64 or size % 16 or value_size % 16 or width % 16:
+    if (
+        element == "fp32"
+        or not dense
+        or held is None
+        or max(size, value_size) > 64
+        or size % 16
+        or value_size % 16
+        or width % 16
+    ):
         return None
     constants = {"ROWS": 64 if held == 128 else 32, "COLUMNS": 32, "SIZE": 64, "WIDTH": held}
     name = f"fused_attention_layer_norm.projected.{element}.h{held}"
@@ -451,12 +469,13 @@ def launch(
     batch, queries, keys = query.shape[0], query.shape[-2], key.shape[-2]
     size = query.shape[-1] if head_major else query.shape[-1] // num_heads
     value_size = value.shape[-1] if head_major else value.shape[-1] // num_key_value_heads
-    chosen = pick(element_of(query), size, value_size)
+    dense = are_dense(keys, attention_bias, mask)
+    chosen = pick(element_of(query), size, value_size, dense)
     if chosen is None:
         raise ValueError(f"heads of {max(size, value_size)}: at most 256 are taken")
     sizes = (
         *(queries, keys, num_heads, num_key_value_heads, size, value_size),
-        *(*strides_of(attention_bias), *strides_of(mask)),
+        *(*strides_of(attention_bias, 4), *strides_of(mask, 4)),
         *(scale, mask_value),
         *(int(causal != "none"), keys - queries if causal == "lower_right" else 0, int(masked_row == "zero")),
         *(int(head_major), kind_of(attention_bias, query), kind_of(mask, query)),
@@ -466,7 +485,7 @@ def launch(
         return [query if tensor is None else tensor for tensor in tensors]
 
     width = 0 if out_weight is None else out_weight.shape[1]
-    projected = pick_projected(element_of(query), size, value_size, width) if width else None
+    projected = pick_projected(element_of(query), size, value_size, width, dense) if width else None
     tiles = batch * triton.cdiv(queries, projected.constants["ROWS"]) if projected else 0
     if projected is not None and tiles >= multiprocessors:
         output = query.new_empty((batch, queries, width))

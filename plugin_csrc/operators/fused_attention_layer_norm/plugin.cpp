@@ -40,31 +40,16 @@ class FusedAttentionLayerNorm final : public Operator {
 
   std::vector<DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
     int32_t const rank = mHeadMajor ? 4 : 3;
-    DimsExprs const& query = shapes.input("query", rank);
-    DimsExprs const& value = shapes.input("value", rank);
+    DimsExprs const& query = shapes.input("query");
+    DimsExprs const& value = shapes.input("value");
     Shapes::Expression const length = query.d[rank - 2];
     checkHeads(query.d[rank - 1], mHeadMajor ? 1 : mHeads, "query");
-    checkHeads(shapes.input("key", rank).d[rank - 1], mHeadMajor ? 1 : mGroups, "key");
+    checkHeads(shapes.input("key").d[rank - 1], mHeadMajor ? 1 : mGroups, "key");
     checkHeads(value.d[rank - 1], mHeadMajor ? 1 : mGroups, "value");
-    for (char const* name : {"attention_bias", "mask"}) {
-      if (node.hasInput(name)) {
-        shapes.input(name, 4);
-      }
-    }
     int64_t const valueSize = Shapes::known(value.d[rank - 1]) / (mHeadMajor ? 1 : mGroups);
     Shapes::Expression width = shapes.constant(mHeads * valueSize);
     if (mProjected) {
-      DimsExprs const& weight = shapes.input("out_weight", 2);
-      Shapes::requireEqual(width, weight.d[0], "the width of all heads and the first axis of out_weight");
-      width = weight.d[1];
-    }
-    for (char const* vector : {"out_bias", "gamma", "beta"}) {
-      if (node.hasInput(vector)) {
-        Shapes::requireEqual(width, shapes.input(vector, 1).d[0], "the width of the output and of out_bias, gamma, beta");
-      }
-    }
-    if (node.hasInput("residual")) {
-      Shapes::requireEqual(width, shapes.input("residual", 3).d[2], "the width of the output and of residual");
+      width = shapes.input("out_weight").d[1];
     }
     return std::vector<DimsExprs>(node.outputs().size(), Shapes::of({query.d[0], length, width}));
   }
@@ -83,7 +68,8 @@ class FusedAttentionLayerNorm final : public Operator {
     Tensor const& output = run.output("output");
     Geometry const sizes = geometry(query, run.input("key"), run.input("value"));
     int64_t const rows = sizes.batch * sizes.queries;
-    std::string const projected = mProjected ? projectedName(run, sizes) : "";
+    bool const isDense = areDense(run, sizes.keys, {"attention_bias", "mask"});
+    std::string const projected = mProjected && isDense ? projectedName(run, sizes) : "";
     if (!projected.empty()) {
       KernelVariant const& whole = findKernel(projected);
       int64_t const tiles = sizes.batch * ceilDivide(sizes.queries, whole.constant("ROWS"));
@@ -95,7 +81,7 @@ class FusedAttentionLayerNorm final : public Operator {
     bool const wide = mRim && !mProjected && output.type != DataType::kFLOAT;
     void* const context = mProjected || wide ? run.workspace() : output.data;
     KernelVariant const& kernel = findKernel(std::string("fused_attention_layer_norm.") + run.type() + "." +
-                                             heldSize(sizes.size, sizes.valueSize).suffix());
+                                             heldSize(sizes.size, sizes.valueSize, isDense).suffix());
     Arguments arguments;
     addOperands(run, arguments);
     arguments.pointer(context);
@@ -214,27 +200,15 @@ class FusedAttentionLayerNorm final : public Operator {
 }  // namespace
 
 Entry fusedAttentionLayerNorm() {
-  return {{"FusedAttentionLayerNorm",
-           {{"query", Role::kData},
-            {"key", Role::kData},
-            {"value", Role::kData},
-            {"attention_bias", Role::kAffine, true},
-            {"mask", Role::kMask, true},
-            {"out_weight", Role::kData, true},
-            {"out_bias", Role::kAffine, true},
-            {"residual", Role::kData, true},
-            {"gamma", Role::kAffine, true},
-            {"beta", Role::kAffine, true}},
-           {"output", "residual_sum"},
-           {{"num_heads", Kind::kInt},
-            {"num_key_value_heads", Kind::kInt},
-            {"scale", Kind::kFloat},
-            {"mask_value", Kind::kFloat},
-            {"causal", Kind::kString},
-            {"masked_row", Kind::kString},
-            {"norm", Kind::kString},
-            {"epsilon", Kind::kFloat},
-            {"layout", Kind::kString}}},
+  return {declared("FusedAttentionLayerNorm", {{"num_heads", Kind::kInt},
+                                               {"num_key_value_heads", Kind::kInt},
+                                               {"scale", Kind::kFloat},
+                                               {"mask_value", Kind::kFloat},
+                                               {"causal", Kind::kString},
+                                               {"masked_row", Kind::kString},
+                                               {"norm", Kind::kString},
+                                               {"epsilon", Kind::kFloat},
+                                               {"layout", Kind::kString}}),
           makeOperator<FusedAttentionLayerNorm>};
 }
 

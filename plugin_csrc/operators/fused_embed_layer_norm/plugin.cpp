@@ -36,19 +36,13 @@ class FusedEmbedLayerNorm final : public Operator {
   }
 
   std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
-    Shapes::Expression const width = shapes.input(table(0), 2).d[1];
+    Shapes::Expression const width = shapes.input(table(0)).d[1];
     Shapes::Expression batch = nullptr;
     Shapes::Expression positions = nullptr;
     for (int32_t slot = 0; slot < mTables; ++slot) {
-      nvinfer1::DimsExprs const& shape = shapes.input(ids(slot), 2);
-      Shapes::requireEqual(width, shapes.input(table(slot), 2).d[1], "the widths of the tables");
+      nvinfer1::DimsExprs const& shape = shapes.input(ids(slot));
       batch = broadcast(shapes, batch, shape.d[0]);
       positions = broadcast(shapes, positions, shape.d[1]);
-    }
-    for (char const* vector : {"gamma", "beta"}) {
-      if (node.hasInput(vector)) {
-        Shapes::requireEqual(width, shapes.input(vector, 1).d[0], "the width of the tables and of gamma, beta");
-      }
     }
     return std::vector<nvinfer1::DimsExprs>(node.outputs().size(), Shapes::of({batch, positions, width}));
   }
@@ -95,7 +89,7 @@ class FusedEmbedLayerNorm final : public Operator {
     return set;
   }
 
-  // Sizes are equal or 1. What is 1 gives way; of two that are not known now, the greater one is right.
+  // Sizes are equal or 1, which gives way: of two that are not known now it is the greater one, or 0 where one of them is.
   static Shapes::Expression broadcast(Shapes const& shapes, Shapes::Expression a, Shapes::Expression b) {
     if (a == nullptr || Shapes::known(a) == 1) {
       return b;
@@ -103,8 +97,9 @@ class FusedEmbedLayerNorm final : public Operator {
     if (Shapes::known(b) == 1) {
       return a;
     }
-    Shapes::requireEqual(a, b, "the shapes of the ids");
-    return shapes.apply(nvinfer1::DimensionOperation::kMAX, a, b);
+    Shapes::Expression const least = shapes.apply(nvinfer1::DimensionOperation::kMIN, a, b);
+    return shapes.apply(nvinfer1::DimensionOperation::kPROD, shapes.apply(nvinfer1::DimensionOperation::kMAX, a, b),
+                        shapes.apply(nvinfer1::DimensionOperation::kMIN, least, shapes.constant(1)));
   }
 
   int32_t mTables{0};
@@ -115,10 +110,7 @@ class FusedEmbedLayerNorm final : public Operator {
 }  // namespace
 
 Entry fusedEmbedLayerNorm() {
-  return {{"FusedEmbedLayerNorm",
-           {{"ids_*", Role::kIndex}, {"table_*", Role::kAffine}, {"gamma", Role::kAffine, true}, {"beta", Role::kAffine, true}},
-           {"output", "embedding_sum"},
-           {{"num_tables", Kind::kInt}, {"norm", Kind::kString}, {"epsilon", Kind::kFloat}}},
+  return {declared("FusedEmbedLayerNorm", {{"num_tables", Kind::kInt}, {"norm", Kind::kString}, {"epsilon", Kind::kFloat}}),
           makeOperator<FusedEmbedLayerNorm>};
 }
 

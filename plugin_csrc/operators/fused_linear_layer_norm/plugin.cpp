@@ -12,16 +12,9 @@ class FusedLinearLayerNorm final : public Operator {
     mEpsilon = node.number("epsilon");
   }
 
-  std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
-    nvinfer1::DimsExprs output = shapes.rows("x");
-    nvinfer1::DimsExprs const& weight = shapes.input("weight", 2);
-    Shapes::requireEqual(output.d[output.nbDims - 1], weight.d[0], "the last axis of x and the first of weight");
-    for (char const* vector : {"bias", "gamma", "beta"}) {
-      if (node.hasInput(vector)) {
-        Shapes::requireEqual(weight.d[1], shapes.input(vector, 1).d[0], "the last axis of weight and of bias, gamma, beta");
-      }
-    }
-    output.d[output.nbDims - 1] = weight.d[1];
+  std::vector<nvinfer1::DimsExprs> shapes(Node const&, Shapes const& shapes) const override {
+    nvinfer1::DimsExprs output = shapes.input("x");
+    output.d[output.nbDims - 1] = shapes.input("weight").d[1];
     return {output};
   }
 
@@ -43,14 +36,7 @@ class FusedLinearLayerNorm final : public Operator {
 }  // namespace
 
 Entry fusedLinearLayerNorm() {
-  return {{"FusedLinearLayerNorm",
-           {{"x", Role::kData},
-            {"weight", Role::kData},
-            {"bias", Role::kAffine, true},
-            {"gamma", Role::kAffine, true},
-            {"beta", Role::kAffine, true}},
-           {"output"},
-           {{"norm", Kind::kString}, {"epsilon", Kind::kFloat}}},
+  return {declared("FusedLinearLayerNorm", {{"norm", Kind::kString}, {"epsilon", Kind::kFloat}}),
           makeOperator<FusedLinearLayerNorm>};
 }
 

@@ -12,17 +12,7 @@ class FusedSkipLayerNorm final : public Operator {
   }
 
   std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
-    nvinfer1::DimsExprs const& x = shapes.rows("x");
-    nvinfer1::DimsExprs const& skip = shapes.input("skip", x.nbDims);
-    for (int32_t axis = 0; axis < x.nbDims; ++axis) {
-      Shapes::requireEqual(x.d[axis], skip.d[axis], "the shapes of x and skip");
-    }
-    for (char const* vector : {"bias", "gamma", "beta"}) {
-      if (node.hasInput(vector)) {
-        Shapes::requireEqual(shapes.input(vector, 1).d[0], x.d[x.nbDims - 1], "the last axis of x and of bias, gamma, beta");
-      }
-    }
-    return std::vector<nvinfer1::DimsExprs>(node.outputs().size(), x);
+    return std::vector<nvinfer1::DimsExprs>(node.outputs().size(), shapes.input("x"));
   }
 
   void run(Run const& run) const override {
@@ -42,14 +32,7 @@ class FusedSkipLayerNorm final : public Operator {
 }  // namespace
 
 Entry fusedSkipLayerNorm() {
-  return {{"FusedSkipLayerNorm",
-           {{"x", Role::kData},
-            {"skip", Role::kData},
-            {"bias", Role::kAffine, true},
-            {"gamma", Role::kAffine, true},
-            {"beta", Role::kAffine, true}},
-           {"output", "residual_sum"},
-           {{"norm", Kind::kString}, {"epsilon", Kind::kFloat}}},
+  return {declared("FusedSkipLayerNorm", {{"norm", Kind::kString}, {"epsilon", Kind::kFloat}}),
           makeOperator<FusedSkipLayerNorm>};
 }
 

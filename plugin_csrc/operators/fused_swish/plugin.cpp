@@ -24,8 +24,6 @@ class FusedSwish final : public Operator {
 
 }  // namespace
 
-Entry fusedSwish() {
-  return {{"FusedSwish", {{"x", Role::kData}}, {"output"}, {{"beta", Kind::kFloat}}}, makeOperator<FusedSwish>};
-}
+Entry fusedSwish() { return {declared("FusedSwish", {{"beta", Kind::kFloat}}), makeOperator<FusedSwish>}; }
 
 }  // namespace gr

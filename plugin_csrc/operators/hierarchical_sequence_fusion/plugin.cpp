@@ -33,9 +33,8 @@ class HierarchicalSequenceFusion final : public Operator {
   }
 
   std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
-    nvinfer1::DimsExprs const& x = shapes.input("x", 3);
-    nvinfer1::DimsExprs const& levels = shapes.input("level_embeddings", 2);
-    Shapes::requireEqual(x.d[2], levels.d[1], "the last axes of x and level_embeddings");
+    nvinfer1::DimsExprs const& x = shapes.input("x");
+    nvinfer1::DimsExprs const& levels = shapes.input("level_embeddings");
     if (Shapes::known(levels.d[0]) < 0 || Shapes::known(levels.d[0]) > kMostLevels) {
       refuse("the kernel takes up to ", kMostLevels, " levels, a number known when the engine is built");
     }
@@ -76,13 +75,10 @@ class HierarchicalSequenceFusion final : public Operator {
 }  // namespace
 
 Entry hierarchicalSequenceFusion() {
-  return {{"HierarchicalSequenceFusion",
-           {{"x", Role::kData}, {"level_embeddings", Role::kData}, {"level_mask", Role::kMask, true}},
-           {"y", "level_weights"},
-           {{"temperature", Kind::kFloat},
-            {"windows", Kind::kInts, true},
-            {"window_weights", Kind::kFloats, true},
-            {"pad", Kind::kString}}},
+  return {declared("HierarchicalSequenceFusion", {{"temperature", Kind::kFloat},
+                                                  {"windows", Kind::kInts, true},
+                                                  {"window_weights", Kind::kFloats, true},
+                                                  {"pad", Kind::kString}}),
           makeOperator<HierarchicalSequenceFusion>};
 }
 

@@ -24,6 +24,7 @@ import triton.language as tl
 from onnx_fuse.plugin_csrc.kernels import norm_rows
 from onnx_fuse.plugin_csrc.kernels.common import (
     ABSENT,
+    are_dense,
     dot,
     element_of,
     integers_of,
@@ -37,7 +38,9 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     narrow,
     start,
     store_as,
+    strides_of,
     table,
+    tile,
     variant,
 )
 from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
@@ -45,11 +48,11 @@ from onnx_fuse.plugin_csrc.kernels.norm_rows import GATES, NO_GATE, activate
 
 
 @triton.jit
-def valid_length(lengths, lengths_kind, batch, length):
+def valid_length(lengths, lengths_kind, lengths_step, batch, length):
     """Rows of this sample that count."""
     limit = tl.zeros([], tl.int64) + length
     if lengths_kind != ABSENT:
-        limit = tl.minimum(limit, load_integers(lengths, lengths_kind, batch, batch >= 0))
+        limit = tl.minimum(limit, load_integers(lengths, lengths_kind, batch * lengths_step, batch >= 0))
     return limit.to(tl.int32)
 
 
@@ -66,8 +69,10 @@ def finish(
     limit,
     inside,
     value_size,
-    affine_head,
-    affine_column,
+    gamma_head,
+    gamma_column,
+    beta_head,
+    beta_column,
     epsilon,
     head_norm,
     activation,
@@ -82,8 +87,9 @@ def finish(
         mean = tl.sum(tl.where(known, o, 0.0), 1) / value_size
         o = tl.where(known, o - mean[:, None], 0.0)
         o = o * (1.0 / tl.sqrt(tl.sum(o * o, 1) / value_size + epsilon))[:, None]
-        place = head * affine_head + column * affine_column
+        place = head * gamma_head + column * gamma_column
         o *= load_optional(gamma, gamma_kind, place, column < value_size, 1.0)[None, :]
+        place = head * beta_head + column * beta_column
         o += load_optional(beta, beta_kind, place, column < value_size, 0.0)[None, :]
     if activation != NO_GATE:
         o *= activate(load(u, offsets, inside), activation)
@@ -109,14 +115,19 @@ def hstu_silu(
     value_size,
     bias_batch,
     bias_head,
+    bias_row,
+    bias_column,
     mask_batch,
     mask_head,
     mask_row,
     mask_column,
     scale_batch,
     scale_row,
-    affine_head,
-    affine_column,
+    lengths_step,
+    gamma_head,
+    gamma_column,
+    beta_head,
+    beta_column,
     alpha,
     bias_factor,
     inverse_length,
@@ -134,31 +145,32 @@ def hstu_silu(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SIZE: tl.constexpr,
+    DENSE: tl.constexpr,
 ):
     tiles = tl.cdiv(length, ROWS)
-    tile = tiles - 1 - tl.program_id(0) % tiles  # the longest first, where the mask is causal
+    tile_row = tiles - 1 - tl.program_id(0) % tiles  # the longest first, where the mask is causal
     head = tl.program_id(0) // tiles % heads
     batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
-    limit = valid_length(lengths, lengths_kind, batch, length)
+    limit = valid_length(lengths, lengths_kind, lengths_step, batch, length)
 
     in_rows = tl.arange(0, ROWS)
     in_columns = tl.arange(0, COLUMNS)
     part = tl.arange(0, SIZE)
-    row = tile * ROWS + in_rows
+    row = tile_row * ROWS + in_rows
     width = heads * size
     value_width = heads * value_size
     k += batch * length * width + head * size
     v += batch * length * value_width + head * value_size
-    first_row = tl.cast(tile * ROWS, tl.int64)
+    first_row = tl.cast(tile_row * ROWS, tl.int64)
     mask = moved_as(mask, mask_kind, mask_batch * batch + mask_head * head + first_row * mask_row)
     here = batch * length + row
     inside = (row < length)[:, None] & (part < size)[None, :]
     queries = tl.load(q + (here * width + head * size)[:, None] + part[None, :], mask=inside, other=0.0)
 
-    bias = moved_as(bias, bias_kind, bias_batch * batch + bias_head * head + first_row * length)
-    end = tl.where(tile * ROWS < limit, limit, 0)
+    bias = moved_as(bias, bias_kind, bias_batch * batch + bias_head * head + first_row * bias_row)
+    end = tl.where(tile_row * ROWS < limit, limit, 0)
     if causal:
-        end = tl.minimum(end, (tile + 1) * ROWS)
+        end = tl.minimum(end, (tile_row + 1) * ROWS)
     o = tl.zeros([ROWS, SIZE], tl.float32)
     for first in range(0, end, COLUMNS):
         column = first + in_columns
@@ -171,11 +183,11 @@ def hstu_silu(
         scores = alpha * dot(queries, tl.trans(keys))
         known = (row < length)[:, None] & (column < limit)[None, :]
         if bias_kind != ABSENT:
-            offsets = (in_rows * length)[:, None] + column[None, :]
+            offsets = tile(in_rows, bias_row, column, bias_column, DENSE)
             scores += bias_factor * load_optional(bias, bias_kind, offsets, known, 0.0)
         weights = scores * tl.sigmoid(scores)
         if mask_kind != ABSENT:
-            offsets = (in_rows * mask_row)[:, None] + (column * mask_column)[None, :]
+            offsets = tile(in_rows, mask_row, column, mask_column, DENSE)
             weights *= load_mask(mask, mask_kind, offsets, known)
         if causal:
             known &= column[None, :] <= row[:, None]
@@ -202,8 +214,10 @@ def hstu_silu(
         limit,
         inside,
         value_size,
-        affine_head,
-        affine_column,
+        gamma_head,
+        gamma_column,
+        beta_head,
+        beta_column,
         epsilon,
         head_norm,
         activation,
@@ -231,8 +245,11 @@ def hstu_level_softmax(
     mask_head,
     mask_row,
     mask_column,
-    affine_head,
-    affine_column,
+    lengths_step,
+    gamma_head,
+    gamma_column,
+    beta_head,
+    beta_column,
     levels,
     decay,
     alpha,
@@ -246,22 +263,23 @@ def hstu_level_softmax(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SIZE: tl.constexpr,
+    DENSE: tl.constexpr,
 ):
     tiles = tl.cdiv(length, ROWS)
-    tile = tl.program_id(0) % tiles
+    tile_row = tl.program_id(0) % tiles
     head = tl.program_id(0) // tiles % heads
     batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
-    limit = valid_length(lengths, lengths_kind, batch, length)
+    limit = valid_length(lengths, lengths_kind, lengths_step, batch, length)
 
     in_rows = tl.arange(0, ROWS)
     in_columns = tl.arange(0, COLUMNS)
     part = tl.arange(0, SIZE)
-    row = tile * ROWS + in_rows
+    row = tile_row * ROWS + in_rows
     width = heads * size
     value_width = heads * value_size
     k += batch * length * width + head * size
     v += batch * length * value_width + head * value_size
-    first_row = tl.cast(tile * ROWS, tl.int64)
+    first_row = tl.cast(tile_row * ROWS, tl.int64)
     mask = moved_as(mask, mask_kind, mask_batch * batch + mask_head * head + first_row * mask_row)
     here = batch * length + row
     inside = (row < length)[:, None] & (part < size)[None, :]
@@ -280,11 +298,13 @@ def hstu_level_softmax(
             column = first + in_columns
             valid = (column < end)[:, None]
             keys = tl.load(
-                k + (column * width)[:, None] + part[None, :], mask=valid & (part < size)[None, :], other=0.0
+                moved(k, first, width) + (in_columns * width)[:, None] + part[None, :],
+                mask=valid & (part < size)[None, :],
+                other=0.0,
             )
             scores = factor * dot(queries, tl.trans(keys))
             known = (row < length)[:, None] & (column < end)[None, :]
-            offsets = (in_rows * mask_row)[:, None] + (column * mask_column)[None, :]
+            offsets = tile(in_rows, mask_row, column, mask_column, DENSE)
             known &= load_mask(mask, mask_kind, offsets, known) != 0.0
             higher = tl.maximum(greatest, tl.max(tl.where(known, scores, float("-inf")), 1))
             base = tl.where(higher == float("-inf"), 0.0, higher)
@@ -317,8 +337,10 @@ def hstu_level_softmax(
         limit,
         inside,
         value_size,
-        affine_head,
-        affine_column,
+        gamma_head,
+        gamma_column,
+        beta_head,
+        beta_column,
         epsilon,
         head_norm,
         NO_GATE,
@@ -349,17 +371,18 @@ def tile_of(element: str, held: int) -> tuple[dict[str, int], int]:
     return {"ROWS": rows, "COLUMNS": columns, "SIZE": held}, warps
 
 
-def held_size(size: int, value_size: int) -> tuple[int, bool] | None:
-    """(padded head size, whether both sizes are multiples of 16); None for heads larger than 256."""
-    aligned = size % 16 == 0 and value_size % 16 == 0
+def held_size(size: int, value_size: int, dense: bool) -> tuple[int, bool] | None:
+    """(padded head size, whether both sizes are multiples of 16 and bias and mask `are_dense`); None for heads larger than 256."""
+    aligned = size % 16 == 0 and value_size % 16 == 0 and dense
     sizes = (32, 64, 128, 256) if aligned else (64, 256)
     held = next((held for held in sizes if max(size, value_size) <= held), None)
     return None if held is None else (held, aligned)
 
 
-def pick(element: str, mode: str, size: int, value_size: int) -> Variant | None:
-    """The variant for heads of these sizes; None for heads larger than 256. Sizes that are no multiples of 16 have `.any`."""
-    found = held_size(size, value_size)
+def pick(element: str, mode: str, size: int, value_size: int, dense: bool = True) -> Variant | None:
+    """The variant for heads of these sizes; None for heads larger than 256. Sizes that are no multiples of 16 have `.any`, as has
+    a bias or mask that broadcasts its last axis."""
+    found = held_size(size, value_size, dense)
     if found is None:
         return None
     held, aligned = found
@@ -370,7 +393,9 @@ def pick(element: str, mode: str, size: int, value_size: int) -> Variant | None:
     divisible = ("size", "value_size") if aligned else ()
     constants, warps = tile_of(element, held)
     stages = 1 if element == "fp32" else 2
-    return variant(name, function, element, types, constants, divisible, num_warps=warps, num_stages=stages)
+    return variant(
+        name, function, element, types, {**constants, "DENSE": aligned}, divisible, num_warps=warps, num_stages=stages
+    )
 
 
 def variants() -> Iterator[Variant]:
@@ -380,13 +405,6 @@ def variants() -> Iterator[Variant]:
             chosen = pick(element, mode, size, size)
             assert chosen is not None
             yield chosen
-
-
-def strides_of(tensor: Any, axes: int = 4) -> list[int]:
-    """Elements from one index to the next along each axis of a contiguous tensor, 0 where it is broadcast."""
-    if tensor is None:
-        return [0] * axes
-    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
 def launch(
@@ -415,18 +433,18 @@ def launch(
 ) -> Any:
     """y [B, N, h dv] of the type T of q, k [B, N, h d] and v, u [B, N, h dv].
 
-    bias [1|B, 1|h, N, N], scale [1|B, 1, 1|N, 1], gamma and beta [h dv] (with "group" also [h]) are T or float32; mask
-    [1|B, 1|h, 1|N, 1|N] is T or bool; lengths [B] int32 or int64. Refused: heads larger than 256; bias, scale, u and causal in the
-    mode "level_softmax".
+    bias [1|B, 1|h, 1|N, 1|N], scale [1|B, 1, 1|N, 1], gamma and beta [h dv] (with "group" also [h]) are T or float32; mask
+    [1|B, 1|h, 1|N, 1|N] is T or bool; lengths [1|B] int32 or int64. Refused: heads larger than 256; bias, scale, u and causal in
+    the mode "level_softmax".
 
     The norm is the kernel's (head_norm) where it is "group", or "layer" of one head. Otherwise "layer" takes two launches: the
     kernel writes float32 without norm and gate, to y itself where T is float32 and else to a workspace of B N h dv numbers, and
     norm_rows makes y of it, with u, gamma, beta and lengths.
 
     Arguments of "silu": q, k, v, bias, mask, scale, lengths, u, gamma, beta (q in place of what is absent), output, length = N,
-    heads, size = d, value_size = dv; strides in elements, 0 along a broadcast axis: bias (batch, head), mask (batch, head, row,
-    column), scale (batch, row), of which those of batch and head are int64; strides of gamma and beta from head to head and
-    inside a head; alpha, bias_factor (1, or alpha for "inside_alpha"), inverse_length (1 / norm_length, 1 / N where that is 0),
+    heads, size = d, value_size = dv; strides in elements, 0 along a broadcast axis: bias and mask (batch, head, row, column), scale
+    (batch, row), of which those of batch and head are int64; of lengths; of gamma and beta from head to head and inside a head;
+    alpha, bias_factor (1, or alpha for "inside_alpha"), inverse_length (1 / norm_length, 1 / N where that is 0),
     epsilon; causal, head_norm, activation (`GATES`, 0 without u or where norm_rows does it); kinds of bias, mask, scale,
     lengths, gamma, beta, output.
     Of "level_softmax": the same without bias, scale, u, causal and their like, with levels, decay, alpha, epsilon; see the
@@ -436,7 +454,7 @@ def launch(
 
     batch, length, width = q.shape
     size, value_size = width // num_heads, v.shape[-1] // num_heads
-    chosen = pick(element_of(q), mode, size, value_size)
+    chosen = pick(element_of(q), mode, size, value_size, are_dense(length, bias, mask))
     if chosen is None:
         raise ValueError(f"heads of {max(size, value_size)}: at most 256 are taken")
     if mode == "level_softmax" and (causal or any(item is not None for item in (bias, scale, u))):
@@ -446,8 +464,11 @@ def launch(
     needs_workspace = two_launches and element_of(v) != "fp32"
     output = v.new_empty(v.shape, dtype=torch.float32) if needs_workspace else y
     head_norm = norm != "none" and not two_launches
-    per_head = gamma is not None and gamma.numel() == num_heads and norm == "group"
-    affine = (1, 0) if per_head else (value_size, 1)
+    affine = [
+        (1, 0) if tensor is not None and tensor.numel() == num_heads and norm == "group" else (value_size, 1)
+        for tensor in (gamma, beta)
+    ]
+    steps = (*strides_of(lengths, 1), *affine[0], *affine[1])
     programs = batch * num_heads * triton.cdiv(length, chosen.constants["ROWS"]) if value_size else 0
 
     def pointers(*tensors: Any) -> list[Any]:
@@ -455,13 +476,13 @@ def launch(
 
     kinds = (integers_of(lengths), kind_of(gamma, q), kind_of(beta, q), kind_of(output, q))
     if mode == "silu":
-        scale_strides = strides_of(scale)
+        scale_strides = strides_of(scale, 4)
         start(
             chosen,
             programs,
             *(q, k, v, *pointers(bias, mask, scale, lengths, u, gamma, beta), output),
             *(length, num_heads, size, value_size),
-            *(*strides_of(bias)[:2], *strides_of(mask), scale_strides[0], scale_strides[2], *affine),
+            *(*strides_of(bias, 4), *strides_of(mask, 4), scale_strides[0], scale_strides[2], *steps),
             *(alpha, alpha if bias_order == "inside_alpha" else 1.0, 1.0 / (norm_length or length or 1), epsilon),
             *(int(causal), int(head_norm), 0 if u is None or two_launches else GATES[gate_activation]),
             *(kind_of(bias, q), kind_of(mask, q), kind_of(scale, q), *kinds),
@@ -471,7 +492,7 @@ def launch(
             chosen,
             programs,
             *(q, k, v, *pointers(mask, lengths, gamma, beta), output),
-            *(length, num_heads, size, value_size, *strides_of(mask), *affine),
+            *(length, num_heads, size, value_size, *strides_of(mask, 4), *steps),
             *(num_levels, decay, alpha, epsilon, int(head_norm), kind_of(mask, q), *kinds),
         )
     if two_launches:

@@ -35,23 +35,11 @@ class HSTUHierarchicalAttention final : public Operator {
     }
   }
 
-  std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
-    nvinfer1::DimsExprs const& v = shapes.input("v", 3);
-    for (char const* name : {"q", "k"}) {
-      Shapes::Expression const width = shapes.input(name, 3).d[2];
-      Shapes::requireEqual(width, shapes.input("q", 3).d[2], "the last axes of q and k");
-      checkHeads(width, mHeads, name);
+  std::vector<nvinfer1::DimsExprs> shapes(Node const&, Shapes const& shapes) const override {
+    for (char const* name : {"q", "k", "v"}) {
+      checkHeads(shapes.input(name).d[2], mHeads, name);
     }
-    checkHeads(v.d[2], mHeads, "v");
-    for (char const* name : {"bias", "mask", "scale"}) {
-      if (node.hasInput(name)) {
-        shapes.input(name, 4);
-      }
-    }
-    if (node.hasInput("lengths")) {
-      shapes.input("lengths", 1);
-    }
-    return {v};
+    return {shapes.input("v")};
   }
 
   size_t workspace(std::vector<Tensor> const& inputs) const override {
@@ -68,8 +56,8 @@ class HSTUHierarchicalAttention final : public Operator {
     void* const output = wide ? run.workspace() : y.data;
     int64_t const length = q.size(1);
     int64_t const valueSize = v.size(2) / mHeads;
-    KernelVariant const& kernel = findKernel(kernelName(run.type(), q.size(2) / mHeads, valueSize));
-    bool const perHead = mNorm == Norm::kGroup && run.has("gamma") && run.input("gamma").elements() == mHeads;
+    KernelVariant const& kernel =
+        findKernel(kernelName(run.type(), q.size(2) / mHeads, valueSize, areDense(run, length, {"bias", "mask"})));
     bool const headNorm = mNorm != Norm::kNone && !isNormedAfter();
     Arguments arguments;
     arguments.pointer(q.data).pointer(run.input("k").data).pointer(v.data);
@@ -80,8 +68,8 @@ class HSTUHierarchicalAttention final : public Operator {
       }
     }
     arguments.pointer(output).integer(length).integer(mHeads).integer(q.size(2) / mHeads).integer(valueSize);
-    if (!mLevels) {
-      arguments.integer(run.strideOf("bias", 0)).integer(run.strideOf("bias", 1));
+    for (int32_t axis = 0; !mLevels && axis < 4; ++axis) {
+      arguments.integer(run.strideOf("bias", axis));
     }
     for (int32_t axis = 0; axis < 4; ++axis) {
       arguments.integer(run.strideOf("mask", axis));
@@ -89,7 +77,11 @@ class HSTUHierarchicalAttention final : public Operator {
     if (!mLevels) {
       arguments.integer(run.strideOf("scale", 0)).integer(run.strideOf("scale", 2));
     }
-    arguments.integer(perHead ? 1 : valueSize).integer(perHead ? 0 : 1);
+    arguments.integer(run.strideOf("lengths", 0));
+    for (char const* name : {"gamma", "beta"}) {  // [h dv], or one number for each head
+      bool const perHead = mNorm == Norm::kGroup && run.has(name) && run.input(name).elements() == mHeads;
+      arguments.integer(perHead ? 1 : valueSize).integer(perHead ? 0 : 1);
+    }
     if (mLevels) {
       arguments.integer(mLevelCount).float32(mDecay).float32(mAlpha).float32(mEpsilon).integer(headNorm ? 1 : 0);
       arguments.integer(run.kind("mask"));
@@ -120,8 +112,8 @@ class HSTUHierarchicalAttention final : public Operator {
   bool isNormedAfter() const { return mNorm == Norm::kLayer && mHeads > 1; }
 
   // As `pick` in hstu_hierarchical_attention.py.
-  std::string kernelName(char const* type, int64_t size, int64_t valueSize) const {
-    HeldSize held = heldSize(size, valueSize);
+  std::string kernelName(char const* type, int64_t size, int64_t valueSize, bool dense) const {
+    HeldSize held = heldSize(size, valueSize, dense);
     if (mLevels) {
       bool const small = held.aligned && held.size <= 64;
       held = {small ? 64 : 256, small};
@@ -145,29 +137,17 @@ class HSTUHierarchicalAttention final : public Operator {
 }  // namespace
 
 Entry hstuHierarchicalAttention() {
-  return {{"HSTUHierarchicalAttention",
-           {{"q", Role::kData},
-            {"k", Role::kData},
-            {"v", Role::kData},
-            {"bias", Role::kAffine, true},
-            {"mask", Role::kMask, true},
-            {"scale", Role::kAffine, true},
-            {"lengths", Role::kIndex, true},
-            {"u", Role::kData, true},
-            {"gamma", Role::kAffine, true},
-            {"beta", Role::kAffine, true}},
-           {"y"},
-           {{"num_heads", Kind::kInt},
-            {"alpha", Kind::kFloat},
-            {"bias_order", Kind::kString},
-            {"norm_length", Kind::kFloat},
-            {"causal", Kind::kInt},
-            {"norm", Kind::kString},
-            {"gate_activation", Kind::kString},
-            {"epsilon", Kind::kFloat},
-            {"mode", Kind::kString},
-            {"num_levels", Kind::kInt},
-            {"decay", Kind::kFloat}}},
+  return {declared("HSTUHierarchicalAttention", {{"num_heads", Kind::kInt},
+                                                 {"alpha", Kind::kFloat},
+                                                 {"bias_order", Kind::kString},
+                                                 {"norm_length", Kind::kFloat},
+                                                 {"causal", Kind::kInt},
+                                                 {"norm", Kind::kString},
+                                                 {"gate_activation", Kind::kString},
+                                                 {"epsilon", Kind::kFloat},
+                                                 {"mode", Kind::kString},
+                                                 {"num_levels", Kind::kInt},
+                                                 {"decay", Kind::kFloat}}),
           makeOperator<HSTUHierarchicalAttention>};
 }
 

@@ -35,19 +35,13 @@ class InteractionTritonFast final : public Operator {
 
   std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
     int32_t const rank = mForm == Form::kStacked ? 3 : 2;
-    nvinfer1::DimsExprs const& first = shapes.input(node.inputs().at(0), rank);
+    nvinfer1::DimsExprs const& first = shapes.input(node.inputs().at(0));
     Shapes::Expression const size = first.d[rank - 1];
     Shapes::Expression features = shapes.constant(static_cast<int64_t>(node.inputs().size()));
     if (mForm == Form::kStacked) {
       features = first.d[1];
     } else if (mForm == Form::kDenseAndSparse) {
-      nvinfer1::DimsExprs const& sparse = shapes.input("sparse", 3);
-      Shapes::requireEqual(size, sparse.d[2], "the sizes of dense and sparse");
-      features = shapes.apply(nvinfer1::DimensionOperation::kSUM, sparse.d[1], shapes.constant(1));
-    } else {
-      for (std::string const& name : node.inputs()) {
-        Shapes::requireEqual(size, shapes.input(name, 2).d[1], "the sizes of the features");
-      }
+      features = shapes.apply(nvinfer1::DimensionOperation::kSUM, shapes.input("sparse").d[1], shapes.constant(1));
     }
     if (Shapes::known(features) > kSlots) {
       refuse("the kernel takes up to ", kSlots, " features, not ", Shapes::known(features));
@@ -103,10 +97,8 @@ class InteractionTritonFast final : public Operator {
 }  // namespace
 
 Entry interactionTritonFast() {
-  return {{"InteractionTritonFast",
-           {{"E", Role::kData, true}, {"dense", Role::kData, true}, {"sparse", Role::kData, true}, {"feature_*", Role::kData}},
-           {"output"},
-           {{"triangle", Kind::kString}, {"self_interaction", Kind::kInt}, {"concat_dense", Kind::kString}}},
+  return {declared("InteractionTritonFast",
+                   {{"triangle", Kind::kString}, {"self_interaction", Kind::kInt}, {"concat_dense", Kind::kString}}),
           makeOperator<InteractionTritonFast>};
 }
 

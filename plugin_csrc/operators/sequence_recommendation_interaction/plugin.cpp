@@ -16,18 +16,7 @@ class SequenceRecommendationInteraction final : public Operator {
   }
 
   std::vector<nvinfer1::DimsExprs> shapes(Node const& node, Shapes const& shapes) const override {
-    nvinfer1::DimsExprs const& items = shapes.input("items", 3);
-    if (Shapes::known(items.d[2]) < 1) {
-      refuse("the last axis of items has to be known when the engine is built");
-    }
-    if (node.hasInput("user")) {
-      Shapes::requireEqual(items.d[2], shapes.input("user", 2).d[1], "the last axes of items and user");
-    }
-    for (char const* name : {"time_weights", "mask"}) {
-      if (node.hasInput(name)) {
-        Shapes::requireEqual(items.d[1], shapes.input(name, 2).d[1], "the lengths of items, time_weights and mask");
-      }
-    }
+    nvinfer1::DimsExprs const& items = shapes.input("items");
     std::vector<nvinfer1::DimsExprs> made;
     for (std::string const& output : node.outputs()) {
       if (output == "scores") {
@@ -80,13 +69,8 @@ class SequenceRecommendationInteraction final : public Operator {
 }  // namespace
 
 Entry sequenceRecommendationInteraction() {
-  return {{"SequenceRecommendationInteraction",
-           {{"items", Role::kData},
-            {"user", Role::kData, true},
-            {"time_weights", Role::kAffine, true},
-            {"mask", Role::kMask, true}},
-           {"scores", "short_term", "long_term", "cooccurrence"},
-           {{"short_window", Kind::kInt}, {"decay", Kind::kFloat}, {"normalize", Kind::kInt}}},
+  return {declared("SequenceRecommendationInteraction",
+                   {{"short_window", Kind::kInt}, {"decay", Kind::kFloat}, {"normalize", Kind::kInt}}),
           makeOperator<SequenceRecommendationInteraction>};
 }
 
