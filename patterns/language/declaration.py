@@ -185,16 +185,16 @@ class Declaration:
                 if not axis.broadcasts and size is not None:
                     axis.solve(size, sizes)
         for axis, _ in axes:  # of those that no axis must have, it is the one that is not 1
-            found = [size for other, size in axes if other.text == axis.text]
-            other = next((size for size in found if size not in (None, 1)), None)
-            if axis.broadcasts and (other is not None or None not in found):
-                axis.solve(1 if other is None else other, sizes)
+            alike = [size for other, size in axes if other == axis]
+            larger = next((size for size in alike if size not in (None, 1)), None)
+            if axis.broadcasts and (larger is not None or None not in alike):
+                axis.solve(1 if larger is None else larger, sizes)
         for name, found in shapes.items():
             if not any(form.fits(found, sizes, rest) for form in forms[name]):
                 raise Misfit(_sentence(name, found, allowed[name], sizes, rest))
-        for size, least in self.least.items():
-            if sizes.get(size, least) < least:
-                raise Misfit(f"{size} is {sizes[size]}, allowed is {least} or more")
+        for letter, least in self.least.items():
+            if sizes.get(letter, least) < least:
+                raise Misfit(f"{letter} is {sizes[letter]}, allowed is {least} or more")
         return sizes
 
 
