@@ -29,6 +29,9 @@ Driver open() {
   find(library, "cuModuleGetFunction", driver.moduleGetFunction);
   find(library, "cuFuncSetAttribute", driver.funcSetAttribute);
   find(library, "cuLaunchKernel", driver.launchKernel);
+  find(library, "cuMemAlloc_v2", driver.memAlloc);
+  find(library, "cuPointerGetAttribute", driver.pointerGetAttribute);
+  driver.ctxGetId = reinterpret_cast<decltype(driver.ctxGetId)>(dlsym(library, "cuCtxGetId"));
   return driver;
 }
 

@@ -15,6 +15,11 @@ struct Driver {
   decltype(&::cuModuleGetFunction) moduleGetFunction;
   decltype(&::cuFuncSetAttribute) funcSetAttribute;
   decltype(&::cuLaunchKernel) launchKernel;
+  // Since CUDA 12, null before; its type is written out for the headers of CUDA 11.
+  CUresult (*ctxGetId)(CUcontext, unsigned long long*);
+  // What tells contexts apart without it.
+  decltype(&::cuMemAlloc) memAlloc;
+  decltype(&::cuPointerGetAttribute) pointerGetAttribute;
 
   // Refuses with what the driver says if `result` is an error; `what` is the call.
   void check(CUresult result, char const* what) const;

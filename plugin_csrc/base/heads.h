@@ -9,7 +9,8 @@
 namespace gr {
 
 // The end of a kernel's name for heads of these sizes, as `held_size` in plugin_csrc/operators/hstu_hierarchical_attention/kernel.py:
-// "d64", or "d64.any" for sizes that are no multiples of 16, and for a bias or mask that broadcasts its last axis.
+// "d64", or "d64.any" for sizes that are no multiples of 16, for a bias or mask that broadcasts its last axis, and for tensors that
+// begin anywhere: whatever is not `dense`.
 struct HeldSize {
   int64_t size;
   bool aligned;

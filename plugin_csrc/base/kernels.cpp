@@ -16,6 +16,7 @@
 extern "C" unsigned char const gr_kernel_blob[];
 extern gr::KernelVariant const gr_kernel_variants[];
 extern int32_t const gr_kernel_variant_count;
+extern char const gr_kernel_digest[];
 
 namespace gr {
 namespace {
@@ -100,17 +101,46 @@ Loaded load(KernelVariant const& variant) {
   }
 }
 
-// The only state that plugins share: what was loaded, by context.
-Loaded const& loaded(KernelVariant const& variant) {
-  static std::mutex mutex;
-  static std::map<std::pair<CUcontext, KernelVariant const*>, Loaded> all;
+// A number of the current context that no other context of this process has, before or after: its address is given to another
+// context once it is destroyed. To be called by one thread at a time.
+unsigned long long contextId() {
   CUcontext context = nullptr;
   driver().check(driver().ctxGetCurrent(&context), "cuCtxGetCurrent");
   if (context == nullptr) {
     refuse("no CUDA context is current");
   }
+  if (driver().ctxGetId != nullptr) {
+    unsigned long long id = 0;
+    driver().check(driver().ctxGetId(context, &id), "cuCtxGetId");
+    return id;
+  }
+  // A piece of the context's memory stands for it: it goes with the context, and the driver gives no two pieces the same ID,
+  // also where they have the same address one after the other.
+  struct Piece {
+    CUdeviceptr address{};
+    unsigned long long id{};
+  };
+  static std::map<CUcontext, Piece> pieces;
+  Piece& piece = pieces[context];
+  unsigned long long found = 0;
+  CUresult const there = piece.address == 0
+                             ? CUDA_ERROR_INVALID_VALUE
+                             : driver().pointerGetAttribute(&found, CU_POINTER_ATTRIBUTE_BUFFER_ID, piece.address);
+  if (there != CUDA_SUCCESS || found != piece.id) {
+    piece = {};
+    driver().check(driver().memAlloc(&piece.address, 1), "cuMemAlloc");
+    driver().check(driver().pointerGetAttribute(&piece.id, CU_POINTER_ATTRIBUTE_BUFFER_ID, piece.address),
+                   "cuPointerGetAttribute");
+  }
+  return piece.id;
+}
+
+// The only state that plugins share: what was loaded, by context.
+Loaded const& loaded(KernelVariant const& variant) {
+  static std::mutex mutex;
+  static std::map<std::pair<unsigned long long, KernelVariant const*>, Loaded> all;
   std::lock_guard<std::mutex> const lock(mutex);
-  auto const key = std::pair(context, &variant);
+  auto const key = std::pair(contextId(), &variant);
   auto found = all.find(key);
   if (found == all.end()) {
     found = all.emplace(key, load(variant)).first;
@@ -173,6 +203,8 @@ void Arguments::check(KernelVariant const& variant) const {
   }
 }
 
+char const* kernelDigest() { return gr_kernel_digest; }
+
 int64_t multiprocessors() {
   CUdevice device{};
   driver().check(driver().ctxGetDevice(&device), "cuCtxGetDevice");
@@ -181,14 +213,14 @@ int64_t multiprocessors() {
 
 void prepareKernel(KernelVariant const& variant) { loaded(variant); }
 
-void launchKernel(KernelVariant const& variant, Grid grid, Arguments& arguments, CUstream stream) {
+void checkLaunch(KernelVariant const& variant, Grid grid, Arguments const& arguments) {
   arguments.check(variant);
-  if (grid.x <= 0 || grid.y <= 0 || grid.z <= 0) {
-    return;
-  }
   if (grid.x > std::numeric_limits<int32_t>::max() || grid.y > 65535 || grid.z > 65535) {
     refuse("a grid of ", grid.x, " x ", grid.y, " x ", grid.z, " blocks is too large for ", variant.name);
   }
+}
+
+void launchKernel(KernelVariant const& variant, Grid grid, Arguments& arguments, CUstream stream) {
   Loaded const& kernel = loaded(variant);
   std::vector<void*> parameters;
   for (auto& value : arguments.mValues) {

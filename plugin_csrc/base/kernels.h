@@ -37,6 +37,7 @@ struct KernelVariant {
   int32_t constantCount;
   KernelImage const* images;
   int32_t imageCount;
+  int32_t alignment;  // bytes that every pointer has to be a multiple of; 1 where that of its element type is enough
 
   // Refuses where the kernel has no such constant.
   int64_t constant(std::string_view wanted) const;
@@ -49,6 +50,8 @@ struct Grid {
   int64_t x{1};
   int64_t y{1};
   int64_t z{1};
+
+  bool isEmpty() const { return x <= 0 || y <= 0 || z <= 0; }
 };
 
 // Arguments of a kernel in the order of its signature; they live here until it is launched.
@@ -59,7 +62,9 @@ class Arguments {
   Arguments& float32(float value);
 
  private:
+  friend void checkLaunch(KernelVariant const&, Grid, Arguments const&);
   friend void launchKernel(KernelVariant const&, Grid, Arguments&, CUstream);
+  friend class Run;
   union Value {
     void const* pointer;
     int64_t integer;
@@ -73,12 +78,16 @@ class Arguments {
   std::string mKinds;         // p, n or f for each
 };
 
+// Tells the kernels of this library, and the version of onnx-fuse that wrote them, from all others.
+char const* kernelDigest();
+
 // Multiprocessors of the current device.
 int64_t multiprocessors();
 
 // Loads a kernel for the current device, so that a launch after it allocates nothing.
 void prepareKernel(KernelVariant const& variant);
-// An empty grid launches nothing.
+// Refuses arguments and grids that a kernel does not take.
+void checkLaunch(KernelVariant const& variant, Grid grid, Arguments const& arguments);
 void launchKernel(KernelVariant const& variant, Grid grid, Arguments& arguments, CUstream stream);
 
 }  // namespace gr

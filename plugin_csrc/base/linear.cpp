@@ -13,20 +13,24 @@ bool isWide(int64_t inner, int64_t width, int32_t norm) {
 }
 
 // As `pick` in linear.py.
-std::string kernelName(char const* type, int64_t inner, int64_t width, int32_t norm) {
-  bool const aligned = inner % 16 == 0 && width % 16 == 0;
-  return std::string("linear.") + type + (!aligned ? ".any" : isWide(inner, width, norm) ? ".h512" : ".h128");
+std::string kernelName(Run const& run, Linear const& linear) {
+  bool const wide = isWide(linear.inner, linear.width, linear.norm);
+  // Where the wide one is right for aligned tensors there is no workspace for the two launches of another.
+  bool const needed = wide && run.output(linear.output).type != nvinfer1::DataType::kFLOAT;
+  bool const aligned = (run.aligned() || needed) && linear.inner % 16 == 0 && linear.width % 16 == 0;
+  return std::string("linear.") + run.type() + (!aligned ? ".any" : wide ? ".h512" : ".h128");
 }
 
 }  // namespace
 
-size_t linearWorkspace(nvinfer1::DataType type, int64_t rows, int64_t width, int32_t norm) {
-  bool const needed = norm != 0 && width > kColumns && type != nvinfer1::DataType::kFLOAT;
+size_t linearWorkspace(nvinfer1::DataType type, int64_t rows, int64_t inner, int64_t width, int32_t norm) {
+  bool const twice = norm != 0 && width > kColumns && !isWide(inner, width, norm);
+  bool const needed = twice && type != nvinfer1::DataType::kFLOAT;
   return needed ? static_cast<size_t>(rows * width) * sizeof(float) : 0;
 }
 
 void launchLinear(Run const& run, Linear const& linear, void* workspace) {
-  KernelVariant const& kernel = findKernel(kernelName(run.type(), linear.inner, linear.width, linear.norm));
+  KernelVariant const& kernel = findKernel(kernelName(run, linear));
   Tensor const& output = run.output(linear.output);
   bool const twice = linear.norm != 0 && linear.width > kernel.constant("COLUMNS");
   bool const wide = twice && output.type != nvinfer1::DataType::kFLOAT;

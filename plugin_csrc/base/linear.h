@@ -24,8 +24,8 @@ struct Linear {
   std::string total{};
 };
 
-// Bytes of workspace that a launch needs for rows x width numbers of a type.
-size_t linearWorkspace(nvinfer1::DataType type, int64_t rows, int64_t width, int32_t norm);
+// Bytes of workspace that a launch needs for rows x width numbers of a type, with a weight of inner x width.
+size_t linearWorkspace(nvinfer1::DataType type, int64_t rows, int64_t inner, int64_t width, int32_t norm);
 void launchLinear(Run const& run, Linear const& linear, void* workspace);
 
 }  // namespace gr

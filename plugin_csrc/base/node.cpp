@@ -1,6 +1,7 @@
 #include "node.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <utility>
 
@@ -178,6 +179,23 @@ int32_t Node::choice(std::string const& name, std::vector<char const*> const& ch
     }
   }
   refuse("attribute ", name, " is \"", found, "\", which is not known");
+}
+
+std::string Node::described() const {
+  std::ostringstream text;
+  text.precision(std::numeric_limits<float>::max_digits10);
+  for (auto const& [name, value] : mValues) {
+    text << name << '=';
+    if (auto const* integers = std::get_if<std::vector<int32_t>>(&value)) {
+      std::copy(integers->begin(), integers->end(), std::ostream_iterator<int32_t>(text, ","));
+    } else if (auto const* numbers = std::get_if<std::vector<float>>(&value)) {
+      std::copy(numbers->begin(), numbers->end(), std::ostream_iterator<float>(text, ","));
+    } else {
+      text << std::get<std::string>(value);
+    }
+    text << ';';
+  }
+  return text.str();
 }
 
 nvinfer1::PluginFieldCollection const& Node::fields() const {

@@ -71,6 +71,8 @@ class Node {
   // The place of the attribute's text in `choices`; refuses any other.
   int32_t choice(std::string const& name, std::vector<char const*> const& choices) const;
 
+  // All attributes in words, the same for the same node.
+  std::string described() const;
   // The attributes as fields that the constructor takes again; the node owns them.
   nvinfer1::PluginFieldCollection const& fields() const;
 

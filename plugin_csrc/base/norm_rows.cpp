@@ -4,9 +4,9 @@ namespace gr {
 namespace {
 
 // As `pick` in norm_rows.py.
-std::string kernelName(char const* type, int64_t width) {
-  std::string const name = std::string("norm_rows.") + type;
-  if (width % 16 != 0) {
+std::string kernelName(Run const& run, int64_t width) {
+  std::string const name = std::string("norm_rows.") + run.type();
+  if (width % 16 != 0 || !run.aligned()) {
     return name + ".any";
   }
   return name + (width <= 256 ? ".256" : width <= 1024 ? ".1024" : width <= 4096 ? ".4096" : ".wide");
@@ -17,7 +17,7 @@ std::string kernelName(char const* type, int64_t width) {
 int32_t normOf(Node const& node) { return node.choice("norm", {"none", "layer", "rms"}); }
 
 void launchNormRows(Run const& run, NormRows const& rows) {
-  KernelVariant const& kernel = findKernel(kernelName(run.type(), rows.width));
+  KernelVariant const& kernel = findKernel(kernelName(run, rows.width));
   Arguments arguments;
   arguments.pointer(rows.x);
   for (std::string const& name : {rows.bias, rows.skip, rows.gamma, rows.beta, rows.gate, rows.lengths}) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <numeric>
+#include <utility>
 
 #include "log.h"
 
@@ -18,6 +19,13 @@ Tensor tensorOf(PluginTensorDesc const& description, void* data) {
   nvinfer1::Dims const& dims = description.dims;
   return {description.type, {dims.d, dims.d + std::max(dims.nbDims, 0)}, data};
 }
+
+bool isMultiple(void const* data, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
+}
+
+// Whether a tensor begins at a multiple of so many bytes; one without elements is not read.
+bool beginsAt(Tensor const& tensor, int64_t bytes) { return tensor.elements() == 0 || isMultiple(tensor.data, bytes); }
 
 }  // namespace
 
@@ -95,8 +103,8 @@ DimsExprs Shapes::of(std::vector<Expression> const& sizes) {
 }
 
 Run::Run(Node const& node, PluginTensorDesc const* inputs, PluginTensorDesc const* outputs, void const* const* inputData,
-         void* const* outputData, void* workspace, cudaStream_t stream)
-    : mNode(node), mWorkspace(workspace), mStream(stream), mDry(outputData == nullptr) {
+         void* const* outputData, void* workspace, cudaStream_t stream, bool aligned)
+    : mNode(node), mWorkspace(workspace), mStream(stream), mDry(outputData == nullptr), mAligned(aligned) {
   for (size_t index = 0; index < node.inputs().size(); ++index) {
     // TensorRT's own inputs are const; a kernel takes all pointers alike.
     mInputs.push_back(tensorOf(inputs[index], mDry ? nullptr : const_cast<void*>(inputData[index])));
@@ -105,6 +113,18 @@ Run::Run(Node const& node, PluginTensorDesc const* inputs, PluginTensorDesc cons
     mOutputs.push_back(tensorOf(outputs[index], mDry ? nullptr : outputData[index]));
   }
 }
+
+Run::Run(Node const& node, PluginTensorDesc const* inputs, PluginTensorDesc const* outputs, void const* const* inputData,
+         void* const* outputData, void* workspace, cudaStream_t stream)
+    : Run(node, inputs, outputs, inputData, outputData, workspace, stream, true) {
+  for (auto const* tensors : {&mInputs, &mOutputs}) {
+    mAligned = mAligned && std::all_of(tensors->begin(), tensors->end(),
+                                       [](Tensor const& tensor) { return beginsAt(tensor, kPointerAlignment); });
+  }
+}
+
+Run::Run(Node const& node, PluginTensorDesc const* inputs, PluginTensorDesc const* outputs, bool aligned)
+    : Run(node, inputs, outputs, nullptr, nullptr, nullptr, nullptr, aligned) {}
 
 Tensor const& Run::input(std::string_view name) const { return mInputs.at(static_cast<size_t>(mNode.input(name))); }
 
@@ -130,12 +150,44 @@ int32_t Run::kind(std::string_view name) const {
 
 int32_t Run::integerKind(std::string_view name) const { return !has(name) ? 0 : input(name).type == DataType::kINT32 ? 1 : 2; }
 
+void Run::checkAlignment(KernelVariant const& kernel, Arguments const& arguments) const {
+  auto const check = [&](char const* side, std::vector<std::string> const& names, std::vector<Tensor> const& tensors) {
+    for (size_t index = 0; index < tensors.size(); ++index) {
+      int64_t const needed = std::max<int64_t>(kernel.alignment, elementSize(tensors[index].type));
+      if (!beginsAt(tensors[index], needed)) {
+        refuse(side, " ", names[index], " begins at address ", tensors[index].data, "; the kernel ", kernel.name,
+               " takes multiples of ", needed, " bytes");
+      }
+    }
+  };
+  check("input", mNode.inputs(), mInputs);
+  check("output", mNode.outputs(), mOutputs);
+  for (size_t index = 0; index < arguments.mKinds.size(); ++index) {
+    void const* const data = arguments.mValues[index].pointer;
+    auto const isData = [&](Tensor const& tensor) { return tensor.data == data; };
+    bool const isTensor =
+        std::any_of(mInputs.begin(), mInputs.end(), isData) || std::any_of(mOutputs.begin(), mOutputs.end(), isData);
+    if (arguments.mKinds[index] == 'p' && !isTensor && !isMultiple(data, kernel.alignment)) {
+      refuse("the workspace begins at address ", mWorkspace, "; the kernel ", kernel.name, " takes multiples of ",
+             kernel.alignment, " bytes");
+    }
+  }
+}
+
 void Run::launch(KernelVariant const& kernel, Grid grid, Arguments& arguments) const {
   if (mDry) {
-    log(Severity::kVERBOSE, std::string("kernel ") + kernel.name);
+    log(Severity::kVERBOSE, std::string(mAligned ? "kernel " : "unaligned kernel ") + kernel.name);
     prepareKernel(kernel);
-  } else {
-    launchKernel(kernel, grid, arguments, mStream);
+  } else if (!grid.isEmpty()) {
+    checkAlignment(kernel, arguments);
+    checkLaunch(kernel, grid, arguments);
+    mLaunches.push_back({kernel, grid, std::move(arguments)});
+  }
+}
+
+void Run::start() const {
+  for (Launch& launch : mLaunches) {
+    launchKernel(launch.kernel, launch.grid, launch.arguments, mStream);
   }
 }
 

@@ -54,11 +54,16 @@ class Shapes {
   nvinfer1::IExprBuilder& mBuilder;
 };
 
+// Bytes that pointers are a multiple of, as all kernels expect but the slower ones called ".any".
+constexpr int64_t kPointerAlignment = 16;
+
 // The tensors of one run. In a dry run kernels are looked up and loaded, but nothing is launched.
 class Run {
  public:
   Run(Node const& node, nvinfer1::PluginTensorDesc const* inputs, nvinfer1::PluginTensorDesc const* outputs,
       void const* const* inputData, void* const* outputData, void* workspace, cudaStream_t stream);
+  // A dry run; `aligned` says of what tensors.
+  Run(Node const& node, nvinfer1::PluginTensorDesc const* inputs, nvinfer1::PluginTensorDesc const* outputs, bool aligned);
 
   bool has(std::string_view input) const { return mNode.hasInput(input); }
   bool makes(std::string_view output) const { return mNode.output(output) >= 0; }
@@ -77,16 +82,34 @@ class Run {
   // The element type T of the node.
   char const* type() const { return typeName(mOutputs.at(0).type); }
   void* workspace() const { return mWorkspace; }
+  // Whether all tensors begin at multiples of kPointerAlignment; TensorRT may hand over slices of others, which do not.
+  bool aligned() const { return mAligned; }
 
+  // Launches a kernel when `start` is called; an empty grid launches nothing. Refuses what the kernel does not take, such as
+  // tensors that do not begin where it expects them to.
   void launch(KernelVariant const& kernel, Grid grid, Arguments& arguments) const;
+  // Nothing is launched before all launches are known to be right.
+  void start() const;
 
  private:
+  struct Launch {
+    KernelVariant const& kernel;
+    Grid grid;
+    Arguments arguments;
+  };
+
+  Run(Node const& node, nvinfer1::PluginTensorDesc const* inputs, nvinfer1::PluginTensorDesc const* outputs,
+      void const* const* inputData, void* const* outputData, void* workspace, cudaStream_t stream, bool aligned);
+  void checkAlignment(KernelVariant const& kernel, Arguments const& arguments) const;
+
   Node const& mNode;
   std::vector<Tensor> mInputs;
   std::vector<Tensor> mOutputs;
   void* mWorkspace;
   cudaStream_t mStream;
   bool mDry;
+  bool mAligned;
+  mutable std::vector<Launch> mLaunches;
 };
 
 class Operator {

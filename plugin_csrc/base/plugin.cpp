@@ -91,7 +91,11 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapa
 }
 
 nvinfer1::IPluginV3* Plugin::clone() noexcept {
-  return guarded<nvinfer1::IPluginV3*>(getPluginName(), nullptr, [&] { return new Plugin(mEntry, mNode); });
+  return guarded<nvinfer1::IPluginV3*>(getPluginName(), nullptr, [&] {
+    auto made = std::make_unique<Plugin>(mEntry, mNode);
+    made->mTypes = mTypes;
+    return made.release();
+  });
 }
 
 nvinfer1::AsciiChar const* Plugin::getPluginName() const noexcept { return mEntry.signature.name; }
@@ -153,7 +157,13 @@ bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPlugin
     if (position >= inputCount) {
       return tensor.type == data;
     }
-    return allows(mEntry.signature.input(mNode.inputs().at(static_cast<size_t>(position)))->role, tensor.type, data);
+    auto const input = static_cast<size_t>(position);
+    // Types that go together are many, where there are many inputs; TensorRT looks at no more than 100, and times each. Those
+    // that the network does not have are none that it needs: what has the node's type there has it here, the others keep theirs.
+    if (!mTypes.empty() && tensor.type != (mTypes.at(input) == mTypes.at(static_cast<size_t>(first)) ? data : mTypes[input])) {
+      return false;
+    }
+    return allows(mEntry.signature.input(mNode.inputs().at(input))->role, tensor.type, data);
   });
 }
 
@@ -175,6 +185,7 @@ int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t outputCount, D
       }
     }
     std::fill(outputTypes, outputTypes + outputCount, data);
+    mTypes.assign(inputTypes, inputTypes + inputCount);
     return 0;
   });
 }
@@ -223,7 +234,10 @@ int32_t Plugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t 
       mRefusal = refusal.what();
       throw;
     }
-    mOperator->run(Run(mNode, inputs, outputs, nullptr, nullptr, nullptr, nullptr));
+    // Nothing is loaded later, when a stream may be captured or others wait.
+    for (bool const aligned : {true, false}) {
+      mOperator->run(Run(mNode, inputs, outputs, aligned));
+    }
     return 0;
   });
 }
@@ -234,7 +248,9 @@ int32_t Plugin::enqueue(nvinfer1::PluginTensorDesc const* inputs, nvinfer1::Plug
     if (!mRefusal.empty()) {
       refuse(mRefusal);
     }
-    mOperator->run(Run(mNode, inputs, outputs, inputData, outputData, workspace, stream));
+    Run const run(mNode, inputs, outputs, inputData, outputData, workspace, stream);
+    mOperator->run(run);
+    run.start();
     return 0;
   });
 }
@@ -243,6 +259,15 @@ nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) 
 
 nvinfer1::PluginFieldCollection const* Plugin::getFieldsToSerialize() noexcept {
   return guarded<nvinfer1::PluginFieldCollection const*>(getPluginName(), nullptr, [&] { return &mNode.fields(); });
+}
+
+char const* Plugin::getTimingCacheID() noexcept {
+  return guarded<char const*>(getPluginName(), nullptr, [&] {
+    if (mTimingId.empty()) {
+      mTimingId = mNode.described() + kernelDigest();
+    }
+    return mTimingId.c_str();
+  });
 }
 
 Creator::Creator(Entry const& entry) : mEntry(entry) {

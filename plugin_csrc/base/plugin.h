@@ -45,6 +45,8 @@ class Plugin final : public nvinfer1::IPluginV3,
                   cudaStream_t stream) noexcept override;
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
   nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
+  // All that changes how fast the node is besides types and sizes: its attributes, inputs and outputs, and the kernels.
+  char const* getTimingCacheID() noexcept override;
 
  private:
   // The place of the input that has the node's element type.
@@ -56,6 +58,9 @@ class Plugin final : public nvinfer1::IPluginV3,
   Node mNode;
   std::unique_ptr<Operator> mOperator;
   std::string mRefusal;  // why nothing may run with the sizes of the last change
+  // Types of the inputs in the network, empty before TensorRT has told them; clones have them too.
+  mutable std::vector<nvinfer1::DataType> mTypes;
+  std::string mTimingId;
 };
 
 class Creator final : public nvinfer1::IPluginCreatorV3One {

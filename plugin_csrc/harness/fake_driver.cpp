@@ -4,6 +4,8 @@
 // of lines "kernel letters" with a letter for each argument: p(ointer), i(nt32), l(ong, int64), f(loat32).
 // Memory of the device is memory of the host, and streams do at once what they are told; a captured stream keeps it for the
 // graph. With $FAKE_CUDA_MEMORY, so many bytes can be allocated.
+// Between fake_cuda_enqueuing(1) and (0), which the harness calls around `enqueue`, a thread is refused what may wait for the
+// device. fake_cuda_replace_context() destroys the context, with all that was loaded, and makes another at its address.
 #include <cuda.h>
 #include <dlfcn.h>
 
@@ -25,11 +27,40 @@ namespace {
 using Work = std::vector<std::function<void()>>;
 
 std::mutex mutex;
-std::map<std::string, int> functions;  // name -> a place in memory that stands for it
-std::map<void const*, std::string> names;
-std::map<CUstream, Work> captured;  // of the streams that are being captured
-std::map<CUdeviceptr, size_t> allocated;
+thread_local bool enqueuing = false;
+unsigned long long context = 1;
+
+struct Function {
+  std::string name;
+  unsigned long long context;
+};
+
+struct Piece {
+  size_t size;
+  unsigned long long id;
+};
+
+std::map<std::pair<unsigned long long, std::string>, Function> functions;  // stay where they are when the context is gone
+std::map<CUstream, Work> captured;                                         // of the streams that are being captured
+std::map<CUdeviceptr, Piece> allocated;
 size_t used = 0;
+
+// Writes a line of JSON to the log.
+void record(std::string const& line) {
+  char const* const path = std::getenv("FAKE_CUDA_LOG");
+  if (std::FILE* const file = path == nullptr ? nullptr : std::fopen(path, "a"); file != nullptr) {
+    std::fputs(line.c_str(), file);
+    std::fclose(file);
+  }
+}
+
+// Whether a thread that enqueues asks for what may wait for the device.
+bool mayWait(char const* function) {
+  if (enqueuing) {
+    record(std::string("{\"waits\": \"") + function + "\"}\n");
+  }
+  return enqueuing;
+}
 
 // Does it now, or when the graph of the stream is launched.
 void run(CUstream stream, std::function<void()> work) {
@@ -101,6 +132,24 @@ CUresult cuCtxGetDevice(CUdevice* device) {
   return CUDA_SUCCESS;
 }
 
+CUresult cuCtxGetId(CUcontext, unsigned long long* id) {
+  std::lock_guard<std::mutex> const lock(mutex);
+  *id = context;
+  return CUDA_SUCCESS;
+}
+
+__attribute__((visibility("default"))) void fake_cuda_enqueuing(int does) { enqueuing = does != 0; }
+
+__attribute__((visibility("default"))) void fake_cuda_replace_context() {
+  std::lock_guard<std::mutex> const lock(mutex);
+  ++context;
+  for (auto const& [address, piece] : allocated) {
+    std::free(reinterpret_cast<void*>(address));
+  }
+  allocated.clear();
+  used = 0;
+}
+
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice) {
   if (attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) {
     *value = 132;
@@ -113,6 +162,9 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
 }
 
 CUresult cuModuleLoadDataEx(CUmodule* module, void const* image, unsigned, CUjit_option*, void**) {
+  if (mayWait("cuModuleLoadDataEx")) {
+    return CUDA_ERROR_NOT_PERMITTED;
+  }
   bool const cubin = std::memcmp(image, "\177ELF", 4) == 0;
   if (cubin && std::getenv("FAKE_CUDA_REFUSES_CUBINS") != nullptr) {
     return CUDA_ERROR_NO_BINARY_FOR_GPU;
@@ -124,9 +176,9 @@ CUresult cuModuleLoadDataEx(CUmodule* module, void const* image, unsigned, CUjit
 
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule, char const* name) {
   std::lock_guard<std::mutex> const lock(mutex);
-  int& place = functions[name];
-  names[&place] = name;
-  *function = reinterpret_cast<CUfunction>(&place);
+  Function& found = functions[{context, name}];
+  found = {name, context};
+  *function = reinterpret_cast<CUfunction>(&found);
   return CUDA_SUCCESS;
 }
 
@@ -135,7 +187,11 @@ CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA
 CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, unsigned gridZ, unsigned blockX, unsigned,
                         unsigned, unsigned shared, CUstream stream, void** parameters, void**) {
   std::lock_guard<std::mutex> const lock(mutex);
-  std::string const& name = names[function];
+  Function const& called = *reinterpret_cast<Function const*>(function);
+  if (called.context != context) {
+    return CUDA_ERROR_INVALID_HANDLE;
+  }
+  std::string const& name = called.name;
   std::string line = "{\"kernel\": \"" + name + "\", \"grid\": [" + std::to_string(gridX) + ", " + std::to_string(gridY) +
                      ", " + std::to_string(gridZ) + "], \"threads\": " + std::to_string(blockX) +
                      ", \"shared\": " + std::to_string(shared) + ", \"arguments\": [";
@@ -143,13 +199,7 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, uns
   for (size_t index = 0; index < letters.size(); ++index) {
     line += (index == 0 ? "" : ", ") + written(letters[index], parameters[index]);
   }
-  run(stream, [line = line + "]}\n"] {
-    char const* const path = std::getenv("FAKE_CUDA_LOG");
-    if (std::FILE* const file = path == nullptr ? nullptr : std::fopen(path, "a"); file != nullptr) {
-      std::fputs(line.c_str(), file);
-      std::fclose(file);
-    }
-  });
+  run(stream, [line = line + "]}\n"] { record(line); });
   return CUDA_SUCCESS;
 }
 
@@ -196,35 +246,58 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice) { return cuCtxGe
 CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
 
 CUresult cuMemAlloc(CUdeviceptr* address, size_t size) {
+  if (mayWait("cuMemAlloc")) {
+    return CUDA_ERROR_NOT_PERMITTED;
+  }
   std::lock_guard<std::mutex> const lock(mutex);
   char const* const limit = std::getenv("FAKE_CUDA_MEMORY");
   if (limit != nullptr && used + size > std::strtoull(limit, nullptr, 10)) {
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
+  static unsigned long long last = 0;
   *address = reinterpret_cast<CUdeviceptr>(std::malloc(size));
-  allocated[*address] = size;
+  allocated[*address] = {size, ++last};
   used += size;
   return CUDA_SUCCESS;
 }
 
+CUresult cuPointerGetAttribute(void* value, CUpointer_attribute attribute, CUdeviceptr address) {
+  std::lock_guard<std::mutex> const lock(mutex);
+  auto const found = allocated.find(address);
+  if (found == allocated.end() || attribute != CU_POINTER_ATTRIBUTE_BUFFER_ID) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  *static_cast<unsigned long long*>(value) = found->second.id;
+  return CUDA_SUCCESS;
+}
+
 CUresult cuMemFree(CUdeviceptr address) {
+  if (mayWait("cuMemFree")) {
+    return CUDA_ERROR_NOT_PERMITTED;
+  }
   std::lock_guard<std::mutex> const lock(mutex);
   auto const found = allocated.find(address);
   if (found == allocated.end()) {
     return CUDA_ERROR_INVALID_VALUE;
   }
-  used -= found->second;
+  used -= found->second.size;
   allocated.erase(found);
   std::free(reinterpret_cast<void*>(address));
   return CUDA_SUCCESS;
 }
 
 CUresult cuMemHostAlloc(void** address, size_t size, unsigned) {
+  if (mayWait("cuMemHostAlloc")) {
+    return CUDA_ERROR_NOT_PERMITTED;
+  }
   *address = std::malloc(size);
   return CUDA_SUCCESS;
 }
 
 CUresult cuMemFreeHost(void* address) {
+  if (mayWait("cuMemFreeHost")) {
+    return CUDA_ERROR_NOT_PERMITTED;
+  }
   std::free(address);
   return CUDA_SUCCESS;
 }
@@ -253,6 +326,9 @@ CUresult cuStreamDestroy(CUstream stream) {
 }
 
 CUresult cuStreamSynchronize(CUstream stream) {
+  if (mayWait("cuStreamSynchronize")) {
+    return CUDA_ERROR_NOT_PERMITTED;
+  }
   std::lock_guard<std::mutex> const lock(mutex);
   return captured.count(stream) != 0 ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
 }

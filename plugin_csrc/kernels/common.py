@@ -153,11 +153,12 @@ def variant(
     *,
     num_warps: int = 4,
     num_stages: int = 2,
+    aligned: bool = True,
 ) -> Variant:
     """A variant whose arguments are int32 unless `types` says otherwise; `*T` there is a pointer to the element type."""
     arguments = [argument for argument in function.arg_names if argument not in constants]
     signature = {argument: types.get(argument, "i32").replace("T", element) for argument in arguments}
-    return Variant(name, function, signature, constants, frozenset(divisible), num_warps, num_stages)
+    return Variant(name, function, signature, constants, frozenset(divisible), num_warps, num_stages, aligned)
 
 
 def table(*groups: tuple[str, str]) -> dict[str, str]:

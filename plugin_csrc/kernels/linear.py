@@ -144,7 +144,7 @@ def pick(element: str, inner: int, width: int, norm: str) -> Variant:
         constants = {"ROWS": 32, "COLUMNS": 512, "INNER": 32} if wide else {"ROWS": 64, "COLUMNS": 128, "INNER": 64}
     name = f"linear.{element}.{'any' if not aligned else 'h512' if wide else 'h128'}"
     divisible = ("inner", "width") if aligned else ()
-    return variant(name, linear, element, _TYPES, constants, divisible, num_warps=8 if wide else 4)
+    return variant(name, linear, element, _TYPES, constants, divisible, num_warps=8 if wide else 4, aligned=aligned)
 
 
 def variants() -> Iterator[Variant]:

@@ -18,11 +18,12 @@ class Variant:
         name: what the plugin asks for: the operator's file, the type and what else tells variants apart, joined by dots, such
             as "hstu_attention.fp16.d64".
         function: the `triton.jit` function.
-        signature: run-time argument -> Triton type ("*fp16", "i32", "i64", "fp32"), in the function's order. Pointers are taken
-            to be aligned to 16 bytes.
+        signature: run-time argument -> Triton type ("*fp16", "i32", "i64", "fp32"), in the function's order.
         constants: `tl.constexpr` argument -> value. The plugin can read those that are integers (tile sizes, for its grid).
         divisible: names of integer arguments that are multiples of 16.
         num_warps, num_stages: as in `triton.compile`.
+        aligned: whether pointers are multiples of 16 bytes; if not, they are multiples of their element's size alone. Plugins
+            launch no kernel on other pointers.
     """
 
     name: str
@@ -32,3 +33,4 @@ class Variant:
     divisible: frozenset[str] = field(default_factory=frozenset)
     num_warps: int = 4
     num_stages: int = 2
+    aligned: bool = True

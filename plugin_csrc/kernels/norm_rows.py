@@ -171,7 +171,7 @@ def pick(element: str, width: int) -> Variant:
     warps = 8 if suffix == "4096" else 4
     divisible = () if suffix == "any" else ("width",)
     name = f"norm_rows.{element}.{suffix}"
-    return variant(name, norm_rows, element, _TYPES, constants, divisible, num_warps=warps)
+    return variant(name, norm_rows, element, _TYPES, constants, divisible, num_warps=warps, aligned=suffix != "any")
 
 
 def variants() -> Iterator[Variant]:

@@ -9,6 +9,7 @@ import importlib.util
 import io
 import multiprocessing
 import os
+import re
 import sys
 import warnings
 import zlib
@@ -22,6 +23,7 @@ from typing import Any
 from onnx_fuse import installation
 from onnx_fuse.errors import UsageError
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
+from onnx_fuse.versions import __version__
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 """Compute capabilities that kernels are compiled for: 90 for sm_90."""
@@ -34,6 +36,11 @@ EXACT = frozenset({90, 100, 120})
 # Triton compiles these for sm_90a, sm_100a and sm_120a, whose code runs on no other chip.
 _SHARED_LIMIT_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 _LETTERS = {"i32": "i", "i64": "l", "fp32": "f"}
+_HIDDEN = "pp"
+# What Triton adds to a kernel's arguments, and plugin_csrc/base/kernels.cpp passes: pointers to two kinds of scratch memory.
+_PARAMETER_BITS = {"p": 64, "i": 32, "l": 64, "f": 32}
+ALIGNMENT = 16
+"""Bytes that pointers are a multiple of, where `Variant.aligned` says so."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,14 @@ class Image:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A variant with its images. `signature` has one letter for each run-time argument (p, i, l, f)."""
+    """A variant with its images. `signature` has one letter for each run-time argument (p, i, l, f); `alignment` is what each
+    pointer has to be a multiple of, in bytes, or 1 where its element type says it."""
 
     name: str
     signature: str
     constants: Mapping[str, int]
     images: tuple[Image, ...]
+    alignment: int = ALIGNMENT
 
 
 def kernel_modules() -> list[str]:
@@ -189,12 +198,17 @@ def _compiled(task: tuple[str, str, Variant, tuple[int, ...]]) -> Kernel | str:
         except Exception as error:
             text = " ".join(str(error).split())[:500]
             return f"The kernel {variant.name} of {module} does not compile for sm_{architecture}: {type(error).__name__}: {text}"
-    return Kernel(variant.name, letters(variant), numbers(variant), tuple(images))
+    return Kernel(variant.name, letters(variant), numbers(variant), tuple(images), alignment(variant))
 
 
 def letters(variant: Variant) -> str:
     """One letter for each run-time argument, as `Kernel.signature`."""
     return "".join("p" if kind.startswith("*") else _LETTERS[kind] for kind in variant.signature.values())
+
+
+def alignment(variant: Variant) -> int:
+    """What each pointer has to be a multiple of, as `Kernel.alignment`."""
+    return ALIGNMENT if variant.aligned else 1
 
 
 def numbers(variant: Variant) -> dict[str, int]:
@@ -215,12 +229,13 @@ def _images(variant: Variant, architecture: int) -> Iterable[Image]:
 
     order = {name: index for index, name in enumerate(variant.function.arg_names)}
     signature = {name: variant.signature.get(name, "constexpr") for name in order}
-    aligned = [name for name, kind in variant.signature.items() if kind.startswith("*") or name in variant.divisible]
+    pointers = [name for name, kind in variant.signature.items() if variant.aligned and kind.startswith("*")]
+    aligned = [*pointers, *variant.divisible]
     source = ASTSource(
         variant.function,
         signature,
         dict(variant.constants),
-        {(order[name],): [["tt.divisibility", 16]] for name in aligned},
+        {(order[name],): [["tt.divisibility", ALIGNMENT]] for name in aligned},
     )
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
     made_for = _SAME_PTX.get(architecture, architecture)
@@ -232,10 +247,26 @@ def _images(variant: Variant, architecture: int) -> Iterable[Image]:
     if found.global_scratch_size or found.profile_scratch_size:
         raise ValueError("it needs scratch memory, which a plugin does not have")
     ptx = result.asm["ptx"]
+    check_parameters(ptx, letters(variant))
     cubin = result.asm["cubin"] if made_for == architecture else _assembled(ptx, architecture, options)
     yield _image(found, architecture, cubin)
     if architecture == PTX_ARCHITECTURE:
         yield _image(found, architecture, ptx.encode(), ptx=True)
+
+
+def check_parameters(ptx: str, signature: str) -> None:
+    """Holds what the compiled kernel takes against what the plugins will pass: another version of Triton may add to it.
+
+    Raises:
+        ValueError: they differ.
+    """
+    entry = re.search(r"\.entry\s+[\w$]+\s*\((.*?)\)", ptx, re.DOTALL)
+    found = [int(bits) for bits in re.findall(r"\.param\s+\.[bfsu](\d+)", entry[1])] if entry else []
+    if found != [_PARAMETER_BITS[letter] for letter in signature + _HIDDEN]:
+        raise ValueError(
+            f"it takes {len(found)} parameters of {', '.join(map(str, found))} bits, and plugins pass {len(signature)} of "
+            f"({signature}) and {len(_HIDDEN)} hidden ones; install the version of triton that pyproject.toml names"
+        )
 
 
 def _image(found: Any, architecture: int, data: bytes, ptx: bool = False) -> Image:
@@ -279,7 +310,7 @@ def write_sources(kernels: Sequence[Kernel], folder: Path) -> None:
         lines.append(f"gr::KernelImage const images{number}[] = {{{', '.join(images)}}};")
         rows.append(
             f'    {{"{kernel.name}", "{kernel.signature}", constants{number}, {len(kernel.constants)}, images{number}, '
-            f"{len(kernel.images)}}},"
+            f"{len(kernel.images)}, {kernel.alignment}}},"
         )
     lines += ["", "}  // namespace", "", "extern gr::KernelVariant const gr_kernel_variants[];", ""]
     lines += ["gr::KernelVariant const gr_kernel_variants[] = {", *rows, "};"]
@@ -288,6 +319,8 @@ def write_sources(kernels: Sequence[Kernel], folder: Path) -> None:
         f"int32_t const gr_kernel_variant_count = {len(kernels)};",
         "",
     ]
+    digest = hashlib.sha256("\n".join([__version__, *lines]).encode() + blob).hexdigest()
+    lines += ["extern char const gr_kernel_digest[];", f'char const gr_kernel_digest[] = "{digest}";', ""]
     assembly = (
         '.section .rodata\n.global gr_kernel_blob\n.hidden gr_kernel_blob\ngr_kernel_blob:\n.incbin "kernels.bin"\n.byte 0\n'
         '.section .note.GNU-stack,"",@progbits\n'

@@ -92,7 +92,7 @@ def _harness() -> ctypes.CDLL:
     library = ctypes.CDLL(str(tools() / "libgr_harness.so"))
     for name in ("open", "create", "reborn", "attach"):
         getattr(library, f"harness_{name}").restype = ctypes.c_void_p
-    for name in ("messages", "fields"):
+    for name in ("messages", "fields", "timing_id"):
         getattr(library, f"harness_{name}").restype = ctypes.c_char_p
     library.harness_workspace.restype = ctypes.c_int64
     return library
@@ -206,6 +206,14 @@ class Plugin:
     def refused_position(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
         """The first tensor (inputs, then outputs) whose type the plugin does not take; -1 where it takes all."""
         return int(_harness().harness_refused_position(self._plugin, *_both(inputs, outputs)))
+
+    def combinations(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
+        """How many combinations of types and formats the plugin takes, whatever types these tensors have."""
+        return int(_harness().harness_combinations(self._plugin, *_both(inputs, outputs)))
+
+    def timing_id(self) -> str:
+        """What TensorRT keeps timings of the plugin by, besides types and shapes; "" where it keeps none."""
+        return (_harness().harness_timing_id(self._plugin) or b"").decode()
 
     def workspace(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
         """Bytes of workspace for these sizes."""

@@ -60,7 +60,7 @@ def _kernel(variant: Variant) -> aot.Kernel:
     images = [
         aot.Image(ARCHITECTURE, ptx, symbol, threads, 0, len(text), zlib.compress(text)) for ptx, text in data.items()
     ]
-    return aot.Kernel(variant.name, aot.letters(variant), aot.numbers(variant), tuple(images))
+    return aot.Kernel(variant.name, aot.letters(variant), aot.numbers(variant), tuple(images), aot.alignment(variant))
 
 
 def tools() -> Path:

@@ -35,7 +35,11 @@ def library() -> tuple[Path, dict[str, ResolvedKernel]]:
                 aot.Image(ARCHITECTURE, ptx, symbol, threads, 0, len(data), zlib.compress(data))
                 for ptx, data in ((False, b"\x7fELF"), (True, b".version"))
             ]
-            kernels.append(aot.Kernel(variant.name, aot.letters(variant), aot.numbers(variant), tuple(images)))
+            kernels.append(
+                aot.Kernel(
+                    variant.name, aot.letters(variant), aot.numbers(variant), tuple(images), aot.alignment(variant)
+                )
+            )
         plugin_library.write_own_sources(operators, kernels, work)
         plugin_library.cmake(work, plugin_library.own_settings("own", work))
     return work / "libown.so", {own.operator.name: own for own in owns}

@@ -244,6 +244,21 @@ def test_a_real_kernel_is_compiled_for_every_architecture(monkeypatch: pytest.Mo
         assert all(image.symbol == "fused_swish" and image.threads == 128 for image in kernel.images)
 
 
+@pytest.mark.parametrize(
+    "parameters", [".u64 a, .u32 b, .u64 c", ".u64 a, .u32 b, .u64 c, .u64 d, .u64 e", ".u64 a, .u64 b, .u64 c, .u64 d"]
+)
+def test_a_kernel_that_takes_something_else_than_plugins_pass(parameters: str) -> None:
+    """As one of a Triton that adds more than two parameters."""
+
+    def entry(parameters: str) -> str:
+        each = ",\n".join(f"\t.param {item.strip()}" for item in parameters.split(","))
+        return f".visible .entry kernel(\n{each}\n)\n.reqntid 128\n{{\n}}"
+
+    aot.check_parameters(entry(".u64 .ptr .global .align 1 a, .u32 b, .u64 c, .u64 d"), "pi")
+    with pytest.raises(ValueError, match="plugins pass 2 of \\(pi\\) and 2 hidden ones"):
+        aot.check_parameters(entry(parameters), "pi")
+
+
 def test_an_architecture_that_is_not_known() -> None:
     with pytest.raises(UsageError, match="cannot be compiled for sm_70"):
         aot.compile_kernels([], [70, 80])

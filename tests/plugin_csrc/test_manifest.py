@@ -81,6 +81,7 @@ def test_a_variant_describes_its_function(variant: Variant) -> None:
     assert list(variant.signature) == [name for name in arguments if name not in variant.constants]
     assert variant.signature.keys().isdisjoint(variant.constants)
     assert set(variant.divisible) <= {name for name, kind in variant.signature.items() if kind in ("i32", "i64")}
+    assert variant.aligned != variant.name.endswith(".any")
     assert set(variant.signature.values()) <= {f"*{each}" for each in (*TYPES, "i32")} | {"i32", "i64", "fp32"}
 
 
@@ -145,8 +146,8 @@ def test_what_has_no_variant_is_refused() -> None:
     assert hierarchical_sequence_fusion.pick("fp16", 16, 129) is None
 
 
-COMPILE = """
-import sys, triton
+COMPILE = r"""
+import re, sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from onnx_fuse.plugin_csrc.operators import catalogue
@@ -156,7 +157,7 @@ for variant in catalogue.variants():
         continue
     names = list(variant.function.arg_names)
     signature = {name: variant.signature.get(name, "constexpr") for name in names}
-    aligned = [i for i, name in enumerate(names) if signature[name][0] == "*" or name in variant.divisible]
+    aligned = [i for i, name in enumerate(names) if name in variant.divisible or variant.aligned and signature[name][0] == "*"]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     source = ASTSource(variant.function, signature, dict(variant.constants), attributes)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
@@ -167,6 +168,8 @@ for variant in catalogue.variants():
         assert ".fp32" not in variant.name or "tf32" not in made.asm["ptx"], variant.name
         vectors = "v4.b32" in made.asm["ptx"] or "cp.async.cg" in made.asm["ptx"]
         assert vectors or not variant.divisible, f"{variant.name} reads one element at a time"
+        wide = re.search(r"(ld|st)\.global\S*\.v\d|cp\.async\.c", made.asm["ptx"])
+        assert variant.aligned or not wide, f"{variant.name} reads several elements at once: {wide[0]}"
 """
 
 SAMPLE = (
@@ -178,6 +181,7 @@ SAMPLE = (
     "interaction_triton_fast.fp16.f32",
     "linear.fp32.h128",
     "norm_rows.fp16.1024",
+    "norm_rows.fp16.any",
     "sequence_recommendation_interaction.cooccurrence.fp32",
     "fm_interaction.fp16",
 )

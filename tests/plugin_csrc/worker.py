@@ -34,7 +34,8 @@ def run(library: Path, log: Path, job: dict[str, Any]) -> dict[str, Any]:
         workspace = plugin.workspace(inputs, outputs)
         harness.messages()
         plugin.prepare(inputs, outputs)
-        kernels = [line.removeprefix("kernel ") for line in harness.messages().splitlines()]
+        told = harness.messages().splitlines()
+        kernels = [line.removeprefix("kernel ") for line in told if line.startswith("kernel ")]
         plugin.enqueue(inputs, outputs, workspace=job.get("workspace", 0))
         plugin.close()
     except OnnxFuseError as error:

@@ -27,7 +27,7 @@ def pairs(e, output, batch, features, size, reduce, SAMPLES: tl.constexpr, BLOCK
         total = tl.zeros([SAMPLES, BLOCK], tl.float32)
         square = tl.zeros([SAMPLES, BLOCK], tl.float32)
         for feature in range(features):
-            value = load(e, pointers + feature * size, mask)
+            value = load(e, pointers + tl.cast(feature, tl.int64) * size, mask)
             total += value
             square += value * value
         value = 0.5 * (total * total - square)

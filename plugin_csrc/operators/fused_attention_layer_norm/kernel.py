@@ -92,11 +92,12 @@ def attend(
     key_step = size * tl.where(head_major != 0, 1, groups)
     value_step = value_size * tl.where(head_major != 0, 1, groups)
     query += batch * queries * heads * size
-    query = moved(moved(query, head * tl.where(head_major != 0, queries, 1), size), tile_row * ROWS, row_step)
+    at_head = tl.cast(head, tl.int64) * tl.where(head_major != 0, queries, 1)
+    query = moved(moved(query, at_head, size), tile_row * ROWS, row_step)
     key += batch * keys * groups * size
-    key = moved(key, group * tl.where(head_major != 0, keys, 1), size)
+    key = moved(key, tl.cast(group, tl.int64) * tl.where(head_major != 0, keys, 1), size)
     value += batch * keys * groups * value_size
-    value = moved(value, group * tl.where(head_major != 0, keys, 1), value_size)
+    value = moved(value, tl.cast(group, tl.int64) * tl.where(head_major != 0, keys, 1), value_size)
     first_row = tl.cast(tile_row * ROWS, tl.int64)
     bias_start = batch * bias_batch + head * bias_head + first_row * bias_row
     attention_bias = moved_as(attention_bias, bias_kind, bias_start)
@@ -325,7 +326,7 @@ def attention_projected(
             True,
         )
         weight = tl.load(
-            out_weight + (head * value_size + part)[:, None] * width + columns[None, :],
+            out_weight + (tl.cast(head, tl.int64) * value_size + part)[:, None] * width + columns[None, :],
             mask=(part < value_size)[:, None] & (columns < width)[None, :],
             other=0.0,
         )
@@ -375,7 +376,15 @@ def pick(element: str, size: int, value_size: int, dense: bool = True) -> Varian
     constants, warps = tile_of(element, held)
     stages = 1 if element == "fp32" else 2
     return variant(
-        name, attention, element, _TYPES, {**constants, "DENSE": aligned}, divisible, num_warps=warps, num_stages=stages
+        name,
+        attention,
+        element,
+        _TYPES,
+        {**constants, "DENSE": aligned},
+        divisible,
+        num_warps=warps,
+        num_stages=stages,
+        aligned=aligned,
     )
 
 

@@ -60,7 +60,8 @@ class FusedAttentionLayerNorm final : public Operator {
       return contextBytes(inputs[0].type, sizes);
     }
     int64_t const width = inputs[static_cast<size_t>(mWeight)].size(1);
-    return contextBytes(inputs[0].type, sizes) + linearWorkspace(inputs[0].type, sizes.batch * sizes.queries, width, mNorm);
+    return contextBytes(inputs[0].type, sizes) +
+           linearWorkspace(inputs[0].type, sizes.batch * sizes.queries, mHeads * sizes.valueSize, width, mNorm);
   }
 
   void run(Run const& run) const override {
@@ -81,7 +82,7 @@ class FusedAttentionLayerNorm final : public Operator {
     bool const wide = mRim && !mProjected && output.type != DataType::kFLOAT;
     void* const context = mProjected || wide ? run.workspace() : output.data;
     KernelVariant const& kernel = findKernel(std::string("fused_attention_layer_norm.") + run.type() + "." +
-                                             heldSize(sizes.size, sizes.valueSize, isDense).suffix());
+                                             heldSize(sizes.size, sizes.valueSize, isDense && run.aligned()).suffix());
     Arguments arguments;
     addOperands(run, arguments);
     arguments.pointer(context);
@@ -146,7 +147,7 @@ class FusedAttentionLayerNorm final : public Operator {
   // As `pick_projected`: the kernel that has the rim as its epilogue, or "" where there is none.
   std::string projectedName(Run const& run, Geometry const& sizes) const {
     int64_t const width = run.input("out_weight").size(1);
-    bool const isAligned = sizes.size % 16 == 0 && sizes.valueSize % 16 == 0 && width % 16 == 0;
+    bool const isAligned = run.aligned() && sizes.size % 16 == 0 && sizes.valueSize % 16 == 0 && width % 16 == 0;
     bool const fits = std::max(sizes.size, sizes.valueSize) <= 64 && width <= 512;
     if (run.output("output").type == DataType::kFLOAT || !isAligned || !fits) {
       return "";

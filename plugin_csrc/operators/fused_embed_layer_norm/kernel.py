@@ -156,7 +156,9 @@ def pick(element: str, width: int) -> Variant:
     divisible = () if suffix == "any" else ("width",)
     name = f"fused_embed_layer_norm.{element}.{suffix}"
     warps = 8 if suffix == "4096" else 4
-    return variant(name, fused_embed_layer_norm, element, _TYPES, constants, divisible, num_warps=warps)
+    return variant(
+        name, fused_embed_layer_norm, element, _TYPES, constants, divisible, num_warps=warps, aligned=suffix != "any"
+    )
 
 
 def variants() -> Iterator[Variant]:

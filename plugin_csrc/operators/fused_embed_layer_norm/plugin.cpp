@@ -7,9 +7,9 @@ namespace {
 constexpr int32_t kSlots = 8;
 
 // As `pick` in fused_embed_layer_norm.py.
-std::string kernelName(char const* type, int64_t width) {
-  std::string const name = std::string("fused_embed_layer_norm.") + type;
-  if (width % 16 != 0 || width > 4096) {
+std::string kernelName(Run const& run, int64_t width) {
+  std::string const name = std::string("fused_embed_layer_norm.") + run.type();
+  if (width % 16 != 0 || width > 4096 || !run.aligned()) {
     return name + ".any";
   }
   return name + (width <= 1024 ? ".1024" : ".4096");
@@ -52,7 +52,7 @@ class FusedEmbedLayerNorm final : public Operator {
     int64_t const batch = output.size(0);
     int64_t const positions = output.size(1);
     int64_t const width = output.size(2);
-    KernelVariant const& kernel = findKernel(kernelName(run.type(), width));
+    KernelVariant const& kernel = findKernel(kernelName(run, width));
     Arguments arguments;
     for (int32_t slot = 0; slot < kSlots; ++slot) {
       arguments.pointer(run.input(ids(used(slot))).data);

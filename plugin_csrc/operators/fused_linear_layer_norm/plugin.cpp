@@ -19,7 +19,7 @@ class FusedLinearLayerNorm final : public Operator {
   }
 
   size_t workspace(std::vector<Tensor> const& inputs) const override {
-    return linearWorkspace(inputs[0].type, inputs[0].rows(), inputs[1].size(1), mNorm);
+    return linearWorkspace(inputs[0].type, inputs[0].rows(), inputs[1].size(0), inputs[1].size(1), mNorm);
   }
 
   void run(Run const& run) const override {

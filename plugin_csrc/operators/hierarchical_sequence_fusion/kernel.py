@@ -90,7 +90,7 @@ def hierarchical_sequence_fusion(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     position = (row % positions).to(tl.int32)
     present = row < rows
-    level = tl.arange(0, LEVELS)
+    level = tl.arange(0, LEVELS).to(tl.int64)
     both = present[:, None] & (level < levels)[None, :]
 
     scores = tl.zeros([ROWS, LEVELS], tl.float32)
@@ -150,7 +150,8 @@ def pick(element: str, width: int, levels: int) -> Variant | None:
     most = LEVELS[-1] if odd else most
     constants = {"ROWS": ROWS, "BLOCK": BLOCK if most == LEVELS[0] else BLOCK // 2, "LEVELS": most}
     name = f"hierarchical_sequence_fusion.{element}.l{most}" + (".any" if odd else "")
-    return variant(name, hierarchical_sequence_fusion, element, _TYPES, constants, () if odd else ("width",))
+    divisible = () if odd else ("width",)
+    return variant(name, hierarchical_sequence_fusion, element, _TYPES, constants, divisible, aligned=not odd)
 
 
 def variants() -> Iterator[Variant]:

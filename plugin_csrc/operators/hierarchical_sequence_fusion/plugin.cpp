@@ -8,9 +8,9 @@ constexpr size_t kSlots = 4;
 constexpr int64_t kMostLevels = 128;
 
 // As `pick` in hierarchical_sequence_fusion.py.
-std::string kernelName(char const* type, int64_t width, int64_t levels) {
-  bool const odd = width % 16 != 0;
-  std::string const name = std::string("hierarchical_sequence_fusion.") + type;
+std::string kernelName(Run const& run, int64_t width, int64_t levels) {
+  bool const odd = width % 16 != 0 || !run.aligned();
+  std::string const name = std::string("hierarchical_sequence_fusion.") + run.type();
   return name + (levels <= 16 && !odd ? ".l16" : ".l128") + (odd ? ".any" : "");
 }
 
@@ -50,7 +50,7 @@ class HierarchicalSequenceFusion final : public Operator {
     Tensor const& x = run.input("x");
     Tensor const& embeddings = run.input("level_embeddings");
     int64_t const width = x.size(2);
-    KernelVariant const& kernel = findKernel(kernelName(run.type(), width, embeddings.size(0)));
+    KernelVariant const& kernel = findKernel(kernelName(run, width, embeddings.size(0)));
     Arguments arguments;
     arguments.pointer(x.data).pointer(embeddings.data).pointer(run.dataOr("level_mask", x.data));
     arguments.pointer(run.output("y").data).pointer(run.dataOr("level_weights", x.data));

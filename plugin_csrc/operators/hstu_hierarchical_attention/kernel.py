@@ -394,7 +394,15 @@ def pick(element: str, mode: str, size: int, value_size: int, dense: bool = True
     constants, warps = tile_of(element, held)
     stages = 1 if element == "fp32" else 2
     return variant(
-        name, function, element, types, {**constants, "DENSE": aligned}, divisible, num_warps=warps, num_stages=stages
+        name,
+        function,
+        element,
+        types,
+        {**constants, "DENSE": aligned},
+        divisible,
+        num_warps=warps,
+        num_stages=stages,
+        aligned=aligned,
     )
 
 

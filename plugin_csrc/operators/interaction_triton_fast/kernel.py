@@ -195,7 +195,7 @@ def pick(element: str, features: int, size: int) -> Variant | None:
         "ALIGNED": not odd,
     }
     name = f"interaction_triton_fast.{element}.{'any' if odd else f'f{held}'}"
-    return variant(name, interaction_triton_fast, element, _TYPES, constants, () if odd else ("size",))
+    return variant(name, interaction_triton_fast, element, _TYPES, constants, () if odd else ("size",), aligned=not odd)
 
 
 def variants() -> Iterator[Variant]:

@@ -10,9 +10,9 @@ constexpr int64_t kSlots = 64;
 constexpr int64_t kProgramsOfMultiprocessor = 8;
 
 // As `pick` in interaction_triton_fast.py.
-std::string kernelName(char const* type, int64_t features, int64_t size) {
-  std::string const name = std::string("interaction_triton_fast.") + type;
-  return name + (size % 16 != 0 ? ".any" : features <= 16 ? ".f16" : features <= 32 ? ".f32" : ".f64");
+std::string kernelName(Run const& run, int64_t features, int64_t size) {
+  std::string const name = std::string("interaction_triton_fast.") + run.type();
+  return name + (size % 16 != 0 || !run.aligned() ? ".any" : features <= 16 ? ".f16" : features <= 32 ? ".f32" : ".f64");
 }
 
 class InteractionTritonFast final : public Operator {
@@ -71,7 +71,7 @@ class InteractionTritonFast final : public Operator {
     }
     int64_t const pairs = features * (features - 1) / 2 + features * mDiagonal;
     int64_t const stride = pairs + (mDense == Dense::kNone ? 0 : size);
-    KernelVariant const& kernel = findKernel(kernelName(run.type(), features, size));
+    KernelVariant const& kernel = findKernel(kernelName(run, features, size));
     Arguments arguments;
     for (int64_t slot = 0; slot < kSlots; ++slot) {
       arguments.pointer(inputs[static_cast<size_t>(slot < given ? slot : 0)].data);
