@@ -274,6 +274,13 @@ def kernels() -> str:
     return text
 
 
+def kernel_costs() -> str:
+    """What the machine code of the kernels tells, and what it predicts."""
+    data = results("kernel_costs")
+    text: str = from_benchmarks("kernel_costs").table(data)
+    return f"`{data['command']}`\n\n{text}"
+
+
 # --- README.md -------------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +307,7 @@ def headline() -> str:
 
 GENERATORS: dict[str, Callable[[], str]] = {
     make.__name__: make
-    for make in (operators, troubleshooting, recommenders, fusing, coverage, peers, kernels, headline)
+    for make in (operators, troubleshooting, recommenders, fusing, coverage, peers, kernels, kernel_costs, headline)
 } | {fusion.operator.name: partial(declared, fusion.operator) for fusion in onnx_fuse.fusions()}
 
 SOURCES_MADE = {ROOT / "plugin_csrc" / "operators" / "declared.cpp": lambda: declared_cpp.source(all_operators())}
