@@ -18,11 +18,6 @@ HeldSize heldSize(int64_t size, int64_t valueSize, bool dense) {
   return {larger <= 32 ? 32 : larger <= 64 ? 64 : larger <= 128 ? 128 : 256, true};
 }
 
-bool areDense(Run const& run, int64_t length, std::initializer_list<char const*> inputs) {
-  return std::all_of(inputs.begin(), inputs.end(),
-                     [&](char const* name) { return !run.has(name) || run.input(name).size(-1) == length; });
-}
-
 void checkHeads(Shapes::Expression width, int64_t heads, char const* name) {
   int64_t const known = Shapes::known(width);
   if (known < 0 || known % heads != 0 || known / heads > kLargestHead) {

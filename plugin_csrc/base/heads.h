@@ -1,7 +1,6 @@
 // What the attention operators share: which heads there are kernels for, and how their variants are called.
 #pragma once
 
-#include <initializer_list>
 #include <string>
 
 #include "operator.h"
@@ -19,9 +18,6 @@ struct HeldSize {
 };
 
 HeldSize heldSize(int64_t size, int64_t valueSize, bool dense);
-
-// Whether those of the inputs that the node has do not broadcast their last axis, which is of this length.
-bool areDense(Run const& run, int64_t length, std::initializer_list<char const*> inputs);
 
 // Refuses a last axis that is not known when the engine is built, or is not `heads` heads that a kernel takes.
 void checkHeads(Shapes::Expression width, int64_t heads, char const* name);

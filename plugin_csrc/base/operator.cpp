@@ -130,6 +130,11 @@ Tensor const& Run::input(std::string_view name) const { return mInputs.at(static
 
 Tensor const& Run::output(std::string_view name) const { return mOutputs.at(static_cast<size_t>(mNode.output(name))); }
 
+bool Run::isDense(std::initializer_list<char const*> inputs, int64_t length) const {
+  return std::all_of(inputs.begin(), inputs.end(),
+                     [&](char const* name) { return !has(name) || input(name).size(-1) == length; });
+}
+
 void* Run::dataOr(std::string_view name, void* otherwise) const {
   if (has(name)) {
     return input(name).data;

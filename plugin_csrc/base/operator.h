@@ -3,6 +3,7 @@
 
 #include <NvInferRuntime.h>
 
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -73,6 +74,8 @@ class Run {
   std::vector<Tensor> const& inputs() const { return mInputs; }
   // The stride of an optional input along an axis; 0 where the node does not have it.
   int64_t strideOf(std::string_view name, int32_t axis) const { return has(name) ? input(name).stride(axis) : 0; }
+  // Whether those of the inputs that the node has do not broadcast their last axis, which is of this length.
+  bool isDense(std::initializer_list<char const*> inputs, int64_t length) const;
   // The data of an input or output, or `otherwise` where the node does not have it.
   void* dataOr(std::string_view name, void* otherwise) const;
   // What a pointer given for an optional tensor points to, as the kernels count it: 0 nothing, 1 T, 2 float32, 3 bytes.

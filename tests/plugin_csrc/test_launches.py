@@ -91,10 +91,16 @@ def embed_layer_norm(width: int, ids: Sequence[tuple[int, int]], *, dtype: Any =
 
 
 def sequence_fusion(
-    width: int, levels: int, *, dtype: Any = HALF, mask: Any = None, windows: Sequence[int] = (1,)
+    width: int,
+    levels: int,
+    *,
+    dtype: Any = HALF,
+    mask: Any = None,
+    windows: Sequence[int] = (1,),
+    of: Sequence[int] = (2, 33, 0),
 ) -> Case:
     inputs = {"x": tensor(2, 33, width, dtype=dtype), "level_embeddings": tensor(levels, width, dtype=dtype)}
-    inputs |= {"level_mask": tensor(2, 33, levels, dtype=mask)} if mask is not None else {}
+    inputs |= {"level_mask": tensor(*of[:2], of[2] or levels, dtype=mask)} if mask is not None else {}
     weights = [0.5 / window if window > 1 else 0.0 for window in windows]
     settings: dict[str, Any] = {
         "temperature": 0.7,
@@ -268,6 +274,7 @@ CASES = [
     sequence_fusion(64, 17, mask=torch.bool, windows=(3, 5)),
     sequence_fusion(50, 3, mask=HALF, windows=(1, 3, 5, 7)),
     sequence_fusion(128, 128, dtype=FLOAT),
+    *(sequence_fusion(64, 4, mask=torch.bool, of=of) for of in ((1, 1, 0), (2, 1, 0), (1, 33, 0), (2, 33, 1), (1, 1, 1))),
     *(interaction("stacked", features, 64) for features in (2, 16, 17, 33, 64)),
     interaction("separate", 27, 128, concat_dense="first"),
     interaction("separate", 3, 50, dtype=FLOAT, triangle="upper", self_interaction=1, concat_dense="last"),

@@ -69,7 +69,7 @@ class FusedAttentionLayerNorm final : public Operator {
     Tensor const& output = run.output("output");
     Geometry const sizes = geometry(query, run.input("key"), run.input("value"));
     int64_t const rows = sizes.batch * sizes.queries;
-    bool const isDense = areDense(run, sizes.keys, {"attention_bias", "mask"});
+    bool const isDense = run.isDense({"attention_bias", "mask"}, sizes.keys);
     std::string const projected = mProjected && isDense ? projectedName(run, sizes) : "";
     if (!projected.empty()) {
       KernelVariant const& whole = findKernel(projected);

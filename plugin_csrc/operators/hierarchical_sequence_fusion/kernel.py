@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from onnx_fuse.plugin_csrc.kernels.common import (
+    are_dense,
     dot,
     dot_float32,
     element_of,
@@ -24,7 +25,9 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     load_mask,
     start,
     store,
+    strides_of,
     table,
+    tile,
     variant,
 )
 from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
@@ -69,6 +72,9 @@ def hierarchical_sequence_fusion(
     positions,
     width,
     levels,
+    mask_batch,
+    mask_position,
+    mask_level,
     temperature,
     mask_kind,
     has_weights,
@@ -84,6 +90,7 @@ def hierarchical_sequence_fusion(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     LEVELS: tl.constexpr,
+    DENSE: tl.constexpr,
 ):
     radii = (radius_1, radius_2, radius_3, radius_4)
     factors = (factor_1, factor_2, factor_3, factor_4)
@@ -106,15 +113,15 @@ def hierarchical_sequence_fusion(
         scores = dot(here, tl.trans(embeddings), scores)
     scores = scores / temperature
 
-    place = row[:, None] * levels + level[None, :]
-    keep = load_mask(level_mask, mask_kind, place, both) != 0.0
+    place = (row // positions) * mask_batch + position * mask_position
+    keep = load_mask(level_mask, mask_kind, tile(place, 1, level, mask_level, DENSE), both) != 0.0
     greatest = tl.max(tl.where(keep, scores, float("-inf")), 1)
     exponent = tl.where(keep, scores - greatest[:, None], float("-inf"))
     weights = tl.exp(exponent)
     total = tl.sum(weights, 1)
     weights = weights / tl.where(total > 0.0, total, 1.0)[:, None]
     if has_weights:
-        store(level_weights, place, weights, both)
+        store(level_weights, row[:, None] * levels + level[None, :], weights, both)
     product = temperature * tl.sum(weights * tl.where(keep, scores, 0.0), 1)
     gate = tl.sigmoid(product / width)[:, None]
 
@@ -136,19 +143,22 @@ def hierarchical_sequence_fusion(
 
 _TYPES = table(
     ("*T", "x level_embeddings level_mask y level_weights"),
-    ("i64", "rows"),
+    ("i64", "rows mask_batch"),
     ("fp32", "temperature factor_1 factor_2 factor_3 factor_4"),
 )
 
 
-def pick(element: str, width: int, levels: int) -> Variant | None:
-    """The variant for rows of `width` and this many levels; None for more than 128 levels. Every width is accepted."""
+def pick(element: str, width: int, levels: int, dense: bool = True) -> Variant | None:
+    """The variant for rows of `width` and this many levels; None for more than 128 levels. Every width is accepted.
+
+    `.any` is for widths that are no multiples of 16, and for a mask that broadcasts its last axis (not `dense`).
+    """
     most = next((most for most in LEVELS if levels <= most), None)
     if most is None:
         return None
-    odd = width % 16 != 0
+    odd = width % 16 != 0 or not dense
     most = LEVELS[-1] if odd else most
-    constants = {"ROWS": ROWS, "BLOCK": BLOCK if most == LEVELS[0] else BLOCK // 2, "LEVELS": most}
+    constants = {"ROWS": ROWS, "BLOCK": BLOCK if most == LEVELS[0] else BLOCK // 2, "LEVELS": most, "DENSE": not odd}
     name = f"hierarchical_sequence_fusion.{element}.l{most}" + (".any" if odd else "")
     divisible = () if odd else ("width",)
     return variant(name, hierarchical_sequence_fusion, element, _TYPES, constants, divisible, aligned=not odd)
@@ -175,18 +185,18 @@ def launch(
 ) -> tuple[Any, Any]:
     """(y [B, S, H], level_weights [B, S, L] or None) of the type of x [B, S, H].
 
-    level_embeddings [L, H] is of type T; level_mask [B, S, L] is bool or T. Refused: more than 128 levels, more than 4 windows,
+    level_embeddings [L, H] is of type T; level_mask [1|B, 1|S, 1|L] is bool or T. Refused: more than 128 levels, more than 4 windows,
     even windows.
 
     Arguments: x, level_embeddings, level_mask, y, level_weights (x in place of what is absent), rows = B S (int64), positions = S,
-    width = H, levels = L, temperature, kind of level_mask, has_weights, truncate (1 for pad="truncate"), then 4 radii W // 2
+    width = H, levels = L, strides of level_mask (that of the batch int64), temperature, kind of level_mask, has_weights, truncate (1 for pad="truncate"), then 4 radii W // 2
     (-1 for no window) and 4 factors c. Grid: ceil(rows / ROWS).
     """
     batch, positions, width = x.shape
     levels = level_embeddings.shape[0]
     y = x.new_empty(x.shape)
     weights = x.new_empty((batch, positions, levels)) if level_weights else None
-    chosen = pick(element_of(x), width, levels)
+    chosen = pick(element_of(x), width, levels, are_dense(levels, level_mask))
     if chosen is None or len(windows) > SLOTS.value or any(window % 2 == 0 for window in windows):
         raise ValueError("more than 128 levels, more than 4 windows, or an even window")
     radii = [window // 2 for window in windows]
@@ -204,6 +214,7 @@ def launch(
         positions,
         width,
         levels,
+        *strides_of(level_mask, 3),
         temperature,
         kind_of(level_mask, x),
         int(weights is not None),

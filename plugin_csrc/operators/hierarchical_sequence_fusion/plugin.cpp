@@ -9,7 +9,7 @@ constexpr int64_t kMostLevels = 128;
 
 // As `pick` in hierarchical_sequence_fusion.py.
 std::string kernelName(Run const& run, int64_t width, int64_t levels) {
-  bool const odd = width % 16 != 0 || !run.aligned();
+  bool const odd = width % 16 != 0 || !run.aligned() || !run.isDense({"level_mask"}, levels);
   std::string const name = std::string("hierarchical_sequence_fusion.") + run.type();
   return name + (levels <= 16 && !odd ? ".l16" : ".l128") + (odd ? ".any" : "");
 }
@@ -50,11 +50,16 @@ class HierarchicalSequenceFusion final : public Operator {
     Tensor const& x = run.input("x");
     Tensor const& embeddings = run.input("level_embeddings");
     int64_t const width = x.size(2);
-    KernelVariant const& kernel = findKernel(kernelName(run, width, embeddings.size(0)));
+    int64_t const levels = embeddings.size(0);
+    KernelVariant const& kernel = findKernel(kernelName(run, width, levels));
     Arguments arguments;
     arguments.pointer(x.data).pointer(embeddings.data).pointer(run.dataOr("level_mask", x.data));
     arguments.pointer(run.output("y").data).pointer(run.dataOr("level_weights", x.data));
-    arguments.integer(x.rows()).integer(x.size(1)).integer(width).integer(embeddings.size(0)).float32(mTemperature);
+    arguments.integer(x.rows()).integer(x.size(1)).integer(width).integer(levels);
+    for (int32_t axis = 0; axis < 3; ++axis) {
+      arguments.integer(run.strideOf("level_mask", axis));
+    }
+    arguments.float32(mTemperature);
     arguments.integer(run.kind("level_mask")).integer(run.makes("level_weights") ? 1 : 0).integer(mTruncates);
     for (size_t slot = 0; slot < kSlots; ++slot) {
       arguments.integer(slot < mWindows.size() ? mWindows[slot] / 2 : -1);

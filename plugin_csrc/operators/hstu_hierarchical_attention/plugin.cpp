@@ -56,7 +56,7 @@ class HSTUHierarchicalAttention final : public Operator {
     void* const output = wide ? run.workspace() : y.data;
     int64_t const length = q.size(1);
     int64_t const valueSize = v.size(2) / mHeads;
-    bool const isDense = run.aligned() && areDense(run, length, {"bias", "mask"});
+    bool const isDense = run.aligned() && run.isDense({"bias", "mask"}, length);
     KernelVariant const& kernel = findKernel(kernelName(run.type(), q.size(2) / mHeads, valueSize, isDense));
     bool const headNorm = mNorm != Norm::kNone && !isNormedAfter();
     Arguments arguments;
