@@ -70,7 +70,7 @@ def embed_body(
 
 DECLARATION = declare(
     "ids_*: int32|int64 [1|B, 1|S] # as many pairs as `num_tables` says",
-    "table_*: T|float32 [V*, H] # V may be another one for each table",
+    "table_*: T|float32 [V*, H] # T is the type of the first; V may be another one for each",
     "gamma?: T|float32 [H]",
     "beta?: T|float32 [H]",
     "-> output: T [B, S, H]",

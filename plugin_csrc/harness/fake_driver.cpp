@@ -3,7 +3,7 @@
 // with $FAKE_CUDA_REFUSES_CUBINS it takes PTX only, as a driver older than the compiler does. $FAKE_CUDA_SIGNATURES is a file
 // of lines "kernel letters" with a letter for each argument: p(ointer), i(nt32), l(ong, int64), f(loat32).
 // Memory of the device is memory of the host, and streams do at once what they are told; a captured stream keeps it for the
-// graph. With $FAKE_CUDA_MEMORY, so many bytes can be allocated.
+// graph. With $FAKE_CUDA_MEMORY, so many bytes can be allocated. $FAKE_CUDA_MULTIPROCESSORS is how many it claims, else 132.
 // Between fake_cuda_enqueuing(1) and (0), which the harness calls around `enqueue`, a thread is refused what may wait for the
 // device. fake_cuda_replace_context() destroys the context, with all that was loaded, and makes another at its address.
 #include <cuda.h>
@@ -152,7 +152,8 @@ __attribute__((visibility("default"))) void fake_cuda_replace_context() {
 
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice) {
   if (attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) {
-    *value = 132;
+    char const* const count = std::getenv("FAKE_CUDA_MULTIPROCESSORS");
+    *value = count == nullptr ? 132 : std::atoi(count);
     return CUDA_SUCCESS;
   }
   char const* const claimed = std::getenv("FAKE_CUDA_SM");

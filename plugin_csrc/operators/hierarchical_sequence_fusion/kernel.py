@@ -185,12 +185,12 @@ def launch(
 ) -> tuple[Any, Any]:
     """(y [B, S, H], level_weights [B, S, L] or None) of the type of x [B, S, H].
 
-    level_embeddings [L, H] is of type T; level_mask [1|B, 1|S, 1|L] is bool or T. Refused: more than 128 levels, more than 4 windows,
-    even windows.
+    level_embeddings [L, H] is of type T; level_mask [1|B, 1|S, 1|L] is bool or T. Refused: more than 128 levels, more than 4
+    windows, even windows.
 
-    Arguments: x, level_embeddings, level_mask, y, level_weights (x in place of what is absent), rows = B S (int64), positions = S,
-    width = H, levels = L, strides of level_mask (that of the batch int64), temperature, kind of level_mask, has_weights, truncate (1 for pad="truncate"), then 4 radii W // 2
-    (-1 for no window) and 4 factors c. Grid: ceil(rows / ROWS).
+    Arguments: x, level_embeddings, level_mask, y, level_weights (x in place of what is absent), rows = B S (int64), positions =
+    S, width = H, levels = L, strides of level_mask (that of the batch int64), temperature, kind of level_mask, has_weights,
+    truncate (1 for pad="truncate"), then 4 radii W // 2 (-1 for no window) and 4 factors c. Grid: ceil(rows / ROWS).
     """
     batch, positions, width = x.shape
     levels = level_embeddings.shape[0]
