@@ -14,6 +14,15 @@ os.environ["TRITON_INTERPRET"] = "1"
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".cache")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests drew, so that a run can be repeated."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    for report in reports:
+        for name, value in report.user_properties:
+            if name == "drawn" and report.when == "call":
+                terminalreporter.write_line(f"drawn: {value}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests first, so that no worker ends with one while the others have nothing left to do."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

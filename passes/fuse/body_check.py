@@ -1,24 +1,32 @@
-"""Asks ONNX's shape inference what a fused node would make, and holds it against what the graph has."""
+"""Holds a fused node against its operator's declaration, and what ONNX's shape inference says it makes against the graph."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
 import onnx
-from onnx import FunctionProto, ModelProto, TypeProto, ValueInfoProto, helper
+from onnx import FunctionProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from onnx_fuse.passes.graph.function_bodies import import_domain
 from onnx_fuse.passes.graph.shapes.inference import Info
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.body import CAST_LIKE_SINCE
+from onnx_fuse.patterns.language.declaration import Misfit
 from onnx_fuse.patterns.language.operator import Fused, FusedOp, type_name
 
 _LONGEST = 1 << 16
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+}
 _FUNCTION_IR = 8
 
 
 def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], view: View) -> str | None:
-    """Why the operator's body does not give the types and shapes its outputs have in the graph; None where it does.
+    """Why the operator does not take these inputs, or its body does not give the types and shapes its outputs have in the graph;
+    None where it does.
 
     A dimension that either side does not know is not held against the match.
     """
@@ -34,6 +42,9 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
     case = _case(operator, fused, infos, wanted)
     if case in view.agreed:
         return None  # another layer of the same make was found to agree
+    undeclared = _undeclared(operator, fused, infos, dtype)
+    if undeclared is not None:
+        return f"{operator.name} does not take its inputs: {undeclared}"
     function = operator.make_function(operator.present(fused.inputs), made, fused.attributes, view.graph.opsets, dtype)
     empty = next((fused.inputs[name] for name, info in infos.items() if info.shape and 0 in info.shape), None)
     if empty is not None:
@@ -58,6 +69,28 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
             expected = ", ".join(map(str, want.shape))
             return f"{value} has shape [{expected}], {operator.name} makes [{', '.join(map(str, found))}]"
     view.agreed.add(case)
+    return None
+
+
+def _undeclared(operator: FusedOp, fused: Fused, infos: Mapping[str, Info], dtype: int) -> str | None:
+    """What of the inputs' types and shapes the operator's declaration does not allow."""
+    declaration = operator.declaration
+    if declaration is None:
+        return None
+    for name, info in infos.items():
+        types = declaration.tensor(name).types
+        allowed = {dtype if item == "T" else _TYPES[item] for item in types}
+        if info.dtype and dtype and info.dtype not in allowed:
+            return f"{name} is {type_name(info.dtype)}, allowed is {' or '.join(types)} with T = {type_name(dtype)}"
+    shapes = {
+        name: [dim if isinstance(dim, int) else None for dim in info.shape]
+        for name, info in infos.items()
+        if info.shape is not None
+    }
+    try:
+        declaration.bound(shapes, fused.attributes, infos)
+    except Misfit as error:
+        return str(error)
     return None
 
 

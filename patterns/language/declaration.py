@@ -51,13 +51,6 @@ class Axis:
     plus: int = 0
     broadcasts: bool = False
 
-    @property
-    def text(self) -> str:
-        """As it is declared."""
-        product = "*".join(self.factors)
-        plus = f"{self.plus:+d}" if product else str(self.plus)
-        return ("1|" if self.broadcasts else "") + product + (plus if self.plus or not product else "")
-
     def size(self, sizes: Sizes) -> int | None:
         """What it is where it does not broadcast; None where that is not known."""
         if any(factor not in sizes for factor in self.factors):
@@ -84,16 +77,17 @@ class Axis:
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape that a tensor may have, with any number of axes before these where `rest` says so."""
+    """One shape that a tensor may have, with any number of axes before these where `rest` says so.
 
+    Attributes:
+        text: as it is declared, without its condition.
+        condition: (attribute or input, value) of the nodes that it is for; None for all.
+    """
+
+    text: str
     axes: tuple[Axis, ...]
     rest: bool = False
     condition: tuple[str, str] | None = None
-
-    @property
-    def text(self) -> str:
-        """As it is declared, without its condition."""
-        return f"[{', '.join([REST] * self.rest + [axis.text for axis in self.axes])}]"
 
     def takes(self, rank: int) -> bool:
         """Whether it may have so many axes."""
@@ -189,19 +183,19 @@ class Declaration:
             larger = next((size for size in alike if size not in (None, 1)), None)
             if axis.broadcasts and (larger is not None or None not in alike):
                 axis.solve(1 if larger is None else larger, sizes)
-        for name, found in shapes.items():
-            if not any(form.fits(found, sizes, rest) for form in forms[name]):
-                raise Misfit(_sentence(name, found, allowed[name], sizes, rest))
         for letter, least in self.least.items():
             if sizes.get(letter, least) < least:
                 raise Misfit(f"{letter} is {sizes[letter]}, allowed is {least} or more")
+        for name, found in shapes.items():
+            if not any(form.fits(found, sizes, rest) for form in forms[name]):
+                raise Misfit(_sentence(name, found, allowed[name], sizes, rest))
         return sizes
 
 
 def _sentence(name: str, found: Found, forms: Sequence[Shape], sizes: Sizes, rest: Found) -> str:
     names = dict.fromkeys(factor for form in forms for axis in form.axes for factor in axis.factors if factor in sizes)
     known = [f"{size} = {sizes[size]}" for size in names]
-    known += [f"{REST} = {_text(rest)}"] if any(form.rest for form in forms) else []
+    known += [f"{REST} = [{_text(rest)}]"] if any(form.rest for form in forms) else []
     if not forms:
         return f"{name} is [{_text(found)}], a node of this kind has no {name}"
     allowed = " or ".join(form.text for form in forms)
@@ -244,7 +238,7 @@ def _shapes(text: str) -> Iterator[Shape]:
         axes = [item.strip() for item in found["axes"].split(",") if item.strip()]
         condition = (found["name"], found["value"]) if found["name"] else None
         rest = axes[:1] == [REST]
-        yield Shape(tuple(map(_axis, axes[rest:])), rest, condition)
+        yield Shape(f"[{', '.join(axes)}]", tuple(map(_axis, axes[rest:])), rest, condition)
 
 
 def _axis(text: str) -> Axis:

@@ -101,7 +101,7 @@ std::string text(std::vector<int64_t> const& axes) {
     }
   }
   if (hasRest) {
-    known.push_back("... = " + text(rest));
+    known.push_back("... = [" + text(rest) + "]");
   }
   std::ostringstream with;
   for (std::string const& item : known) {
@@ -208,6 +208,12 @@ std::map<std::string, int64_t> boundSizes(Declaration const& declaration, std::v
       solve(axis, factors, found, sizes);
     }
   });
+  for (auto const& [size, least] : declaration.least) {
+    auto const found = sizes.find(size);
+    if (found != sizes.end() && found->second < least) {
+      refuse(size, " is ", found->second, ", allowed is ", least, " or more");
+    }
+  }
   for (size_t index = 0; index < tensors.size(); ++index) {
     std::vector<Form> const& forms = allowed[index];
     auto const& axes = tensors[index].axes;
@@ -215,12 +221,6 @@ std::map<std::string, int64_t> boundSizes(Declaration const& declaration, std::v
                                    [&](Form const& form) { return form.takes(axes.size()) && fits(form, axes, sizes, rest); });
     if (!right) {
       refuseShape(tensors[index], forms, sizes, rest);
-    }
-  }
-  for (auto const& [size, least] : declaration.least) {
-    auto const found = sizes.find(size);
-    if (found != sizes.end() && found->second < least) {
-      refuse(size, " is ", found->second, ", allowed is ", least, " or more");
     }
   }
   return sizes;

@@ -1,0 +1,172 @@
+"""Plugins compute what their operator's body says, for every shape, type and set of inputs that it is declared for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+pytest.importorskip("torch")
+
+from onnx_fuse.errors import UsageError
+from onnx_fuse.patterns.language.declaration import Misfit
+from onnx_fuse.plugin_csrc.kernels.manifest import Variant
+from onnx_fuse.runtime.plugins import harness
+from tests.plugin_csrc import contract
+from tests.plugin_csrc.built import library
+
+NAMES = sorted(contract.OPERATORS)
+SEED = 20
+BROADCASTING = ("FusedAttentionLayerNorm", "HSTUHierarchicalAttention", "HierarchicalSequenceFusion")
+
+
+def test_every_operator_is_drawn() -> None:
+    assert sorted(contract.RULES) == NAMES
+    assert all(operator.declaration is not None for operator in contract.OPERATORS.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "names, count",
+    [(BROADCASTING, 6), ([name for name in NAMES if name not in BROADCASTING], 2)],
+    ids=["broadcasting", "others"],
+)
+def test_a_sample(names: list[str], count: int, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    check(names, count, SEED, tmp_path, record_property)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_all(name: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    for part in range(4):
+        folder = tmp_path / str(part)
+        folder.mkdir()
+        check([name], 10 if name in BROADCASTING else 5, SEED + 1 + part, folder, record_property)
+
+
+def check(names: Any, count: int, seed: int, folder: Path, record: Callable[[str, object], None]) -> None:
+    nodes = contract.drawn_pairwise(names, count, seed)
+    outcome = contract.judged(contract.enqueued_by(nodes, folder, seed))
+    told = f"{len(nodes)} nodes of {', '.join(names)} drawn with seed {seed}: {outcome.refound} found again by fuse"
+    record("drawn", f"{told}, {outcome.impossible} that ONNX Runtime cannot run")
+    assert not outcome.wrong, "\n".join(f"{node}: {found}" for node, found in outcome.wrong)
+    assert set(names) <= set(outcome.operators)
+    assert outcome.impossible <= len(nodes) // 4
+    assert outcome.refound >= len(nodes) // 10
+
+
+# -- faults that were there -----------------------------------------------------------------------------------------------
+
+Arguments = dict[str, Any]
+
+
+def dense_bias(arguments: Arguments) -> None:
+    """The rows of a bias lie N apart, and its columns next to each other."""
+    if "bias_row" in arguments:
+        arguments["bias_row"] = arguments["length"]
+
+
+def dense_level_mask(arguments: Arguments) -> None:
+    """A level mask is [B, S, L]."""
+    positions, levels = arguments["positions"], arguments["levels"]
+    arguments |= {"mask_batch": positions * levels, "mask_position": levels}
+
+
+def one_affine(arguments: Arguments) -> None:
+    """Beta lies as gamma does, and without gamma as [h dv]."""
+    if "beta_head" in arguments:
+        arguments |= {"beta_head": arguments["gamma_head"], "beta_column": arguments["gamma_column"]}
+
+
+@pytest.mark.parametrize(
+    "operator, fault, facts",
+    [
+        ("HSTUHierarchicalAttention", dense_bias, {"bias axis 2 broadcasts", "bias axis 3 is whole"}),
+        (
+            "HierarchicalSequenceFusion",
+            dense_level_mask,
+            {"level_mask axis 1 broadcasts", "level_mask axis 2 is whole"},
+        ),
+        ("HSTUHierarchicalAttention", one_affine, {"no gamma", "beta [h]"}),
+        ("HSTUHierarchicalAttention", one_affine, {"gamma [h]", "beta [h*dv]"}),
+    ],
+    ids=["bias", "level mask", "beta without gamma", "gamma and beta"],
+)
+def test_the_contract_sees_a_fault(
+    operator: str, fault: Callable[[Arguments], None], facts: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was in a plugin once: the contract holds without it, and not with it."""
+    draws = random.Random(3)
+    nodes = []
+    while len(nodes) < 2:
+        node = contract.draw(operator, draws)
+        sizes = [size for name, size in node.sizes.items() if name in ("N", "S", "L", "dv", "h")]
+        if facts <= node.facts and min(*sizes, node.sizes["B"]) > 1 and max(sizes) < 20:
+            nodes.append(node)
+    held = contract.enqueued_by(nodes, tmp_path, 1)
+    assert not contract.judged(held).wrong
+    interpret = contract.interpret
+
+    def planted(variant: Variant, grid: tuple[int, ...], arguments: list[Any]) -> None:
+        named = dict(zip(variant.signature, arguments, strict=True))
+        if variant.name.startswith(("hstu_", "hierarchical_")):
+            fault(named)
+        interpret(variant, grid, [*named.values()])
+
+    monkeypatch.setattr(contract, "interpret", planted)
+    assert contract.judged(held).wrong
+
+
+# -- refusals -------------------------------------------------------------------------------------------------------------
+
+
+def plugin_of(node: contract.Drawn) -> harness.Plugin:
+    names = {"inputs": ",".join(node.inputs), "outputs": ",".join(node.outputs)}
+    return harness.Plugin(library(), node.operator, {**node.attributes, **names})
+
+
+def tensors(node: contract.Drawn) -> list[harness.Tensor]:
+    return [harness.Tensor(kind, shape) for kind, shape in node.inputs.values()]
+
+
+def with_another_axis(node: contract.Drawn, draws: random.Random) -> contract.Drawn:
+    """The node with one axis of one input larger, smaller or gone."""
+    name = draws.choice([item for item, (_, shape) in node.inputs.items() if shape])
+    shape = list(node.inputs[name][1])
+    axis = draws.randrange(len(shape))
+    shape[axis : axis + 1] = draws.choice([[shape[axis] + 1], [shape[axis] + 16], [0], [1], []])
+    return contract.changed(node, **{name: tuple(shape)})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plugins_refuse_what_is_not_declared(name: str) -> None:
+    """With the sentence of the declaration, at build time and at run time; and they take what is declared."""
+    declaration, draws = contract.OPERATORS[name].declaration, random.Random(5)
+    assert declaration is not None
+    refused = 0
+    for _ in range(60):
+        node = with_another_axis(contract.draw(name, draws), draws)
+        shapes = {item: shape for item, (_, shape) in node.inputs.items()}
+        plugin = plugin_of(node)
+        try:
+            declaration.bound(shapes, node.attributes)
+            outputs = plugin.outputs(tensors(node))
+            with pytest.raises(UsageError, match="no CUDA driver"):  # which it asks for only where nothing is wrong
+                plugin.prepare(tensors(node), outputs)
+        except Misfit as misfit:
+            refused += 1
+            for call in (lambda: plugin.outputs(tensors(node)), lambda: plugin.prepare(tensors(node), made_of(node))):  # noqa: B023
+                with pytest.raises(UsageError) as error:
+                    call()
+                assert f"{name}: {misfit}" in error.value.cause
+        finally:
+            plugin.close()
+    assert refused >= 5 or name == "FusedSwish"
+
+
+def made_of(node: contract.Drawn) -> list[harness.Tensor]:
+    return [harness.Tensor(node.element, (1,)) for _ in node.outputs]
