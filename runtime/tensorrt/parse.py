@@ -20,6 +20,7 @@ from onnx_fuse.passes.graph.inlining import inline_calls, nodes_of
 from onnx_fuse.runtime.plugins import harness, plugin_library
 from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.plugin_nodes import fused_nodes, is_plugin, operators_without_plugin
+from onnx_fuse.runtime.verify.bodies import by_attributes
 
 _INLINED = re.compile(r"__\d+$")  # what onnx's inliner adds to the names of a body's nodes
 _NO_WORKSPACE = "needs workspace, which TensorRT does not have inside If, Loop and Scan"
@@ -32,8 +33,8 @@ class ParseIssue:
     Attributes:
         node: name of the node, "" when the complaint is not about one. A node of an inlined body is called `CALL/NODE__k`.
         op_type: operator of that node.
-        code: TensorRT's error code, for example "INVALID_NODE"; or, for what it leaves unsaid, our "NO_LAYERS", "NO_WORKSPACE"
-            or "REFUSED".
+        code: TensorRT's error code, for example "INVALID_NODE"; or, for what it leaves unsaid, our "NO_LAYERS", "NO_WORKSPACE",
+            "CONTRADICTED" or "REFUSED".
         message: TensorRT's text.
         stack: the nodes around it from the outside in, when it stands in a subgraph: ("if_node (If)", "branch_node (then_branch)").
     """
@@ -169,10 +170,17 @@ def parse_network(
         errors = (ParseIssue("", "", "NO_LAYERS", "The model has nothing in it that becomes a layer."),)
     unbuildable = f"It {_NO_WORKSPACE}, and the model has no body of it."
     errors += tuple(ParseIssue(name, op_type, "NO_WORKSPACE", unbuildable) for name, op_type in bodiless.items())
+    plugins_made = tuple(layer.name for layer in layers if layer.type.name.startswith("PLUGIN"))
+    # Nodes without a plugin are what their body says.
+    errors += tuple(
+        ParseIssue(item.node, item.op_type, "CONTRADICTED", f"{item.sentence}.")
+        for item in by_attributes(model if isinstance(model, ModelProto) else _own_copy(model)).contradicted
+        if any(re.fullmatch(rf"(.*/)?(node_of_)?{re.escape(item.node)}", name) for name in plugins_made)
+    )
     result = ParseResult(
         accepted=not errors,
         layers=len(layers),
-        plugins=tuple(layer.name for layer in layers if layer.type.name.startswith("PLUGIN")),
+        plugins=plugins_made,
         inlined=dict(sorted(inlined.items())),
         errors=errors,
         inputs=tuple(_tensor(network.get_input(index)) for index in range(network.num_inputs)),

@@ -6,8 +6,10 @@ worth anything for TensorRT.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
 
@@ -17,8 +19,33 @@ from onnx_fuse.passes.graph.inlining import nodes_of
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.language.body import CAST_LIKE_SINCE
 from onnx_fuse.patterns.language.operator import FLOATS, FusedOp
+from onnx_fuse.runtime.verify import body_attributes
 
 _OVERLOAD = "by_attributes_"
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A fused node whose attributes and body say different things, as in a file that was edited.
+
+    Attributes:
+        node, op_type: its name (or its first output) and operator.
+        attributes: those that the body does not go by; all of the operator's where that is not clear.
+    """
+
+    node: str
+    op_type: str
+    attributes: Mapping[str, Any]
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, as a sentence."""
+        told = ", ".join(f"{name} = {value!r}" for name, value in self.attributes.items())
+        one = len(self.attributes) == 1
+        return (
+            f"node {self.node} ({self.op_type}): attribute{'' if one else 's'} {told} {'says' if one else 'say'} something else "
+            "than the body; TensorRT goes by the attributes, ONNX Runtime by the body"
+        )
 
 
 @dataclass(frozen=True)
@@ -29,11 +56,13 @@ class Bodies:
         model: a copy with such bodies for the nodes below; None where there are no such nodes.
         missing: operators of nodes without any body.
         other: nodes with another body, as "OPERATOR NODE".
+        contradicted: those of them whose body computes something else than the attributes say.
     """
 
     model: ModelProto | None
     missing: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
+    contradicted: tuple[Contradiction, ...] = ()
 
 
 def by_attributes(model: ModelProto) -> Bodies:
@@ -42,6 +71,8 @@ def by_attributes(model: ModelProto) -> Bodies:
     bodies = {(item.domain, item.name, item.overload): item for item in model.functions}
     types = _types(model)
     known: dict[bytes, FunctionProto | None] = {}
+    judged: dict[bytes, tuple[str, ...]] = {}
+    contradicted: list[Contradiction] = []
     missing: dict[str, None] = {}
     other: list[str] = []
     wanted: dict[str, FunctionProto] = {}  # first output -> the body to give to its node
@@ -60,8 +91,18 @@ def by_attributes(model: ModelProto) -> Bodies:
         if body is None:
             missing[node.op_type] = None
         else:
-            other.append(f"{node.op_type} {node.name or node.output[0]}")
-    return Bodies(_with(model, wanted) if wanted else None, tuple(missing), tuple(other))
+            name = node.name or node.output[0]
+            other.append(f"{node.op_type} {name}")
+            key = body.SerializeToString() + made.SerializeToString() + _by_attributes(node).SerializeToString()
+            if key not in judged:
+                remake = partial(_made, operator, opset=opset, dtype=told, known=known)
+                judged[key] = body_attributes.contradicted(operator, node, body, made, told, remake)
+            if judged[key]:
+                values = _values(node)
+                contradicted.append(
+                    Contradiction(name, node.op_type, {each: values[each] for each in judged[key] if each in values})
+                )
+    return Bodies(_with(model, wanted) if wanted else None, tuple(missing), tuple(other), tuple(contradicted))
 
 
 def _with(model: ModelProto, wanted: dict[str, FunctionProto]) -> ModelProto:
@@ -87,11 +128,8 @@ def _made(
     operator: FusedOp, node: NodeProto, opset: int, dtype: int, known: dict[bytes, FunctionProto | None]
 ) -> FunctionProto | None:
     """The body that the attributes call for; None where they are not those of the operator, which running the model will tell."""
-    values = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-    values = {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
-    key = NodeProto(
-        op_type=node.op_type, domain=node.domain, attribute=node.attribute, overload=f"{opset} {dtype}"
-    ).SerializeToString(deterministic=True)
+    values = _values(node)
+    key = _by_attributes(node, f"{opset} {dtype}").SerializeToString(deterministic=True)
     if key not in known:
         try:
             attributes = {name: values[name] for name in operator.attributes}
@@ -100,6 +138,16 @@ def _made(
         except (PatternError, KeyError, AttributeError, TypeError, ValueError):
             known[key] = None
     return known[key]
+
+
+def _values(node: NodeProto) -> dict[str, Any]:
+    values = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    return {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
+
+
+def _by_attributes(node: NodeProto, overload: str = "") -> NodeProto:
+    """What of a node says which body it is to have."""
+    return NodeProto(op_type=node.op_type, domain=node.domain, attribute=node.attribute, overload=overload)
 
 
 def _same(body: FunctionProto, made: FunctionProto) -> bool:

@@ -276,6 +276,12 @@ class _Run:
             result.notes.append(
                 f"{_listed(bodies.missing)} has no body in the fused model: the one that its attributes call for was run."
             )
+        if bodies.contradicted:
+            first, *more = bodies.contradicted
+            also = f"; so it is with {len(more)} more nodes" if more else ""
+            result.problem = f"{first.sentence}{also}."
+            result.remedy = "Fuse the original again: the fused model was changed."
+            return
         suspects = self._widen(suspects)
         allowed = tolerances(self.original)
         if self.rtol is not None:

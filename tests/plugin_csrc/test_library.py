@@ -22,6 +22,7 @@ from onnx_fuse.patterns.language.operator import FusedOp
 from onnx_fuse.runtime.plugins import aot, harness, plugin_library
 from tests.plugin_csrc.built import CACHE, ROOT, enqueued, library
 from tests.plugin_csrc.test_launches import CASES, Case, described, hstu, tensor
+from tests.trust import mutations
 
 OPERATORS: dict[str, FusedOp] = {fusion.operator.name: fusion.operator for fusion in onnx_fuse.fusions()}
 USED = sorted({case.name for case in CASES})
@@ -116,6 +117,22 @@ def test_what_the_operator_does_not_take_is_refused_with_a_reason(tmp_path: Path
     answer = answered([wrong])
     assert not json.loads(answer.stdout)[0]["accepted"]
     assert 'node: attribute norm is "batch", which is not known' in answer.stderr
+
+
+def test_a_node_whose_body_says_something_else_is_refused(tmp_path: Path) -> None:
+    """The plugin would compute what ONNX Runtime does not."""
+    model = onnx_fuse.fuse(mutations.attention_block(), verify=False).model
+    save(model, tmp_path / "right.onnx")
+    node = next(node for node in model.graph.node if node.op_type == "FusedAttentionLayerNorm")
+    next(item for item in node.attribute if item.name == "causal").s = b"upper_left"
+    save(model, tmp_path / "wrong.onnx")
+    right, wrong = in_tensorrt([tmp_path / "right.onnx", tmp_path / "wrong.onnx"])
+    assert right["accepted"] and node.name in right["plugins"]
+    assert not wrong["accepted"]
+    assert (
+        f"node {node.name} (FusedAttentionLayerNorm): attribute causal = 'upper_left' says something else"
+        in wrong["errors"][0]
+    )
 
 
 @pytest.mark.parametrize(
