@@ -156,6 +156,7 @@ def build(
     profiles, assumed = profiles_for(input_specs(source.proto), config)
     targets, notes = _targets(config)
     without = without_plugin(source.proto, libraries)
+    _require_kernels(source.proto, libraries, targets)
     selection = _selected(source, config, profiles, targets, say)
     if selection is not None and (left_out := selection.left_out):
         source = replace(source, proto=leave_out(source.proto, left_out))
@@ -285,6 +286,25 @@ def _targets(config: EngineConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
             f"environment without tensorrt: {installation.add_extra('tensorrt-rtx')}",
         )
     return (), notes
+
+
+def _require_kernels(proto: ModelProto, libraries: Sequence[Path], targets: Sequence[str]) -> None:
+    """Sees to it that the plugins of a model can run on every GPU that the engine is for: TensorRT would not notice.
+
+    Raises:
+        UsageError: a library has neither machine code nor PTX for one.
+    """
+    gpu = gpus.first()
+    wanted = [int(target.removeprefix("SM")) for target in targets] or ([gpu.capability] if gpu else [])
+    for operator in sorted({node.op_type for node in fused_nodes(proto) if is_plugin(node)}):
+        for library in libraries:
+            held = plugin_library.held(library, operator)
+            lacking = [f"sm_{item}" for item in wanted if held is not None and held.runs_on(item) is None]
+            if lacking:
+                raise UsageError(
+                    f"The plugin library {library} has no kernels of {operator} for {', '.join(lacking)}; it has {held}.",
+                    "Build the library for that GPU (onnx-fuse plugins build --arch), name another target, or leave plugins out.",
+                )
 
 
 def _selected(

@@ -337,14 +337,11 @@ def _kernels(library: PluginLibrary, gpu: Gpu) -> Iterator[Finding]:
             "Parse and build with --no-plugins, which uses the bodies.",
         )
         return
-    fits = [
-        item
-        for item in library.architectures
-        if item == number or (item not in aot.EXACT and item // 10 == number // 10 and item < number)
-    ]
-    if fits:
+    held = plugin_library.of_architectures(library.architectures)
+    runs = held.runs_on(number)
+    if runs == "machine code":
         return
-    if aot.PTX_ARCHITECTURE in library.architectures:
+    if runs == "PTX":
         yield Finding(
             "warning",
             f"{library.path} has no machine code for {gpu.name} (sm_{number}): the driver translates PTX of "
@@ -353,10 +350,9 @@ def _kernels(library: PluginLibrary, gpu: Gpu) -> Iterator[Finding]:
             + (f" --arch {number}" if number in aot.ARCHITECTURES else ", with an onnx-fuse that knows it"),
         )
     else:
-        known = ", ".join(f"sm_{item}" for item in library.architectures)
         yield Finding(
             "broken",
-            f"{library.path} is for {known}, not for {gpu.name} (sm_{number}).",
+            f"{library.path} has {held}, and nothing for {gpu.name} (sm_{number}).",
             "Build it for this GPU: onnx-fuse plugins build",
         )
 

@@ -59,7 +59,7 @@ def show_plugins() -> None:
     for path in found:
         library = plugin_library.described(path)
         facts = (
-            f"{library.variants} kernels, version {library.version}, sha256 {library.sha256}"
+            f"{library.variants} kernels ({library.held}), version {library.version}, sha256 {library.sha256}"
             if library
             else "no record"
         )

@@ -473,6 +473,8 @@ def _is_telling(value: Value) -> bool:
 
 def health(console: Console, facts: Facts, findings: Sequence[Finding]) -> None:
     """What `doctor` found: what there is, then what is wrong with it."""
+    from onnx_fuse.runtime.plugins import plugin_library
+
     parts = [f"Python {facts.python}, {facts.system}"]
     parts.append(", ".join(f"{name} {version}" for name, version in facts.packages.items()))
     parts.append(f"opsets: onnx {facts.onnx_opset}, ONNX Runtime {facts.onnxruntime_opset}")
@@ -484,8 +486,8 @@ def health(console: Console, facts: Facts, findings: Sequence[Finding]) -> None:
     for library in facts.libraries:
         say(console, f"plugin library: {library.path}")
         if library.sha256:
-            chips = ", ".join(f"sm_{item}" for item in library.architectures)
-            indented(console, f"version {library.version}, {chips}, sha256 {library.sha256}", 2)
+            held = plugin_library.of_architectures(library.architectures)
+            indented(console, f"version {library.version}, {held}, sha256 {library.sha256}", 2)
     ours = [item for item in facts.creators if item.name in facts.operators]
     if ours:
         result = table("plugin", "version", "fields")

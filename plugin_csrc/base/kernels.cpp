@@ -203,6 +203,15 @@ void Arguments::check(KernelVariant const& variant) const {
   }
 }
 
+std::vector<int32_t> kernelArchitectures() {
+  std::vector<int32_t> found;
+  KernelVariant const& any = gr_kernel_variants[0];  // all are compiled for the same
+  for (int32_t index = 0; gr_kernel_variant_count > 0 && index < any.imageCount; ++index) {
+    found.push_back(any.images[index].ptx ? -any.images[index].architecture : any.images[index].architecture);
+  }
+  return found;
+}
+
 char const* kernelDigest() { return gr_kernel_digest; }
 
 int64_t multiprocessors() {

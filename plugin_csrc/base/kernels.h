@@ -78,6 +78,9 @@ class Arguments {
   std::string mKinds;         // p, n or f for each
 };
 
+// What all kernels of this library were compiled for: 90 for machine code of sm_90, -80 for PTX of sm_80.
+std::vector<int32_t> kernelArchitectures();
+
 // Tells the kernels of this library, and the version of onnx-fuse that wrote them, from all others.
 char const* kernelDigest();
 

@@ -1,6 +1,7 @@
 // What the shared library exports: for TensorRT, trtexec's --dynamicPlugins, and callers from C and ctypes.
 #include <NvInferRuntime.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <deque>
 #include <memory>
@@ -68,6 +69,20 @@ __attribute__((constructor)) static void registerIfAsked() {
 
 // How many plugins the library has.
 GR_EXPORT int32_t get_num_registered_plugins() { return static_cast<int32_t>(creators().size()); }
+
+// What a plugin of this name has kernels for: 90 for machine code of sm_90, -80 for PTX of sm_80. Returns how many there are, of
+// which `capacity` are written; -1 where the library has no such plugin.
+GR_EXPORT int32_t get_plugin_architectures(char const* name, int32_t* architectures, int32_t capacity) {
+  auto const isNamed = [&](nvinfer1::IPluginCreatorInterface* creator) {
+    return std::string_view(static_cast<gr::Creator*>(creator)->getPluginName()) == name;
+  };
+  if (std::none_of(creators().begin(), creators().end(), isNamed)) {
+    return -1;
+  }
+  std::vector<int32_t> const found = gr::kernelArchitectures();
+  std::copy_n(found.begin(), std::min(found.size(), static_cast<size_t>(std::max(capacity, 0))), architectures);
+  return static_cast<int32_t>(found.size());
+}
 
 // Bytes of workspace that a node needs for inputs of these types and sizes; -1 where the library has no such plugin, or it
 // refuses the attributes. TensorRT, which has none to give inside If, Loop and Scan, does not tell before it fails to build.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.util
 import json
@@ -16,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from onnx_fuse import installation
 from onnx_fuse.errors import UsageError, reason
@@ -31,6 +33,31 @@ VARIABLE = "ONNX_FUSE_PLUGINS"
 
 _HEADERS = {"tensorrt": "kernel-lens", "cuda": "nvidia-cuda-runtime"}
 # The PyPI wheels that carry the headers, for machines without an installation of TensorRT or CUDA.
+
+
+@dataclass(frozen=True)
+class Held:
+    """The GPUs that a library has kernels for, as compute capabilities: 90 for sm_90.
+
+    Attributes:
+        machine_code: those whose machine code it has.
+        ptx: those whose PTX it has, which the driver translates for any later GPU.
+    """
+
+    machine_code: tuple[int, ...]
+    ptx: tuple[int, ...]
+
+    def runs_on(self, capability: int) -> Literal["machine code", "PTX"] | None:
+        """What a GPU would run: machine code of its own or of an older minor version, else PTX; None where there is neither."""
+        for item in self.machine_code:
+            if item == capability or (item not in aot.EXACT and item // 10 == capability // 10 and item < capability):
+                return "machine code"
+        return "PTX" if any(item <= capability for item in self.ptx) else None
+
+    def __str__(self) -> str:
+        code = ", ".join(f"sm_{item}" for item in self.machine_code)
+        later = ", ".join(f"PTX for sm_{item} and later" for item in self.ptx)
+        return "; ".join(part for part in (code and f"machine code for {code}", later) if part) or "nothing"
 
 
 @dataclass(frozen=True)
@@ -56,6 +83,32 @@ class Library:
     size: int
     seconds: float
     operators: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> Held:
+        """What it has kernels for."""
+        return of_architectures(self.architectures)
+
+
+def of_architectures(architectures: Sequence[int]) -> Held:
+    """What a library has that was built for these."""
+    return Held(tuple(architectures), tuple(item for item in architectures if item == aot.PTX_ARCHITECTURE))
+
+
+def held(library: Path, operator: str) -> Held | None:
+    """What a library has kernels of an operator for; None where it has no plugin of that name, or does not tell.
+
+    It asks the library itself, which is loaded for that.
+    """
+    tell = getattr(ctypes.CDLL(str(library)), "get_plugin_architectures", None)
+    if tell is None:
+        return None
+    numbers = (ctypes.c_int32 * 64)()
+    count = tell(operator.encode(), numbers, len(numbers))
+    found = sorted(numbers[:count]) if count >= 0 else None
+    if found is None:
+        return None
+    return Held(tuple(item for item in found if item > 0), tuple(-item for item in found if item < 0))
 
 
 def cache_folder() -> Path:

@@ -119,6 +119,28 @@ def test_what_the_operator_does_not_take_is_refused_with_a_reason(tmp_path: Path
     assert 'node: attribute norm is "batch", which is not known' in answer.stderr
 
 
+def test_an_engine_for_a_gpu_that_the_library_has_no_kernels_for(tmp_path: Path) -> None:
+    """Machine code for sm_80 and PTX of it: nothing older runs that. The engine would fail where it is run."""
+    assert plugin_library.held(library(), "FusedSwish") == plugin_library.Held((80,), (80,))
+    assert plugin_library.held(library(), "Other") is None
+    model = write(CASES[0], tmp_path / "swish.onnx")
+    command = [
+        sys.executable,
+        "-m",
+        "onnx_fuse",
+        "build",
+        model,
+        "-o",
+        tmp_path / "swish.engine",
+        "--plugins",
+        library(),
+    ]
+    done = subprocess.run([*command, "--target", "SM75"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and not (tmp_path / "swish.engine").exists()
+    told = " ".join(done.stderr.split())
+    assert "has no kernels of FusedSwish for sm_75; it has machine code for sm_80; PTX for sm_80 and later." in told
+
+
 def test_a_node_whose_body_says_something_else_is_refused(tmp_path: Path) -> None:
     """The plugin would compute what ONNX Runtime does not."""
     model = onnx_fuse.fuse(mutations.attention_block(), verify=False).model

@@ -56,7 +56,7 @@ def test_nothing_to_say() -> None:
         (with_library(sha256=""), "note", "has no record", "plugins build"),
         (with_library(version="0.0.1"), "warning", "built by onnx-fuse 0.0.1", "plugins build"),
         (with_library(architectures=(80, 120)), "warning", "no machine code for NVIDIA H100", "--arch 90"),
-        (with_library(architectures=(120,)), "broken", "is for sm_120, not for NVIDIA H100", "plugins build"),
+        (with_library(architectures=(120,)), "broken", "has machine code for sm_120, and nothing for NVIDIA H100", "plugins build"),
         ({"gpus": (Gpu("T4", 75, 0),)}, "broken", "T4 is sm_75", "--no-plugins"),
         ({"creators": ()}, "broken", "no plugin is registered for Op", "plugins build"),
         ({"operators": {"Op": ("alpha", "beta")}}, "broken", "does not take beta", "plugins build"),

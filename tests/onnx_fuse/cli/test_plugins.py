@@ -53,7 +53,10 @@ def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.so.json").write_text(json.dumps(record))
     monkeypatch.setenv(plugin_library.VARIABLE, str(library))
     done = run("plugins", "show")
-    assert done.stdout.splitlines()[1:] == ["  mine::TwiceNarrow version 3"] and f"{library}: 2 kernels" in done.stdout
+    assert (
+        done.stdout.splitlines()[1:] == ["  mine::TwiceNarrow version 3"]
+        and f"{library}: 2 kernels (machine code for sm_80; PTX for sm_80 and later)" in done.stdout
+    )
 
 
 @pytest.mark.long

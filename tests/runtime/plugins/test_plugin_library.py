@@ -127,3 +127,20 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_compiled(
     monkeypatch.setattr(plugin_library.aot, "kernel_modules", lambda: pytest.fail("it begins to compile"))
     with pytest.raises(OutputError):
         plugin_library.build(tmp_path / output)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ((80,), 80, "machine code"),
+        ((80,), 87, "machine code"),
+        ((80,), 90, "PTX"),
+        ((80,), 75, None),
+        ((86,), 80, None),
+        ((86,), 89, "machine code"),
+        ((86,), 90, None),
+        ((120,), 121, None),
+    ],
+)
+def test_which_gpus_a_library_runs_on(architectures: tuple[int, ...], capability: int, runs: str | None) -> None:
+    assert plugin_library.of_architectures(architectures).runs_on(capability) == runs
