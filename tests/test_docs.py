@@ -198,6 +198,8 @@ def test_what_is_made_from_code_and_measurements_is_current() -> None:
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert generate["generated"](text) == text, f"{page} is out of date: python docs/generate.py"
+    for path, make in generate["SOURCES_MADE"].items():
+        assert make() == path.read_text(encoding="utf-8"), f"{path.name} is out of date: python docs/generate.py"
     assert len(generate["messages"]()) > 100
 
 

@@ -1,7 +1,13 @@
-"""Bodies that do not make what the graph has."""
+"""Nodes whose operator does not take what they would read, and bodies that do not make what the graph has."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from onnx_fuse.patterns.language.declaration import declare
 from tests.helpers import assert_same_results, fused, fusion_of, model, operators
 from tests.passes.fuse.small_fusions import SWISH, bump, reasons, the_miss
 
@@ -33,3 +39,37 @@ class TestTypes:
         after, _ = fused(before, SWISH)
         assert [node.op_type for node in after.functions[0].node] == ["FusedSwish"]
         assert_same_results(before, after, tolerance=1e-2)
+
+
+class TestDeclarations:
+    @pytest.mark.parametrize(
+        "line, inputs, reason",
+        [
+            ("[B, 1|S]", "float[2,3] x", None),
+            ("[B, 1|S]", "float[n,3] x", None),
+            ("[B, 4]", "float[2,3] x", "x is [2, 3], allowed is [B, 4] with B = 2"),
+            ("[B, 4]", "float[n,3] x", "x is [?, 3], allowed is [B, 4]"),
+            ("[B]", "float[n,m] x", "x is [?, ?], allowed is [B]"),
+            ("[..., H]", "float[n,m] x", None),
+        ],
+    )
+    def test_only_shapes_that_are_declared_are_fused(self, line: str, inputs: str, reason: str | None) -> None:
+        fusion = fusion_of(bump, lambda op, x: op.Cos(op.Neg(op.Sin(x))), name="Bump")
+        declared = replace(fusion.operator, declaration=declare(f"x: T {line}", f"-> output: T {line}"))
+        before = model(f"({inputs}) => ({inputs[:-1]}y) {{ s = Sin(x) m = Neg(s) y = Cos(m) }}")
+        after, report = fused(before, replace(fusion, operator=declared))
+        assert operators(after) == (["Bump"] if reason is None else ["Sin", "Neg", "Cos"])
+        if reason is not None:
+            assert the_miss(report, "Bump").reason == f"Bump does not take its inputs: {reason}"
+
+    def test_only_types_that_are_declared_are_fused(self) -> None:
+        fusion = fusion_of(bump, lambda op, x: op.Cos(op.Neg(op.Sin(x))), name="Bump")
+        before = model("(float[2,3] x) => (float[2,3] y) { s = Sin(x) m = Neg(s) y = Cos(m) }")
+        declarations: dict[str, Any] = {
+            kind: declare(f"x: {kind} [B, 3]") for kind in ("T", "bool|T", "float32", "bool")
+        }
+        made = {}
+        for kind, declaration in declarations.items():
+            operator = replace(fusion.operator, declaration=declaration)
+            made[kind] = operators(fused(before, replace(fusion, operator=operator))[0])
+        assert [kind for kind, found in made.items() if found == ["Bump"]] == ["T", "bool|T", "float32"]
