@@ -146,10 +146,9 @@ def attention_body(  # type: ignore[no-untyped-def]
         """[B, hkv, S, d] -> [B, h, S, d]: each key-value head serves h / hkv query heads in a row."""
         if not grouped:
             return x
-        times = op.Concat(op.ints(1, 1), op.Div(heads, groups), op.ints(1, 1), axis=0)
-        five = op.Expand(op.Unsqueeze(x, op.ints(2)), times)
-        tail = op.Slice(op.Shape(x), op.ints(2), op.ints(4), op.ints(0))
-        return str(op.Reshape(five, op.Concat(op.ints(0), heads, tail, axis=0)))
+        zero, step = op.Squeeze(op.ints(0)), op.Squeeze(op.ints(1))
+        served = op.Range(zero, op.Squeeze(heads), step)
+        return str(op.Gather(x, op.Div(served, op.Div(heads, groups)), axis=1))
 
     q, k, v = split(query, heads), repeat(split(key, groups)), repeat(split(value, groups))
     scores = op.Mul(op.MatMul(q, op.Transpose(k, perm=[0, 1, 3, 2])), scale)

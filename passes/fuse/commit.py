@@ -137,6 +137,7 @@ class _Writer:
 
     def _copied(self, node: Node) -> list[NodeProto]:
         """A copy of a node of the view, behind the nodes that make what it reads."""
+        node = node.to_write()
         inputs = self._view.inputs(node)
         nodes = [made for name in inputs for made in self._made(name)]
         proto = NodeProto()

@@ -140,7 +140,9 @@ def _body(op: Body, attributes: Mapping[str, Any], rank: int, given: Mapping[str
     operands = [query, given["key"], given["value"], *([] if mask is None else [mask])]
     context = op.Attention(*operands, **settings)
     if rank == 4:
-        context = op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3]), op.ints(0, 0, -1))
+        turned = op.Transpose(context, perm=[0, 2, 1, 3])
+        width = op.Mul(op.dims(turned, 2, 3), op.dims(turned, 3, 4))
+        context = op.Reshape(turned, op.Concat(op.dims(turned, 0, 2), width, axis=0))  # no -1: a batch may be empty
     total = context if given["out_weight"] is None else op.MatMul(context, given["out_weight"])
     for name in ("out_bias", "residual"):
         if given[name] is not None:

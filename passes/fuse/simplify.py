@@ -93,7 +93,7 @@ class _Writer:
     def _producer(self, value: str) -> Node | None:
         node = self.view.producer(value)
         if node is None or (self.view.is_valid(node) and self.view.can_write(value)):
-            return node
+            return None if node is None else node.to_write()
         return self.graph.producers.get(value)
 
     def _collect(self, root: str) -> None:

@@ -97,6 +97,10 @@ class Node:
                 return attribute_value(attribute)
         return None
 
+    def to_write(self) -> Node:
+        """The node that stands for this one in a model: itself, unless a `MadeNode` says otherwise."""
+        return self
+
     def __repr__(self) -> str:
         return f"<{self.op_type} {self.name}>"
 
@@ -106,9 +110,10 @@ class MadeNode(Node):
 
     Attributes:
         covers: positions of the original nodes that it stands for.
+        written: the node to write into a model in its place; None for itself.
     """
 
-    __slots__ = ("_attributes", "_label", "covers")
+    __slots__ = ("_attributes", "_label", "covers", "written")
 
     def __init__(
         self,
@@ -123,6 +128,7 @@ class MadeNode(Node):
     ) -> None:
         self.position = position
         self.covers = covers or (position,)
+        self.written: MadeNode | None = None
         self.key, self.qualified, self.nests = _operator(domain, op_type)
         self.domain, self.op_type = self.key
         self.inputs = tuple(inputs)
@@ -144,6 +150,9 @@ class MadeNode(Node):
     def attribute(self, name: str) -> Any:
         found = self._attributes.get(name)
         return list(found) if isinstance(found, list) else found
+
+    def to_write(self) -> Node:
+        return self.written or self
 
 
 def _as_stored(value: Any) -> Any:

@@ -12,6 +12,7 @@ from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.shapes.inference import Info
+from onnx_fuse.passes.view.layout_transform import Move, write_move
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 
@@ -60,7 +61,7 @@ def decompose_attention(view: View, node: Node) -> bool:
         return True
     context = view.add("MatMul", [probabilities, value], like=node, covers=[node])
     context = view.add("Transpose", [context], {"perm": [0, 2, 1, 3]}, like=node, covers=[node])
-    merged = view.array(np.array([0, 0, -1], dtype=np.int64), name)
+    merged = view.array(np.array([0, 0, _size(view, value, 3, heads.query)], dtype=np.int64), name)
     view.replace(name, "Reshape", [context, merged], like=node, covers=[node])
     return True
 
@@ -126,8 +127,16 @@ def _operands(view: View, node: Node, heads: _Heads) -> list[str]:
     return operands
 
 
+def _size(view: View, value: str, axis: int, times: Dim) -> int:
+    """So many times a size, for the target of a Reshape."""
+    shape = view.shape(value)
+    total = None if shape is None else d.multiply(shape[axis], times)
+    return total if isinstance(total, int) else -1
+
+
 def _split(view: View, value: str, heads: Dim, node: Node) -> str:
-    target = view.array(np.array([0, 0, heads, -1], dtype=np.int64), node.outputs[0])
+    size = d.divide((view.shape(value) or (0, 0, -1))[2], heads)
+    target = view.array(np.array([0, 0, heads, size if isinstance(size, int) else -1], dtype=np.int64), node.outputs[0])
     split = view.add("Reshape", [value, target], like=node, covers=[node])
     return view.add("Transpose", [split], {"perm": [0, 2, 1, 3]}, like=node, covers=[node])
 
@@ -138,9 +147,8 @@ def _repeated(view: View, value: str, heads: _Heads, node: Node) -> str:
     def ints(*numbers: Dim) -> str:
         return view.array(np.array(numbers, dtype=np.int64), node.outputs[0])
 
-    size = (view.shape(value) or (-1,))[-1]
     five = view.add("Unsqueeze", [value, ints(2)], like=node, covers=[node])
     five = view.add("Expand", [five, ints(1, 1, heads.repeats, 1, 1)], like=node, covers=[node])
-    return view.add(
-        "Reshape", [five, ints(0, heads.query, -1, size if isinstance(size, int) else 0)], like=node, covers=[node]
-    )
+    sizes = dict(enumerate(view.shape(five) or ()))
+    move = Move(five, sizes, ((0,), (1,), (2,), (3,), (4,)), ((0,), (1, 2), (3,), (4,)))
+    return write_move(view, move, node, covers=[node])

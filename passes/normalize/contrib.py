@@ -91,7 +91,7 @@ def packed_attention(view: View, node: Node) -> bool:
         product = op("Add", product, node.inputs[2])
     ends = [sum(sizes[: number + 1]) for number in range(3)]
     query, key, value = (op.part(product, -1, end - size, end) for size, end in zip(sizes, ends, strict=True))
-    _attend(op, (query, key, value), heads, sizes[0] // heads, bias)
+    _attend(op, (query, key, value), heads, [size // heads for size in sizes], bias)
     return True
 
 
@@ -117,7 +117,7 @@ def multi_head_attention(view: View, node: Node) -> bool:
         ends = [sum(sizes[: number + 1]) for number in range(3)]
         parts = [op.part(node.inputs[3], 0, end - size, end) for size, end in zip(sizes, ends, strict=True)]
         operands = [op("Add", value, part) for value, part in zip(operands, parts, strict=True)]
-    _attend(op, (operands[0], operands[1], operands[2]), heads, sizes[0] // heads, bias)
+    _attend(op, operands, heads, [size // heads for size in sizes], bias)
     return True
 
 
@@ -135,14 +135,15 @@ def _beyond(view: View, node: Node, past: Sequence[int], mask: str, bias: str, k
     return None
 
 
-def _attend(op: _Maths, operands: tuple[str, str, str], heads: int, size: int, bias: str) -> None:
-    """softmax(scale q k^T + bias) v, of operands [B, S, h*d], their heads side by side."""
+def _attend(op: _Maths, operands: Sequence[str], heads: int, sizes: Sequence[int], bias: str) -> None:
+    """softmax(scale q k^T + bias) v, of operands [B, S, h*d], their heads of these sizes side by side."""
     view, node = op.view, op.node
     query, key, value = (
-        op("Transpose", op("Reshape", item, op.ints(0, 0, heads, -1)), perm=[0, 2, 1, 3]) for item in operands
+        op("Transpose", op("Reshape", item, op.ints(0, 0, heads, size)), perm=[0, 2, 1, 3])
+        for item, size in zip(operands, sizes, strict=True)
     )
     scores = op("MatMul", query, op("Transpose", key, perm=[0, 1, 3, 2]))
-    scale = _number(node, "scale", 0.0) or 1.0 / math.sqrt(size)
+    scale = _number(node, "scale", 0.0) or 1.0 / math.sqrt(sizes[0])
     scores = op("Mul", scores, op.number(scale, node.inputs[0]))
     if bias:
         scores = op("Add", scores, bias)
@@ -151,7 +152,7 @@ def _attend(op: _Maths, operands: tuple[str, str, str], heads: int, size: int, b
         scores = view.add("Causal", [scores], {"causal": "upper_left"}, like=node, covers=[node], domain=VIEW_DOMAIN)
         view.declare(scores, Info(info.dtype, info.shape))
     context = op("MatMul", op("Softmax", scores, axis=-1), value)
-    op.make(node.outputs[0], "Reshape", op("Transpose", context, perm=[0, 2, 1, 3]), op.ints(0, 0, -1))
+    op.make(node.outputs[0], "Reshape", op("Transpose", context, perm=[0, 2, 1, 3]), op.ints(0, 0, heads * sizes[2]))
 
 
 def _score_bias(view: View, node: Node, mask: str, attention_bias: str, query: str, keys: str) -> str | None:

@@ -8,7 +8,7 @@ are then equal, and a pattern needs one form of head split and one of head merge
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,8 @@ from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 
+_ALLOWZERO = 14
+"""The opset that brought Reshape's attribute."""
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
 Groups = tuple[tuple[int, ...], ...]
@@ -219,6 +221,20 @@ class Step:
         ]
         return target if target.count(-1) <= 1 else None
 
+    @property
+    def fails_on_nothing(self) -> bool:
+        """Whether a value without elements may not fit the target: of a size of 0 and -1, either may be anything."""
+        return self.constant is None or {0, -1} <= set(self.constant)
+
+    @property
+    def axes(self) -> tuple[str, list[int]] | None:
+        """The operator that does what a Reshape does where it only adds or only drops axes of size 1, and those axes."""
+        for op_type, longer, shorter in (("Unsqueeze", self.want, self.have), ("Squeeze", self.have, self.want)):
+            ones = [axis for axis, dim in enumerate(longer) if dim == 1]
+            if 1 not in shorter and tuple(dim for dim in longer if dim != 1) == shorter:
+                return op_type, ones
+        return None
+
 
 def steps_of(move: Move) -> list[Step] | None:
     """The canonical nodes of a coalesced move; None where a Reshape target cannot be told from the shape before it."""
@@ -279,7 +295,33 @@ def write_move(view: View, move: Move, like: Node, output: str | None = None, co
             value = output
         else:
             value = view.add(step.op_type, inputs, attributes, like=like, covers=covers)
+        if step.op_type == "Reshape" and step.fails_on_nothing:
+            _write_for_nothing(view, value, inputs[0], step, like)
     return value
+
+
+def _write_for_nothing(view: View, value: str, base: str, step: Step, like: Node) -> None:
+    """Has a Reshape written so that values without elements can take it; in the view it stays what patterns look for."""
+    if step.axes is not None:
+        op_type, axes = step.axes
+        view.write_as(value, op_type, [base, view.array(np.array(axes, dtype=np.int64), like.outputs[0])])
+        return
+    multiples = {dim: _multiple(step.have, dim) for dim in step.want if not isinstance(dim, int)}
+    if None in multiples.values():
+        return
+    # With "allowzero" a 0 is a size; without, it copies, which is the same where it stands in its old place.
+    whole = {"allowzero": 1} if (view.graph.opset() or 0) >= _ALLOWZERO else {}
+    view.write_as(value, "Reshape", [base, _put_together(view, base, step.want, multiples, like)], whole)
+
+
+def _multiple(have: Shape, dim: Dim) -> tuple[int, str, int] | None:
+    """Of which axis a size is that of (Mul, 1), a multiple (Mul) or a part (Div)."""
+    for place, old in enumerate(have):
+        if not isinstance(old, int):
+            for op_type, factor in (("Mul", d.divide(dim, old)), ("Div", d.divide(old, dim))):
+                if isinstance(factor, int):
+                    return place, op_type, factor
+    return None
 
 
 def _take_over(view: View, base: str, output: str | None) -> str:
@@ -299,14 +341,26 @@ def _target(view: View, value: str, step: Step, like: Node) -> str:
     """The target of a Reshape: a constant (0 copies, one -1) where there is one, else put together from the shape before."""
     if step.constant is not None:
         return view.array(np.array(step.constant, dtype=np.int64), like.outputs[0])
+    same = {dim: (step.have.index(dim), "Mul", 1) for dim in step.want if dim in step.have}
+    return _put_together(view, value, step.want, same, like)
+
+
+def _put_together(
+    view: View, value: str, want: Shape, multiples: Mapping[Dim, tuple[int, str, int] | None], like: Node
+) -> str:
+    """A target made of sizes of a value; -1 for a size that is none of its `multiples`."""
+
+    def ints(*numbers: int) -> str:
+        return view.array(np.array(numbers, dtype=np.int64), like.outputs[0])
+
     shape = view.add("Shape", [value], like=like)
     parts = []
-    for dim in step.want:
-        known = [dim] if isinstance(dim, int) else None if dim in step.have else [-1]
-        if known is not None:
-            parts.append(view.array(np.array(known, dtype=np.int64), like.outputs[0]))
+    for dim in want:
+        found = multiples.get(dim)
+        if isinstance(dim, int) or found is None:
+            parts.append(ints(dim if isinstance(dim, int) else -1))
             continue
-        place = step.have.index(dim)
-        bounds = [view.array(np.array([item], dtype=np.int64), like.outputs[0]) for item in (place, place + 1, 0)]
-        parts.append(view.add("Slice", [shape, *bounds], like=like))
+        place, op_type, factor = found
+        size = view.add("Slice", [shape, ints(place), ints(place + 1), ints(0)], like=like)
+        parts.append(size if factor == 1 else view.add(op_type, [size, ints(factor)], like=like))
     return view.add("Concat", parts, {"axis": 0}, like=like)

@@ -102,9 +102,18 @@ class View(Overlay):
 
     def adopt(self, value: str, node: Node) -> None:
         """Lets the view-only node (of one output) make `value`; its own output becomes an alias of `value`."""
-        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.proto.attribute}
-        self._make(node.op_type, node.inputs, value, attributes, node, [node], node.domain)
+        self._make(node.op_type, node.inputs, value, _attributes(node), node, [node], node.domain)
+        written = node.to_write()
+        if written is not node:
+            self.write_as(value, written.op_type, written.inputs, _attributes(written))
         self.alias(node.outputs[0], value)
+
+    def write_as(
+        self, value: str, op_type: str, inputs: Sequence[str], attributes: dict[str, Any] | None = None
+    ) -> None:
+        """Says that the node that the view has make `value` is written into the model as another one, which gives the same."""
+        node = self._canonical[value]
+        node.written = MadeNode(op_type, inputs, value, attributes or {}, node.label, "", node.position, node.covers)
 
     def declare(self, value: str, info: Info) -> None:
         """Tells what is known of a view-only value whose operator ONNX does not have."""
@@ -119,7 +128,7 @@ class View(Overlay):
         like: Node,
         covers: Iterable[Node],
         domain: str,
-    ) -> Node:
+    ) -> MadeNode:
         covered = self.covers_of(covers) or self.covers(like)
         node = MadeNode(op_type, inputs, output, attributes or {}, like.label, domain, like.position, tuple(covered))
         self.place(node)
@@ -241,6 +250,10 @@ class View(Overlay):
     def looked_at(self) -> set[str]:
         """Names of the model's tensors whose content was asked for."""
         return self._stored.looked_at
+
+
+def _attributes(node: Node) -> dict[str, Any]:
+    return {item.name: onnx.helper.get_attribute_value(item) for item in node.proto.attribute}
 
 
 @lru_cache(maxsize=1024)

@@ -15,6 +15,7 @@ from onnx_fuse.patterns.language.body import Body
 from onnx_fuse.patterns.language.learned import Definition, Dim, Dims, Form, Reference, Step
 from onnx_fuse.patterns.language.operator import FLOATS, FusedOp
 
+_ALLOWZERO = 14  # the opset from which a Reshape can be told that a size is 0
 _REDUCE_AXES_INPUT = 18  # the opset from which the axes of a reduction are an input
 
 
@@ -201,10 +202,7 @@ class FormWriter:
         return self.op.Expand(x, self._size(self.form.tensors[step.outputs[0]].dims))
 
     def _reshape(self, step: Step, x: str) -> Any:
-        return self.op.Reshape(x, self._target(step))
-
-    def _target(self, step: Step) -> str:
-        """Where a Reshape leads: numbers where 0 (as before) and one -1 say it, else put together from sizes."""
+        """To numbers where 0 (as before) or one -1 says it, else to sizes put together; not to both: beside a 0, a -1 is open."""
         source, dims = step.inputs[0], self.form.tensors[step.outputs[0]].dims
         before = self.form.tensors.get(source) or self.definition.inputs.get(source)
         have = before.dims if before else ()
@@ -212,11 +210,13 @@ class FormWriter:
             dim if isinstance(dim, int) else 0 if axis < len(have) and have[axis] == dim else -1
             for axis, dim in enumerate(dims)
         ]
-        if plain.count(-1) <= 1:
-            return self.op.ints(*plain)
+        if not {0, -1} <= set(plain) and plain.count(-1) <= 1:
+            return self.op.Reshape(x, self.op.ints(*plain))
         known = set(self.definition.symbols)
         parts = [
             self._dimension(dim, vector=True) if isinstance(dim, int) or dim in known else self.op.ints(-1)
             for dim in dims
         ]
-        return str(self.op.Concat(*parts, axis=0))
+        is_whole = all(isinstance(dim, int) or dim in known for dim in dims)
+        whole = {"allowzero": 1} if is_whole and self.op.opset >= _ALLOWZERO else {}
+        return self.op.Reshape(x, self.op.Concat(*parts, axis=0), **whole)

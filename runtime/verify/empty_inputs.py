@@ -8,6 +8,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from onnx_fuse.patterns.language.operator import DOMAIN
 
+_NEEDS_SOMETHING = frozenset({"Einsum", "AveragePool", "Attention"})
 _INTEGER, _OTHER = "integer", "other"
 _GIVES_INTEGERS = frozenset({"Shape", "Size", "NonZero", "ArgMax", "ArgMin"})
 # fmt: off
@@ -27,7 +28,7 @@ def may_be_empty(model: ModelProto) -> bool:
     """Whether nothing in the model is known to end the process, or to fail, on empty inputs.
 
     Einsum ends it, and so does an integer divided by a size that is 0; a division whose type or divisor is not known counts.
-    AveragePool takes no empty axis, nor does the body of attention with fewer key-value heads (docs/operators.md).
+    AveragePool takes no empty axis, and ONNX's Attention no empty batch (docs/operators.md).
     """
     return _is_safe(model.graph, {}, set()) and all(_is_safe(function, {}, set()) for function in model.functions)
 
@@ -44,7 +45,7 @@ def _is_safe(graph: GraphProto | FunctionProto, types: dict[str, str], constant:
                 types[tensor.name] = _kind(tensor.data_type)
                 constant.add(tensor.name)
         for node in graph.node:
-            if node.op_type in ("Einsum", "AveragePool") or _shares_heads(node):
+            if node.op_type in _NEEDS_SOMETHING:
                 return False
             whole = node.op_type in ("Div", "Mod") and types.get(node.input[0], _INTEGER) == _INTEGER
             if whole and node.input[1] not in constant:
@@ -53,11 +54,6 @@ def _is_safe(graph: GraphProto | FunctionProto, types: dict[str, str], constant:
             for inner in _subgraphs(node.attribute):
                 pending.append((inner, dict(types), set(constant)))
     return True
-
-
-def _shares_heads(node: NodeProto) -> bool:
-    heads = {item.name: item.i for item in node.attribute if item.name in ("num_heads", "num_key_value_heads")}
-    return node.domain == DOMAIN and len(set(heads.values())) > 1
 
 
 def _follow(node: NodeProto, types: dict[str, str], constant: set[str]) -> None:
