@@ -49,6 +49,8 @@ class Comparison:
         inner: it is no output of the models but a value inside both, where a fused node ends.
         informative: the original's output has finite values that are not all the same, or one that is not 0.
         unread: places that were not compared because they are masked out, which the original spoils with NaN.
+        undefined: places that were not compared because the original is not finite there, and need not be: it overflows, or
+            divides by a length of 0.
         problem: the sentence that says why they are not equal; None when they are.
     """
 
@@ -62,6 +64,7 @@ class Comparison:
     inner: bool = False
     informative: bool = False
     unread: int = 0
+    undefined: int = 0
     problem: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from onnx_fuse.errors import OnnxFuseError
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.onnxruntime.sessions import Deadline
 from onnx_fuse.runtime.verify.precision import reads
-from onnx_fuse.runtime.verify.random_inputs import Array, InputSpec
+from onnx_fuse.runtime.verify.random_inputs import REACH, Array, InputSpec
 from onnx_fuse.runtime.verify.reference import Evidence, as_arrays
 
 _SAMPLES = 3
@@ -36,6 +36,12 @@ _SUMS = frozenset({
     "Attention", "MultiHeadAttention",
 })
 # fmt: on
+# What squares what it is given, out of sight.
+_SQUARES = frozenset({
+    "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization", "GroupNormalization", "InstanceNormalization", "LpNormalization",
+    "ReduceL2", "ReduceSumSquare",
+})
 # What these read is a term where it was computed: what is given, or only moved, is exact.
 _SUMS_OF_TWO = frozenset({"Add", "Sub"})
 # These move or pick values, which rounds nothing.
@@ -97,6 +103,53 @@ class Hearing:
             same &= np.abs(filled[spoiled] - got[spoiled]) <= step
         return spoiled if bool(same.all()) else None
 
+    def within_reach(self, evidence: Evidence) -> tuple[Evidence, int] | None:
+        """The case with those magnitudes alone at which nothing overflows inside the original, and how many of them those are.
+
+        A model that is infinite inside may come out finite: what it divides by infinity is 0. That is no result to hold a fused
+        model to, which may compute in a wider type. None where no magnitude is left, or where nothing overflows at any.
+
+        Raises:
+            OnnxFuseError: the original does not run; the deadline passed.
+        """
+        redraw = evidence.redraw
+        if redraw is None:
+            return None
+        always = self._overflowing(redraw([0.0]))
+        left = [part for part in REACH if self._overflowing(redraw([part])) <= always]
+        if not 0 < len(left) < len(REACH):
+            return None
+        inputs = redraw(left)
+        outputs = sessions.run(self._plain(), inputs, self.deadline)
+        inner = as_arrays({name: outputs.pop(name) for name in self.inner})
+        return replace(evidence, inputs=inputs, expected=as_arrays(outputs), inner=inner, redraw=None), len(left)
+
+    def _overflowing(self, inputs: dict[str, Array]) -> set[str]:
+        """Values of the main graph that are not finite, or whose squares are summed and are not."""
+        nodes = self.model.graph.node
+        session = self._sessions.get("whole")
+        if session is None:
+            given = {value.name for value in self.model.graph.output}
+            names = [name for node in nodes for name in node.output if name and name not in given]
+            session = sessions.session(self.model, base_dir=self.base_dir, extra_outputs=names)
+            self._sessions["whole"] = session
+        made = {**inputs, **as_arrays(sessions.run(session, inputs, self.deadline))}
+        found = {name for name, array in made.items() if array.dtype.kind == "f" and not np.isfinite(array).all()}
+        for node in nodes:
+            array = made.get(node.input[0]) if node.op_type in _SQUARES else None
+            if array is not None and array.dtype.kind == "f" and array.size:
+                with np.errstate(over="ignore"):
+                    total = float(np.abs(array).max().astype(np.float64)) ** 2 * (array.size / array.shape[0])
+                if total > float(np.finfo(array.dtype).max):
+                    found.add(node.output[0])
+        return found
+
+    def _plain(self) -> Any:
+        if "plain" not in self._sessions:
+            session = sessions.session(self.model, base_dir=self.base_dir, extra_outputs=self.inner)
+            self._sessions["plain"] = session
+        return self._sessions["plain"]
+
     def _once(self, evidence: Evidence, what: str, work: Any) -> dict[str, Array] | None:
         """What `work` gives for a case, worked out once; None if it fails or the time is up."""
         if self._heard[0] is not evidence:
@@ -130,10 +183,7 @@ class Hearing:
         return moved
 
     def _filled(self, evidence: Evidence, scale: float) -> dict[str, Array]:
-        session = self._sessions.get("plain")
-        if session is None:
-            session = sessions.session(self.model, base_dir=self.base_dir, extra_outputs=self.inner)
-            self._sessions["plain"] = session
+        session = self._plain()
         random = np.random.default_rng(0)
         inputs = {}
         for name, array in evidence.inputs.items():

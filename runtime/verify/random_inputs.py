@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
@@ -75,6 +76,8 @@ class Draw:
         equal: give all batch-like symbols one number, and all others one number; else each symbol has its own.
         narrow: keep ids to 0 and 1.
         spread: give each row of floating-point data a magnitude of its own, over many orders.
+        reach: magnitudes of floating-point data as parts of the orders that its type has, below 0 for numbers below 1; each entry of
+            the first axis has one of them, in turn. Empty: `scale` counts.
         empty: the first length is 0.
         optional: that the original refuses it is no news.
     """
@@ -86,6 +89,7 @@ class Draw:
     equal: bool = False
     narrow: bool = False
     spread: bool = False
+    reach: tuple[float, ...] = ()
     empty: bool = False
     optional: bool = False
 
@@ -100,9 +104,13 @@ DRAWS = (
     Draw(2, 9, "none", 3.0),
     Draw(3, 5, "row"),
 )
+# Between the magnitudes whose second, third and fourth powers leave the type, so that it is clear which of them a model
+# forms; the most telling first. In float32 they are 1e16, 1e37, 1e11, 1e25, 1e6, 1e-15 and 1e-36.
+REACH = (0.42, 0.96, 0.28, 0.65, 0.16, -0.4, -0.95)
 # What a model may take, and is not asked for by most users: magnitudes from the smallest to the largest, nothing at all.
 EXTREMES = (
     Draw(4, 6, "right", spread=True, optional=True),
+    Draw(len(REACH), 3, "right", reach=REACH, optional=True),
     Draw(3, 8, "right", empty=True, optional=True),
     Draw(0, 7, equal=True, optional=True),
     Draw(2, 0, equal=True, optional=True),
@@ -181,8 +189,9 @@ def draw_inputs(specs: Sequence[InputSpec], draw: Draw, seed: int | Sequence[int
 def extremes(specs: Sequence[InputSpec], *, nothing: bool) -> tuple[Draw, ...]:
     """Those of `EXTREMES` that mean something to a model; `nothing`: with empty inputs and lengths of 0."""
     lengths = any(spec.role == "length" for spec in specs)
-    draws = (draw for draw in EXTREMES if (not draw.spread or has_floats(specs)) and (not draw.empty or lengths))
-    return tuple(draw for draw in draws if nothing or draw.spread)
+    floats = has_floats(specs)
+    draws = (draw for draw in EXTREMES if (floats or not draw.spread and not draw.reach) and (not draw.empty or lengths))
+    return tuple(draw for draw in draws if nothing or draw.spread or draw.reach)
 
 
 def long_lengths(model: ModelProto) -> tuple[int, ...]:
@@ -414,7 +423,11 @@ def _array(
         return random.integers(0, 10, shape).astype(str).astype(object)
     if spec.elem_type in _FLOATS:
         scale = _row_scales(spec, shape, random) if draw.spread else draw.scale
-        return np.asarray(random.standard_normal(shape) * scale).astype(kind)
+        data = random.standard_normal(shape) * scale
+        if draw.reach:
+            limits = ml_dtypes.finfo(kind)
+            data = np.clip(data * _magnitudes(limits, draw.reach, shape), float(limits.min), float(limits.max))
+        return np.asarray(data).astype(kind)
     if spec.elem_type in _FULL_RANGE:
         return random.integers(np.iinfo(kind).min, np.iinfo(kind).max + 1, shape).astype(kind)
     if kind.kind in "bui":
@@ -457,6 +470,14 @@ def _row_scales(spec: InputSpec, shape: tuple[int, ...], random: np.random.Gener
     if powers.size > 1:
         powers.flat[0], powers.flat[-1] = low, high
     return np.asarray(10.0**powers)[..., np.newaxis] if shape else np.asarray(10.0**powers)
+
+
+def _magnitudes(limits: Any, parts: Sequence[float], shape: tuple[int, ...]) -> Array:
+    """A magnitude for each entry of the first axis, of these parts in turn."""
+    ends = math.log10(float(limits.max)), -math.log10(float(limits.smallest_normal))
+    powers = [part * ends[part < 0] for part in parts]
+    first = 10.0 ** np.resize(powers, shape[:1] or (1,))
+    return np.asarray(first).reshape(shape[:1] + (1,) * (len(shape) - 1))
 
 
 def _rows(spec: InputSpec, sizes: Mapping[str, int], narrow: bool) -> int:

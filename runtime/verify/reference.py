@@ -52,6 +52,8 @@ class Evidence:
         expected, inner: the original's outputs, and values inside it.
         spread: rows have very different magnitudes: what rounding does to them says how far they may be off.
         undefined: where the original is not finite, as it divides by a length of 0 or overflows, NaN is as good as infinity.
+        redraw: the inputs with other magnitudes (`Draw.reach`), where they reach to the end of the type: where the original is not
+            finite then, it is of no account.
     """
 
     case: Case
@@ -60,6 +62,7 @@ class Evidence:
     inner: dict[str, Array]
     spread: bool = False
     undefined: bool = False
+    redraw: Callable[[Sequence[float]], dict[str, Array]] | None = None
 
 
 @dataclass
@@ -234,8 +237,17 @@ class _Trial:
                 out_of_bounds = _OUT_OF_BOUNDS.search(error.cause) is not None
                 continue
             self.first, self.worked = step, draw
-            return replace(evidence, spread=draw.spread, undefined=draw.spread or draw.empty)
+            return replace(
+                evidence,
+                spread=draw.spread or bool(draw.reach),
+                undefined=draw.spread or bool(draw.reach) or draw.empty,
+                redraw=self._redraw(attempt) if draw.reach else None,
+            )
         return None
+
+    def _redraw(self, draw: Draw) -> Callable[[Sequence[float]], dict[str, Array]]:
+        seed = (self.seed, self.draws)
+        return lambda parts: draw_inputs(self.specs, replace(draw, reach=tuple(parts)), seed)
 
     def _kind(self, draw: Draw) -> tuple[str, ...]:
         """What the data is like, in words, as far as it matters for this model."""
@@ -244,6 +256,8 @@ class _Trial:
             kinds.append({"none": "no padding", "row": "a row masked out"}.get(draw.padding, f"{draw.padding} padding"))
         if has_floats(self.specs) and draw.spread:
             kinds.append("rows of very different magnitudes")
+        elif has_floats(self.specs) and draw.reach:
+            kinds.append("magnitudes to the ends of the type")
         elif has_floats(self.specs) and draw.scale != 1.0:
             kinds.append(f"data x {draw.scale:g}")
         if draw.empty:

@@ -30,7 +30,7 @@ from onnx_fuse.runtime.verify.empty_inputs import may_be_empty
 from onnx_fuse.runtime.verify.float32_twin import holds_bfloat16, widen
 from onnx_fuse.runtime.verify.noise import Hearing
 from onnx_fuse.runtime.verify.precision import tolerances
-from onnx_fuse.runtime.verify.random_inputs import DRAWS, Array, Draw, InputSpec, draw_shapes, has_mask, input_specs
+from onnx_fuse.runtime.verify.random_inputs import DRAWS, REACH, Array, Draw, InputSpec, draw_shapes, has_mask, input_specs
 from onnx_fuse.runtime.verify.record import Case, Rejected, Verification
 from onnx_fuse.runtime.verify.reference import (
     ENOUGH_CASES,
@@ -101,10 +101,16 @@ class Judge:
         noise = None if hearing is None or rtol > TOLERANCES["float16"] else lambda: hearing.noise(evidence, name)
         left_out: Array | None = None
         if evidence.undefined and expected.dtype.kind == got.dtype.kind == "f" and expected.shape == got.shape:
-            left_out = ~np.isfinite(expected) & ~np.isfinite(got)
+            left_out = ~np.isfinite(expected)
+            if evidence.redraw is None:
+                left_out &= ~np.isfinite(got)
         bounded = not evidence.spread
         found = compare(name, expected, got, rtol, atol=self.atol, noise=noise, bounded=bounded, unread=left_out)
+        if left_out is not None and left_out.any():
+            found = replace(found, undefined=int(left_out.sum()))
         if found.problem is None or found.index is None or hearing is None or expected.dtype.kind != "f":
+            return found
+        if evidence.redraw is not None:
             return found
         unread = hearing.unread(evidence, name, expected, got)
         if unread is None:
@@ -119,6 +125,20 @@ class Judge:
         Raises:
             OutOfTime: the deadline passed.
         """
+        case = self._once(session, evidence)
+        if case.passed or evidence.redraw is None or self.hearing is None:
+            return case
+        try:
+            narrowed = self.hearing.within_reach(evidence)
+        except ModelError:  # the original ran: what it does not give of its values is no fault of the fused model
+            return case
+        if narrowed is None:
+            return case
+        within, count = narrowed
+        case = self._once(session, within)
+        return replace(case, name=f"{case.name}, {count} of {len(REACH)} at which the original does not overflow inside")
+
+    def _once(self, session: Any, evidence: Evidence) -> Case:
         try:
             outputs = as_arrays(sessions.run(session, evidence.inputs, self.deadline))
         except ModelError as error:
@@ -294,6 +314,8 @@ class _Run:
         hearing: Hearing | None = Hearing(self.original, self.original_dir, self.specs, inner, self.deadline)
         if result.bytes_available is not None and 2 * result.bytes_needed > result.bytes_available:
             hearing = None
+            # Without it nobody can tell where the original itself overflows.
+            evidence = [one for one in evidence if one.redraw is None]
             result.notes.append(
                 "there was no memory to measure what rounding does: the largest magnitudes alone count."
             )
