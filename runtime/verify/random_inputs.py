@@ -21,7 +21,7 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnx_fuse.errors import ModelError
-from onnx_fuse.patterns.language.operator import type_name
+from onnx_fuse.patterns.language.operator import DOMAIN, type_name
 from onnx_fuse.runtime.device.memory import available_bytes
 
 Array = np.ndarray[Any, Any]
@@ -42,6 +42,7 @@ _VIEWS: dict[str, tuple[int, ...] | None] = {
 }
 _SAME_SHAPE = {"Cast", "Identity", "Dropout", "DequantizeLinear"}
 _ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+_PRODUCTS = frozenset({"MatMul", "Einsum"})
 _FULL_RANGE = (TensorProto.UINT8, TensorProto.INT8)
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
@@ -115,9 +116,12 @@ EXTREMES = (
     Draw(0, 7, equal=True, optional=True),
     Draw(2, 0, equal=True, optional=True),
 )
-# The longest lengths to try, as far as a model of that many weights is done with them in a moment.
-LONG_LENGTHS = (128, 64)
+# The longest lengths to try: those on which a model is done in a moment, or in a part of the time that it takes for DRAWS.
+LONG_LENGTHS = (2048, 1024, 512, 256, 128, 64)
 _QUICK = 1.5e8
+_PART = 0.3
+# For each pair of positions that a product of two computed values makes: so many heads, times what is done to each of them.
+_PER_PAIR = 32
 _LARGEST = 512
 # Magnitudes of the rows of spread data, as powers of 10. Beyond them products of four, whose squares a norm sums, overflow.
 _SPREAD: dict[int, tuple[float, float]] = {TensorProto.FLOAT16: (-3.0, 1.0)}
@@ -195,9 +199,28 @@ def extremes(specs: Sequence[InputSpec], *, nothing: bool) -> tuple[Draw, ...]:
 
 
 def long_lengths(model: ModelProto) -> tuple[int, ...]:
-    """Lengths well above those of `DRAWS`, largest first, that cost little to run a model of its number of weights on."""
-    weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) > 1)
-    return tuple(length for length in LONG_LENGTHS if length * weights <= _QUICK)
+    """Lengths well above those of `DRAWS`, largest first, that cost little to run the model on, as its nodes and weights tell."""
+    nodes, weights = model.graph.node, {tensor.name: tensor for tensor in model.graph.initializer}
+    looked_up = {node.input[0] for node in nodes if node.op_type == "Gather"}
+    used = sum(math.prod(item.dims) for item in weights.values() if len(item.dims) > 1 and item.name not in looked_up)
+    pairs = sum(node.op_type in _PRODUCTS and weights.keys().isdisjoint(node.input) for node in nodes)
+    pairs += 2 * sum(node.domain == DOMAIN or node.op_type in ("Attention", "MultiHeadAttention") for node in nodes)
+    usual = sum(draw.batch * draw.length for draw in DRAWS) * used
+    most = max(_QUICK, _PART * usual)
+    return tuple(length for length in LONG_LENGTHS if length * used + _PER_PAIR * pairs * length**2 <= most)
+
+
+def lengths_left(lengths: Iterable[int], tried: int, refusal: str) -> list[int]:
+    """Which lengths to try after one that a model refused, best first.
+
+    The refusal often tells what the model takes: the rows of the table that an index ran out of, or the size that a shape in it
+    is hard-coded to.
+    """
+    rows = [int(last) + 1 for last in re.findall(r"range \[-\d+,\s*(\d+)\]", refusal)]
+    most = min([tried - 1, *rows])
+    told = rows or [int(size) for size in re.findall(r"\b\d{1,4}\b", refusal)]
+    first = sorted({size for size in told if 0 < size <= most}, reverse=True)
+    return [*first, *sorted((length for length in lengths if length <= most and length not in first), reverse=True)]
 
 
 def further_draw(random: np.random.Generator) -> Draw:

@@ -18,7 +18,6 @@ from onnx_fuse.runtime.onnxruntime.sessions import Deadline
 from onnx_fuse.runtime.verify.random_inputs import (
     DRAWS,
     FALLBACK_LENGTHS,
-    LONG_LENGTHS,
     Array,
     Draw,
     InputSpec,
@@ -28,6 +27,7 @@ from onnx_fuse.runtime.verify.random_inputs import (
     further_draw,
     has_floats,
     has_mask,
+    lengths_left,
     long_lengths,
 )
 from onnx_fuse.runtime.verify.record import Case, Rejected
@@ -180,20 +180,23 @@ def _further(trial: _Trial, nothing: bool, fits: Callable[[Mapping[str, tuple[in
         evidence = trial.run(draw)
         if evidence is not None:
             yield evidence
-    lengths = list(long_lengths(trial.original.model))
-    while lengths:
+    lengths, tries = list(long_lengths(trial.original.model)), 0
+    usual = max(draw.length for draw in DRAWS)
+    while lengths and tries < _MOST_TRIES:
         length = lengths.pop(0)
-        draw = Draw(2, length, "right", optional=True)
+        draw = Draw(1, length, "right", optional=True)
         shapes = draw_shapes(trial.specs, draw)
         if max(map(math.prod, shapes.values()), default=0) > _LONG_ELEMENTS or not fits(shapes):
             continue
+        tries += 1
+        trial.refusal = ""
         evidence = trial.run(draw)
         if evidence is not None:
             yield evidence
             return
-        # The refusal of the first may name the most that it takes: "128 by 50".
-        told = {int(size) for size in re.findall(r"\b\d{2,4}\b", trial.refusal)} if length == LONG_LENGTHS[0] else set()
-        lengths = sorted({*lengths, *(size for size in told if size < length)}, reverse=True)[:_MOST_TRIES]
+        if not trial.refusal:  # the model has no length: these are shapes that were tried before
+            return
+        lengths = [one for one in lengths_left(lengths, length, trial.refusal) if one > usual]
 
 
 @dataclass
