@@ -43,10 +43,16 @@ def selected(
         progress: called with a word on what is being done.
 
     Raises:
-        UsageError: a size, device or precision is not known; or nothing can be timed here.
+        UsageError: a size, device or precision is not known; the model does not take the sizes; or nothing can be timed here.
     """
     of_device = None if method == "measured" else device
+    assumed: tuple[str, ...] | None = None
+    if method == "measured":
+        from onnx_fuse.runtime.measure.taken_sizes import taken_sizes  # brings onnxruntime along
+
+        sizes, assumed = taken_sizes(fused, sizes or {}, folder)
     predicted = select_fused(fused, sizes=sizes, device=of_device, precision=precision, alternative=alternative)
+    predicted = replace(predicted, assumed=predicted.assumed if assumed is None else assumed)
     predicted = replace(predicted, decisions=tuple(item for item in predicted.decisions if item.node in among))
     if method == "auto":
         return predicted

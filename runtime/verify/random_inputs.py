@@ -76,6 +76,7 @@ class Draw:
         scale: standard deviation of floating-point data.
         equal: give all batch-like symbols one number, and all others one number; else each symbol has its own.
         narrow: keep ids to 0 and 1.
+        ends: the ids of each other entry of the first axis are all those of the first row of their table, the others of the last.
         spread: give each row of floating-point data a magnitude of its own, over many orders.
         reach: magnitudes of floating-point data as parts of the orders that its type has, below 0 for numbers below 1; each entry of
             the first axis has one of them, in turn. Empty: `scale` counts.
@@ -89,6 +90,7 @@ class Draw:
     scale: float = 1.0
     equal: bool = False
     narrow: bool = False
+    ends: bool = False
     spread: bool = False
     reach: tuple[float, ...] = ()
     empty: bool = False
@@ -112,6 +114,7 @@ REACH = (0.42, 0.96, 0.28, 0.65, 0.16, -0.4, -0.95)
 EXTREMES = (
     Draw(4, 6, "right", spread=True, optional=True),
     Draw(len(REACH), 3, "right", reach=REACH, optional=True),
+    Draw(2, 3, ends=True, optional=True),
     Draw(3, 8, "right", empty=True, optional=True),
     Draw(0, 7, equal=True, optional=True),
     Draw(2, 0, equal=True, optional=True),
@@ -119,7 +122,7 @@ EXTREMES = (
 # The longest lengths to try: those on which a model is done in a moment, or in a part of the time that it takes for DRAWS.
 LONG_LENGTHS = (2048, 1024, 512, 256, 128, 64)
 _QUICK = 1.5e8
-_PART = 0.3
+_PART = 0.35
 # For each pair of positions that a product of two computed values makes: so many heads, times what is done to each of them.
 _PER_PAIR = 32
 _LARGEST = 512
@@ -192,10 +195,17 @@ def draw_inputs(specs: Sequence[InputSpec], draw: Draw, seed: int | Sequence[int
 
 def extremes(specs: Sequence[InputSpec], *, nothing: bool) -> tuple[Draw, ...]:
     """Those of `EXTREMES` that mean something to a model; `nothing`: with empty inputs and lengths of 0."""
-    lengths = any(spec.role == "length" for spec in specs)
-    floats = has_floats(specs)
-    draws = (draw for draw in EXTREMES if (floats or not draw.spread and not draw.reach) and (not draw.empty or lengths))
-    return tuple(draw for draw in draws if nothing or draw.spread or draw.reach)
+    lengths, floats = any(spec.role == "length" for spec in specs), has_floats(specs)
+    columns = any(spec.role == "ids" and len(spec.dims or ()) > 1 for spec in specs)
+
+    def means_something(draw: Draw) -> bool:
+        if draw.ends:
+            return columns
+        if draw.spread or draw.reach:
+            return floats
+        return nothing and (lengths or not draw.empty)
+
+    return tuple(filter(means_something, EXTREMES))
 
 
 def long_lengths(model: ModelProto) -> tuple[int, ...]:
@@ -437,7 +447,11 @@ def _array(
         keep = _mask(shape, draw.padding, random)
         return np.asarray(~keep if spec.role == "padding" else keep).astype(kind)
     if spec.role == "ids":
-        return _ids(shape, _rows(spec, sizes, draw.narrow), random).astype(kind)
+        rows = _rows(spec, sizes, draw.narrow)
+        if draw.ends:
+            columns = np.resize([0, rows - 1], shape[:1] or (1,)).reshape(shape[:1] + (1,) * (len(shape) - 1))
+            return np.broadcast_to(columns, shape).astype(kind)
+        return _ids(shape, rows, random).astype(kind)
     if spec.role == "length":
         return _lengths(shape, longest, draw.empty, random).astype(kind)
     if spec.role == "time":

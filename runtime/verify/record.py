@@ -90,6 +90,11 @@ class Verification:
                     worst[one.output] = one
         return worst
 
+    @property
+    def undefined(self) -> int:
+        """Places of outputs that were not compared because the original is not finite there, and need not be."""
+        return sum(one.undefined for case in self.cases for one in case.comparisons if not one.inner)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data."""
         cases = [
@@ -119,6 +124,7 @@ class Verification:
         )
         return {
             **{name: getattr(self, name) for name in simple},
+            "undefined": self.undefined,
             "notes": list(self.notes),
             "documented": list(self.documented),
             "worst": {output: comparison.to_dict() for output, comparison in self.worst.items()},
@@ -150,6 +156,8 @@ class Verification:
             lines.append(_line(f"worst of {len(inner)} inner values, {inner[0].output}", inner[0]))
         if self.rejected:
             lines.append(f"  {len(self.rejected)} draws that the original cannot run on: {self.rejected[0].reason}")
+        if self.undefined:
+            lines.append(f"  {self.undefined} places were not compared, in which the original itself overflows or divides by 0")
         if self.weights:
             lines.append(f"  {self.weights} weights of the same name were compared byte for byte")
         return [*lines, *(f"  note: {note}" for note in self.notes)]

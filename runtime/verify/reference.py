@@ -184,7 +184,7 @@ def _further(trial: _Trial, nothing: bool, fits: Callable[[Mapping[str, tuple[in
     usual = max(draw.length for draw in DRAWS)
     while lengths and tries < _MOST_TRIES:
         length = lengths.pop(0)
-        draw = Draw(1, length, "right", optional=True)
+        draw = Draw(1, length, "right", equal=True, optional=True)
         shapes = draw_shapes(trial.specs, draw)
         if max(map(math.prod, shapes.values()), default=0) > _LONG_ELEMENTS or not fits(shapes):
             continue
@@ -263,6 +263,8 @@ class _Trial:
             kinds.append("magnitudes to the ends of the type")
         elif has_floats(self.specs) and draw.scale != 1.0:
             kinds.append(f"data x {draw.scale:g}")
+        if draw.ends:
+            kinds.append("the first and the last ids")
         if draw.empty:
             kinds.append("a length of 0")
         return tuple(kinds)

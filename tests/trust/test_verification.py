@@ -22,7 +22,7 @@ from onnx_fuse.patterns import Fusion, pattern
 from onnx_fuse.runtime.verify.verification import Verification, verify
 from tests import helpers
 from tests.helpers import copied
-from tests.trust import mutations
+from tests.trust import edits, mutations
 
 Change = tuple[str, Callable[[ModelProto], None]]
 DOMAIN = "gr.ml.infra"
@@ -378,6 +378,63 @@ def test_a_cast_elsewhere_loosens_nothing() -> None:
     assert compared(body.format("one"), body.format("one"), "float[B,4] x", result, **scales).passed
     found = compared(body.format("one"), body.format("other"), "float[B,4] x", result, **scales)
     assert not found.passed and str(found.problem).startswith("output 'y'")
+
+
+RMS = {"eps": np.float32(1e-6), "last": np.array([-1])}
+NORMS = {
+    "plain": "s = Mul(x, x)  m = ReduceMean(s, last)  e = Add(m, eps)  r = Sqrt(e)  y = Div(x, r)",
+    # The same numbers, and squares of squares in between.
+    "fourth powers": "s = Mul(x, x)  q = Mul(s, s)  z = Sqrt(q)  m = ReduceMean(z, last)  e = Add(m, eps)  r = Sqrt(e)  y = Div(x, r)",
+    # The same numbers, and nothing in between that is larger than what goes in.
+    "scaled": """a = Abs(x)  b = ReduceMax(a, last)  c = Max(b, eps)  u = Div(x, c)  s = Mul(u, u)  m = ReduceMean(s, last)
+        g = Div(eps, c)  h = Div(g, c)  e = Add(m, h)  r = Sqrt(e)  y = Div(u, r)""",
+}
+
+
+@pytest.mark.parametrize(
+    ("original", "fused", "within"),
+    [
+        ("plain", "plain", None),
+        ("scaled", "scaled", None),
+        ("plain", "scaled", 5),  # at 1e25 and 1e37 the original divides by infinity, and gives 0
+        ("plain", "fourth powers", 5),
+        ("scaled", "plain", None),
+    ],
+)
+def test_a_fused_model_may_overflow_where_the_original_does_and_nowhere_else(
+    original: str, fused: str, within: int | None
+) -> None:
+    one, other = (
+        helpers.model(f"(float[B,S,8] x) => (float[B,S,8] y) {{ {NORMS[name]} }}", weights=RMS, opset=18)
+        for name in (original, fused)
+    )
+    found = verify(one, other)
+    right = (original, fused) not in {("plain", "fourth powers"), ("scaled", "plain")}
+    assert found.passed is right, found.summary()
+    (name,) = (case.name for case in found.cases if "magnitudes to the ends of the type" in case.name)
+    told = re.search(r"(\d) of 7 at which the original does not overflow inside", name)
+    assert (told and int(told[1])) == within
+    assert right or "magnitudes to the ends of the type" in str(found.problem)
+
+
+@pytest.mark.parametrize("kind", ["float", "float16", "bfloat16"])
+def test_where_the_original_is_not_finite_nothing_is_compared_and_the_places_are_counted(kind: str) -> None:
+    """e^x, and the same by way of e^(x/2): both infinite, at about the same magnitudes."""
+    number = helpers.bfloat16(0.5) if kind == "bfloat16" else np.array(0.5, kind.replace("float", "float32") if kind == "float" else kind)
+    bodies = ("y = Exp(x)", "h = Mul(x, half)  e = Exp(h)  y = Mul(e, e)")
+    one, other = (
+        helpers.model(f"({kind}[B,S,8] x) => ({kind}[B,S,8] y) {{ {body} }}", weights={"half": number}) for body in bodies
+    )
+    found = verify(one, other)
+    assert found.passed, found.summary()
+    assert found.undefined > 30 and found.to_dict()["undefined"] == found.undefined
+    assert any(f"{found.undefined} places were not compared" in line for line in found.summary())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_mistake_in_wiring_sizes_masks_and_magnitudes_goes_unnoticed(seed: str) -> None:
+    count, gone = edits.missed(*pair(seed))
+    assert count >= 3 and not gone
 
 
 # --- who is to blame -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +13,8 @@ from onnx_fuse.errors import ModelError
 from onnx_fuse.runtime.verify.random_inputs import (
     DRAWS,
     EXTREMES,
+    LONG_LENGTHS,
+    REACH,
     Draw,
     InputSpec,
     draw_inputs,
@@ -21,6 +24,7 @@ from onnx_fuse.runtime.verify.random_inputs import (
     has_floats,
     has_mask,
     input_specs,
+    lengths_left,
     long_lengths,
 )
 
@@ -269,21 +273,58 @@ def test_spread_rows_have_magnitudes_of_their_own(kind: int, low: float, high: f
     assert np.isfinite(drawn).all()
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_magnitudes_reach_to_the_ends_of_the_type_and_none_leaves_it(kind: int) -> None:
+    drawn = draw_inputs((spec("x", kind, "b", "s", 64),), Draw(7, 9, reach=REACH))["x"]
+    limits = ml_dtypes.finfo(drawn.dtype)
+    wide = np.abs(drawn.astype(np.float64))
+    assert np.isfinite(wide).all() and wide.max() <= float(limits.max)
+    usual = np.log10(np.median(wide.reshape(7, -1), axis=1))
+    top, bottom = np.log10(float(limits.max)), -np.log10(float(limits.smallest_normal))
+    assert usual == pytest.approx([part * (top if part > 0 else bottom) for part in REACH], abs=0.4)
+    assert usual.max() > top - top / 10 and usual.min() < -bottom + bottom / 5
+    (one,) = draw_inputs((spec("x", kind, 1, 9, 64),), Draw(7, 9, reach=REACH)).values()
+    assert np.log10(np.median(np.abs(one.astype(np.float64)))) == pytest.approx(REACH[0] * top, abs=0.4)
+
+
 def test_extremes_are_drawn_where_they_mean_something() -> None:
     floats, ids = spec("x", TensorProto.FLOAT, "b", "s"), spec("i", TensorProto.INT64, "b", role="ids")
     lengths = spec("n", TensorProto.INT64, "b", role="length")
-    assert extremes((floats, lengths), nothing=True) == EXTREMES
+    table = InputSpec("table", TensorProto.INT64, ("n", "m"), "ids", (9,))
+    assert extremes((floats, lengths, table), nothing=True) == EXTREMES
     assert all(not draw.empty for draw in extremes((floats,), nothing=True))
-    assert [draw.spread for draw in extremes((floats, lengths), nothing=False)] == [True]
+    assert [draw.spread for draw in extremes((floats, lengths), nothing=False)] == [True, False]
+    assert [draw.reach for draw in extremes((floats, lengths), nothing=False)] == [(), REACH]
     assert extremes((ids,), nothing=False) == ()
+    (ends,) = extremes((table,), nothing=False)
+    assert draw_inputs((table,), ends)["table"].tolist() == [[0, 0, 0], [8, 8, 8]]
     assert {0} <= {draw.batch for draw in EXTREMES} and {0} <= {draw.length for draw in EXTREMES}
     assert max(draw.batch for draw in DRAWS) > 3
 
 
-def test_long_lengths_are_for_small_models() -> None:
-    small, large = ModelProto(), ModelProto()
-    large.graph.initializer.append(TensorProto(name="w", dims=[10000, 10000]))
-    assert long_lengths(small) == (128, 64) and long_lengths(large) == ()
+def test_long_lengths_are_for_what_they_cost() -> None:
+    """All of them where nothing is multiplied; a part of the time that the other draws take where much is."""
+    small, large, table, pairs = ModelProto(), ModelProto(), ModelProto(), ModelProto()
+    for model in (large, table):
+        model.graph.initializer.append(TensorProto(name="w", dims=[10000, 10000]))
+    table.graph.node.append(helper.make_node("Gather", ["w", "ids"], ["x"]))
+    pairs.graph.node.extend(helper.make_node("MatMul", [f"q{number}", f"k{number}"], [f"s{number}"]) for number in range(4))
+    assert long_lengths(small) == long_lengths(table) == LONG_LENGTHS
+    assert long_lengths(large) == (64,)
+    assert long_lengths(pairs) == (1024, 512, 256, 128, 64)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "lengths"),
+    [
+        ("indices element out of data bounds, idx=64 must be within the inclusive range [-50,49]", [50]),
+        ("indices element out of data bounds, idx=200 must be within the inclusive range [-200,199]", [200, 128, 64]),
+        ("cannot be reshaped. Input shape:{2,512,8}, requested shape:{2,96,8}", [96, 8, 2, 256, 128, 64]),
+        ("it failed", [256, 128, 64]),
+    ],
+)
+def test_a_refused_length_tells_which_to_try_next(refusal: str, lengths: list[int]) -> None:
+    assert lengths_left((256, 128, 64), 512, refusal) == lengths
 
 
 def test_further_draws_differ() -> None:

@@ -134,7 +134,7 @@ def test_the_record_is_json_and_text() -> None:
     assert data["cases"][0]["shapes"]["input_ids"] == [1, 7]
     assert verify(text("y = Unheard(x)"), text("y = Exp(x)")).summary()[0].startswith("not proven")
     lines = found.summary()
-    assert lines[0].startswith("NOT equal: 10 cases")
+    assert lines[0].startswith("NOT equal: 11 cases")
     assert any(line.startswith("  y: differs, max abs") for line in lines)
     assert verify(layer(), layer()).summary()[0].startswith("equal: 10 cases")
 
