@@ -306,7 +306,9 @@ def _write_for_nothing(view: View, value: str, base: str, step: Step, like: Node
         op_type, axes = step.axes
         view.write_as(value, op_type, [base, view.array(np.array(axes, dtype=np.int64), like.outputs[0])])
         return
-    multiples = {dim: _multiple(step.have, dim) for dim in step.want if not isinstance(dim, int)}
+    multiples: dict[Dim, tuple[int, str, int] | None] = {
+        dim: _multiple(step.have, dim) for dim in step.want if not isinstance(dim, int)
+    }
     if None in multiples.values():
         return
     # With "allowzero" a 0 is a size; without, it copies, which is the same where it stands in its old place.
@@ -341,7 +343,9 @@ def _target(view: View, value: str, step: Step, like: Node) -> str:
     """The target of a Reshape: a constant (0 copies, one -1) where there is one, else put together from the shape before."""
     if step.constant is not None:
         return view.array(np.array(step.constant, dtype=np.int64), like.outputs[0])
-    same = {dim: (step.have.index(dim), "Mul", 1) for dim in step.want if dim in step.have}
+    same: dict[Dim, tuple[int, str, int] | None] = {
+        dim: (step.have.index(dim), "Mul", 1) for dim in step.want if dim in step.have
+    }
     return _put_together(view, value, step.want, same, like)
 
 

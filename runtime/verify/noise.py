@@ -37,11 +37,20 @@ _SUMS = frozenset({
 })
 # fmt: on
 # What squares what it is given, out of sight.
-_SQUARES = frozenset({
-    "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization", "GroupNormalization", "InstanceNormalization", "LpNormalization",
-    "ReduceL2", "ReduceSumSquare",
-})
+_SQUARES = frozenset(
+    {
+        "LayerNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LpNormalization",
+        "ReduceL2",
+        "ReduceSumSquare",
+    }
+)
 # What these read is a term where it was computed: what is given, or only moved, is exact.
 _SUMS_OF_TWO = frozenset({"Add", "Sub"})
 # These move or pick values, which rounds nothing.

@@ -78,8 +78,8 @@ class Draw:
         narrow: keep ids to 0 and 1.
         ends: the ids of each other entry of the first axis are all those of the first row of their table, the others of the last.
         spread: give each row of floating-point data a magnitude of its own, over many orders.
-        reach: magnitudes of floating-point data as parts of the orders that its type has, below 0 for numbers below 1; each entry of
-            the first axis has one of them, in turn. Empty: `scale` counts.
+        reach: magnitudes of floating-point data as parts of the orders that its type has, below 0 for numbers below 1; each entry
+            of the first axis has one of them, in turn. Empty: `scale` counts.
         empty: the first length is 0.
         optional: that the original refuses it is no news.
     """

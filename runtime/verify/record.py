@@ -157,7 +157,9 @@ class Verification:
         if self.rejected:
             lines.append(f"  {len(self.rejected)} draws that the original cannot run on: {self.rejected[0].reason}")
         if self.undefined:
-            lines.append(f"  {self.undefined} places were not compared, in which the original itself overflows or divides by 0")
+            lines.append(
+                f"  {self.undefined} places were not compared, in which the original itself overflows or divides by 0"
+            )
         if self.weights:
             lines.append(f"  {self.weights} weights of the same name were compared byte for byte")
         return [*lines, *(f"  note: {note}" for note in self.notes)]

@@ -30,7 +30,16 @@ from onnx_fuse.runtime.verify.empty_inputs import may_be_empty
 from onnx_fuse.runtime.verify.float32_twin import holds_bfloat16, widen
 from onnx_fuse.runtime.verify.noise import Hearing
 from onnx_fuse.runtime.verify.precision import tolerances
-from onnx_fuse.runtime.verify.random_inputs import DRAWS, REACH, Array, Draw, InputSpec, draw_shapes, has_mask, input_specs
+from onnx_fuse.runtime.verify.random_inputs import (
+    DRAWS,
+    REACH,
+    Array,
+    Draw,
+    InputSpec,
+    draw_shapes,
+    has_mask,
+    input_specs,
+)
 from onnx_fuse.runtime.verify.record import Case, Rejected, Verification
 from onnx_fuse.runtime.verify.reference import (
     ENOUGH_CASES,
@@ -136,7 +145,9 @@ class Judge:
             return case
         within, count = narrowed
         case = self._once(session, within)
-        return replace(case, name=f"{case.name}, {count} of {len(REACH)} at which the original does not overflow inside")
+        return replace(
+            case, name=f"{case.name}, {count} of {len(REACH)} at which the original does not overflow inside"
+        )
 
     def _once(self, session: Any, evidence: Evidence) -> Case:
         try:

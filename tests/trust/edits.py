@@ -256,25 +256,25 @@ def masks(model: ModelProto) -> Iterator[Change]:
 def magnitudes(model: ModelProto) -> Iterator[Change]:
     """Numbers in between that overflow early, or vanish early."""
     floats = [item for item in model.graph.input if item.type.tensor_type.elem_type == TensorProto.FLOAT]
-    for value in [item for item in floats if "mask" not in item.name][:1]:
+    for given in [item.name for item in floats if "mask" not in item.name][:1]:
         for factor in (1e25, 1e30):
 
-            def change(made: ModelProto, factor: float = factor) -> None:
+            def change(made: ModelProto, given: str = given, factor: float = factor) -> None:
                 for node in made.graph.node:
-                    node.input[:] = ["e_back" if name == value.name else name for name in node.input]
+                    node.input[:] = ["e_back" if name == given else name for name in node.input]
                 numbers = {"e_up": np.float32(factor), "e_down": np.float32(1 / factor)}
                 made.graph.initializer.extend(
                     numpy_helper.from_array(np.array(array), name) for name, array in numbers.items()
                 )
                 made.graph.node.extend(
                     [
-                        helper.make_node("Mul", [value.name, "e_up"], ["e_large"]),
+                        helper.make_node("Mul", [given, "e_up"], ["e_large"]),
                         helper.make_node("Mul", ["e_large", "e_down"], ["e_back"]),
                     ]
                 )
                 _sort(made)
 
-            yield f"{value.name} overflows from {3.4e38 / factor:.0e} on", change
+            yield f"{given} overflows from {3.4e38 / factor:.0e} on", change
 
 
 EDITS = (wiring, left_out, transposed, table_rows, words, sizes, masks, magnitudes)

@@ -420,10 +420,15 @@ def test_a_fused_model_may_overflow_where_the_original_does_and_nowhere_else(
 @pytest.mark.parametrize("kind", ["float", "float16", "bfloat16"])
 def test_where_the_original_is_not_finite_nothing_is_compared_and_the_places_are_counted(kind: str) -> None:
     """e^x, and the same by way of e^(x/2): both infinite, at about the same magnitudes."""
-    number = helpers.bfloat16(0.5) if kind == "bfloat16" else np.array(0.5, kind.replace("float", "float32") if kind == "float" else kind)
+    number = (
+        helpers.bfloat16(0.5)
+        if kind == "bfloat16"
+        else np.array(0.5, kind.replace("float", "float32") if kind == "float" else kind)
+    )
     bodies = ("y = Exp(x)", "h = Mul(x, half)  e = Exp(h)  y = Mul(e, e)")
     one, other = (
-        helpers.model(f"({kind}[B,S,8] x) => ({kind}[B,S,8] y) {{ {body} }}", weights={"half": number}) for body in bodies
+        helpers.model(f"({kind}[B,S,8] x) => ({kind}[B,S,8] y) {{ {body} }}", weights={"half": number})
+        for body in bodies
     )
     found = verify(one, other)
     assert found.passed, found.summary()

@@ -26,7 +26,8 @@ def positions(rows: int = 50) -> ModelProto:
 
 def fixed(dims: str, *shape: int) -> ModelProto:
     return helpers.model(
-        f"(float[{dims}] x) => (float[a,b] y) {{ t = Reshape(x, shape)  y = Exp(t) }}", weights={"shape": np.array(shape)}
+        f"(float[{dims}] x) => (float[a,b] y) {{ t = Reshape(x, shape)  y = Exp(t) }}",
+        weights={"shape": np.array(shape)},
     )
 
 

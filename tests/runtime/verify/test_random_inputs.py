@@ -308,7 +308,9 @@ def test_long_lengths_are_for_what_they_cost() -> None:
     for model in (large, table):
         model.graph.initializer.append(TensorProto(name="w", dims=[10000, 10000]))
     table.graph.node.append(helper.make_node("Gather", ["w", "ids"], ["x"]))
-    pairs.graph.node.extend(helper.make_node("MatMul", [f"q{number}", f"k{number}"], [f"s{number}"]) for number in range(4))
+    pairs.graph.node.extend(
+        helper.make_node("MatMul", [f"q{number}", f"k{number}"], [f"s{number}"]) for number in range(4)
+    )
     assert long_lengths(small) == long_lengths(table) == LONG_LENGTHS
     assert long_lengths(large) == (64,)
     assert long_lengths(pairs) == (1024, 512, 256, 128, 64)
