@@ -22,16 +22,16 @@ ATTENTION: dict[str, Any] = {
 }
 ATTENTION |= {"causal": "none", "masked_row": "uniform", "norm": "layer", "epsilon": 1e-5}
 FUSION: dict[str, Any] = {"temperature": 0.7, "windows": [3, 5], "window_weights": [0.5, 0.25], "pad": "zero"}
-CASES: list[tuple[str, list[str], list[str], dict[str, Any], set[str]]] = [
-    ("FusedSwish", ["x"], ["output"], {"beta": 1.5}, {"beta"}),
-    ("FusedSkipLayerNorm", ["x", "skip", "gamma"], ["output"], {"norm": "layer", "epsilon": 1e-5}, {"epsilon"}),
-    ("FusedLinearLayerNorm", ["x", "weight"], ["output"], {"norm": "rms", "epsilon": 1e-6}, {"epsilon"}),
-    ("FusedEmbedLayerNorm", ["ids_1", "table_1", "ids_2", "table_2"], ["output"], {"num_tables": 2, "norm": "layer", "epsilon": 1e-12}, {"epsilon"}),
-    ("HSTUHierarchicalAttention", ["q", "k", "v", "u"], ["y"], HSTU, {"alpha", "epsilon"}),
-    ("HSTUHierarchicalAttention", ["q", "k", "v", "mask"], ["y"], {**HSTU, "mode": "level_softmax"}, {"alpha", "decay"}),
-    ("FusedAttentionLayerNorm", ["query", "key", "value", "mask", "residual"], ["output"], ATTENTION, {"scale", "epsilon"}),
-    ("HierarchicalSequenceFusion", ["x", "level_embeddings"], ["y"], FUSION, {"temperature"}),
-    ("SequenceRecommendationInteraction", ["items"], ["cooccurrence"], {"short_window": 5, "decay": 0.1, "normalize": 0}, {"decay"}),
+CASES: list[tuple[str, list[str], list[str], dict[str, Any], list[str]]] = [
+    ("FusedSwish", ["x"], ["output"], {"beta": 1.5}, ["beta"]),
+    ("FusedSkipLayerNorm", ["x", "skip", "gamma"], ["output"], {"norm": "layer", "epsilon": 1e-5}, ["epsilon"]),
+    ("FusedLinearLayerNorm", ["x", "weight"], ["output"], {"norm": "rms", "epsilon": 1e-6}, ["epsilon"]),
+    ("FusedEmbedLayerNorm", ["ids_1", "table_1", "ids_2", "table_2"], ["output"], {"num_tables": 2, "norm": "layer", "epsilon": 1e-12}, ["epsilon"]),
+    ("HSTUHierarchicalAttention", ["q", "k", "v", "u"], ["y"], HSTU, ["alpha", "epsilon"]),
+    ("HSTUHierarchicalAttention", ["q", "k", "v", "mask"], ["y"], {**HSTU, "mode": "level_softmax"}, ["alpha", "decay"]),
+    ("FusedAttentionLayerNorm", ["query", "key", "value", "mask", "residual"], ["output"], ATTENTION, ["scale", "epsilon"]),
+    ("HierarchicalSequenceFusion", ["x", "level_embeddings"], ["y"], FUSION, ["temperature"]),
+    ("SequenceRecommendationInteraction", ["items"], ["cooccurrence"], {"short_window": 5, "decay": 0.1, "normalize": 0}, ["decay"]),
 ]  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def frozen(body: FunctionProto, attribute: str, value: Any) -> FunctionProto:
 
 @pytest.mark.parametrize(("name", "inputs", "outputs", "attributes", "read"), CASES, ids=lambda item: str(item)[:30])
 def test_a_number_that_is_another_in_the_body(
-    name: str, inputs: list[str], outputs: list[str], attributes: dict[str, Any], read: set[str]
+    name: str, inputs: list[str], outputs: list[str], attributes: dict[str, Any], read: list[str]
 ) -> None:
     operator = OPERATORS[name]
     node = operator.make_node({each: each for each in inputs}, {each: each for each in outputs}, attributes, "node")
