@@ -78,7 +78,9 @@ def left_out(model: ModelProto) -> Iterator[Change]:
             if name not in names:
                 continue
             held = _weight(model, node.input[names.index(name)])
-            if name == "mask" and not any(re.search("mask|len", value.name) for value in model.graph.input):
+            if name in ("mask", "attention_bias") and not any(
+                re.search("mask|len", value.name) for value in model.graph.input
+            ):
                 continue  # it may mask nothing at all
             neutral = 1.0 if name == "gamma" else 0.0
             if held is not None and (held == neutral).all():
