@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnx import FunctionProto, ModelProto, version_converter
 
 from onnx_fuse.passes.files.external_data import materialise
+from onnx_fuse.passes.graph.onnx_inference import in_bounds
 from onnx_fuse.passes.report import Log
 
 OLDEST = 13
@@ -36,7 +37,7 @@ class Convert:
             return model
         materialise(model)  # the converter drops what it finds in no field of numbers
         try:
-            converted = version_converter.convert_version(model, self.least)
+            converted = in_bounds(lambda: version_converter.convert_version(model, self.least), model)
         except Exception as error:
             sentence = " ".join(str(error).split())[:300].rstrip(".")
             log.warnings.append(f"opset {opset} is older than {self.least} and could not be converted{so}: {sentence}.")

@@ -34,8 +34,10 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, TypeProto, V
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.passes.files.checker import one_sentence
 from onnx_fuse.passes.files.external_data import read_small, tensors
+from onnx_fuse.passes.graph.confined import Exceeded
 from onnx_fuse.passes.graph.function_bodies import import_domain
 from onnx_fuse.passes.graph.node import ONNX_DOMAINS
+from onnx_fuse.passes.graph.onnx_inference import infer_shapes, without_weights
 from onnx_fuse.passes.graph.subgraphs import captures, subgraphs
 from onnx_fuse.patterns import fusions
 
@@ -325,7 +327,7 @@ def rounded(converted: Converted, precision: str) -> ModelProto:
 def _types(model: ModelProto) -> dict[str, TypeProto]:
     """Value of the main graph -> its type, as far as ONNX can tell."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(model).graph
+        inferred = infer_shapes(without_weights(model)).graph
     except (onnx.shape_inference.InferenceError, ValueError) as error:
         cause = f"The types in the model cannot be told: {one_sentence(error)}"
         raise ModelError(cause, "Check the model with onnx.checker, or keep its precision.") from error
@@ -387,8 +389,8 @@ def _made_types(
     alone = ModelProto(ir_version=model.ir_version, graph=graph, functions=[function], opset_import=model.opset_import)
     import_domain(alone.opset_import, function.domain)
     try:
-        inferred = onnx.shape_inference.infer_shapes(alone, check_type=True, strict_mode=True)
-    except onnx.shape_inference.InferenceError:
+        inferred = infer_shapes(alone, check_type=True, strict_mode=True)
+    except (onnx.shape_inference.InferenceError, Exceeded):
         return [TensorProto.UNDEFINED]
     return [value.type.tensor_type.elem_type for value in inferred.graph.output]
 

@@ -23,10 +23,11 @@ from onnx_fuse import torch_export
 from onnx_fuse.errors import LearnError, ModelError, OnnxFuseError, UsageError, reason
 from onnx_fuse.learning import learned_file
 from onnx_fuse.passes.files import io
-from onnx_fuse.passes.files.checker import check
+from onnx_fuse.passes.files.checker import check, one_sentence
 from onnx_fuse.passes.files.staging import require_apart
 from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.fuse.read_form import Example, Leaf, identifier, read
+from onnx_fuse.passes.graph.onnx_inference import infer_shapes
 from onnx_fuse.passes.opset_conversion import Convert
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline
 from onnx_fuse.passes.report import Report
@@ -496,5 +497,11 @@ def _as_model(function: onnx.FunctionProto) -> tuple[ModelProto, str | None, dic
     outputs = [onnx.ValueInfoProto(name=name) for name in function.output]
     graph = helper.make_graph(nodes, function.name, [types[name] for name in function.input], outputs, initializers)
     model = helper.make_model(graph, opset_imports=list(function.opset_import), ir_version=_FUNCTION_IR)
-    inferred = onnx.shape_inference.infer_shapes(model)
+    try:
+        inferred = infer_shapes(model)
+    except (onnx.shape_inference.InferenceError, ValueError) as error:
+        raise LearnError(
+            f"The shapes in the function {function.name} cannot be worked out: {one_sentence(error)}",
+            "Check the function with onnx.checker.",
+        ) from error
     return inferred, function.domain or None, defaults

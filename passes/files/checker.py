@@ -11,6 +11,8 @@ from onnx import AttributeProto, ModelProto, NodeProto, SparseTensorProto, Tenso
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.files.external_data import byte_size, tensors
+from onnx_fuse.passes.graph.confined import Exceeded
+from onnx_fuse.passes.graph.onnx_inference import in_bounds
 from onnx_fuse.passes.graph.spans import span_of
 
 # Embedded weights above this size are not handed to onnx's checker, which would copy them twice.
@@ -35,7 +37,13 @@ def check(model: ModelProto, path: str | os.PathLike[str] = "", *, full: bool = 
     """
     name = str(path) or "The model"
     try:
-        onnx.checker.check_model(_checkable(model, name), full_check=full)
+        checkable = _checkable(model, name)
+        in_bounds(lambda: onnx.checker.check_model(checkable, full_check=full), model, None if full else True)
+    except Exceeded as error:
+        raise ModelError(
+            f"The shapes in {name} cannot be checked: {error}",
+            "Let functions call each other less often, and give values fewer axes.",
+        ) from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{name} is not valid ONNX: {one_sentence(error)}", "Export it again, or repair what the message names."

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
-import onnx
 from onnx import FunctionProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper
 
+from onnx_fuse.passes.graph.confined import Exceeded
 from onnx_fuse.passes.graph.function_bodies import import_domain
+from onnx_fuse.passes.graph.onnx_inference import infer_shapes
 from onnx_fuse.passes.graph.shapes.inference import Info
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.body import CAST_LIKE_SINCE
@@ -51,7 +52,10 @@ def disagreement(operator: FusedOp, fused: Fused, outputs: Mapping[str, str], vi
         return f"{empty} has no elements"
     if any(not info.dtype for info in infos.values()):
         return None
-    inferred = _infer(operator, fused, infos, made, function, view.graph.opsets)
+    try:
+        inferred = _infer(operator, fused, infos, made, function, view.graph.opsets)
+    except Exceeded as error:
+        return f"the shapes in the body of {operator.name} cannot be worked out: {error}"
     for name in made:
         value = outputs[name]
         want, have = wanted[name], inferred.get(name)
@@ -125,7 +129,7 @@ def _infer(
     model.functions.append(function)
     # ONNX follows the elements of vectors one by one, and those of a body are as long as its inputs.
     sizes = [dim for info in infos.values() for dim in info.shape or () if isinstance(dim, int)]
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=max(sizes, default=0) <= _LONGEST)
+    inferred = infer_shapes(model, data_prop=max(sizes, default=0) <= _LONGEST)
     return {value.name: value.type for value in inferred.graph.output}
 
 

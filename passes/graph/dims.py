@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+_LARGEST = 1 << 63
+_MOST_SYMBOLS = 64
+_LONGEST_NAME = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,20 @@ def symbol(name: str) -> Product:
     return Product(1, (name,))
 
 
+def _named(text: str) -> Product:
+    """The dimension that a text says how to work out. A long text has a digest in its place: sums of sums double it each time."""
+    if len(text) > _LONGEST_NAME:
+        text = f"#{hashlib.sha256(text.encode()).hexdigest()}"
+    return symbol(text)
+
+
 def multiply(a: Dim, b: Dim) -> Dim:
     """a * b."""
     left, left_symbols = _parts(a)
     right, right_symbols = _parts(b)
     factor = left * right
+    if abs(factor) > _LARGEST or len(left_symbols) + len(right_symbols) > _MOST_SYMBOLS:
+        return _named("({}*{})".format(*sorted((str(a), str(b)))))
     symbols = tuple(sorted(left_symbols + right_symbols))
     return Product(factor, symbols) if symbols and factor != 0 else factor
 
@@ -78,7 +92,7 @@ def cancel(a: Dim, b: Dim) -> tuple[Dim, Dim]:
 def add(a: Dim, b: Dim) -> Dim:
     """a + b; a sum of unlike symbols becomes one new symbol with a canonical name."""
     if isinstance(a, int) and isinstance(b, int):
-        return a + b
+        return a + b if abs(a + b) <= _LARGEST else _named(f"({min(a, b)}+{max(a, b)})")
     if a == 0:
         return b
     if b == 0:
@@ -93,7 +107,7 @@ def add(a: Dim, b: Dim) -> Dim:
         whole = str(head).removeprefix("(").removesuffix("-1)")
         if str(head) == f"({whole}-1)" and tail == minimum(symbol(whole), 1) and whole.isidentifier():
             return symbol(whole)
-    return symbol("({}+{})".format(*sorted((str(a), str(b)))))
+    return _named("({}+{})".format(*sorted((str(a), str(b)))))
 
 
 def subtract(a: Dim, b: Dim) -> Dim:
@@ -104,14 +118,14 @@ def subtract(a: Dim, b: Dim) -> Dim:
         return 0
     if b == 0:
         return a
-    return symbol(f"({a}-{b})")
+    return _named(f"({a}-{b})")
 
 
 def minimum(a: Dim, b: Dim) -> Dim:
     """min(a, b)."""
     if isinstance(a, int) and isinstance(b, int):
         return min(a, b)
-    return a if a == b else symbol("min({},{})".format(*sorted((str(a), str(b)))))
+    return a if a == b else _named("min({},{})".format(*sorted((str(a), str(b)))))
 
 
 def broadcast(a: Dim, b: Dim) -> Dim | None:

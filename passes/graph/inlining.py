@@ -139,6 +139,7 @@ def inline_nodes(model: ModelProto, wanted: Callable[[NodeProto], bool]) -> Mode
     calls = [node for node in model.graph.node if (node.domain, node.op_type, node.overload) in bodies and wanted(node)]
     if not calls:
         return model
+    _require_few(sum(len(bodies[node.domain, node.op_type, node.overload].node) for node in calls))
     copy = ModelProto()
     copy.CopyFrom(model)
     places = {node.output[0]: node for node in copy.graph.node if node.output}
@@ -174,11 +175,8 @@ def inline_calls(model: ModelProto, keep: Callable[[NodeProto], bool]) -> tuple[
         ModelError: a function calls itself, or needs operator sets that the model does not have, or the nodes would be too many.
     """
     count = count_inlined(model)
-    if MOST_INLINED < count < math.inf:  # the call that closes a circle is named below
-        raise ModelError(
-            f"With its functions inlined the model has {count:.2g} nodes.",
-            f"More than {MOST_INLINED} cannot be run: let the functions call each other less often.",
-        )
+    if count < math.inf:  # the call that closes a circle is named below
+        _require_few(count)
     bodies = {(body.domain, body.name, body.overload): body for body in model.functions}
     own: list[FunctionProto] = []
     inlined: Counter[str] = Counter()
@@ -226,6 +224,14 @@ def inline_calls(model: ModelProto, keep: Callable[[NodeProto], bool]) -> tuple[
             "Export it with the operator sets of the model.",
         )
     return model, inlined
+
+
+def _require_few(count: float) -> None:
+    if count > MOST_INLINED:
+        raise ModelError(
+            f"With its functions inlined the model has {count:.2g} nodes.",
+            f"More than {MOST_INLINED} cannot be run: let the functions call each other less often.",
+        )
 
 
 def count_inlined(model: ModelProto) -> float:

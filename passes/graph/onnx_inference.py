@@ -1,13 +1,19 @@
-"""ONNX's own shape inference over a model, without loading or copying its weights."""
+"""ONNX's own shape inference over a model, without loading or copying its weights, in memory and time that are bounded.
+
+`infer_shapes` here is the one way from this package into ONNX's, and `in_bounds` the way into what else of ONNX infers shapes.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto
 
+from onnx_fuse.passes.graph.axes import has_few_axes
+from onnx_fuse.passes.graph.confined import Exceeded, confined
 from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.graph.inlining import MOST_INLINED, count_inlined
 from onnx_fuse.passes.graph.node import ONNX_DOMAINS
@@ -16,6 +22,13 @@ from onnx_fuse.passes.graph.subgraphs import subgraphs
 _SMALL = 1024
 """Elements up to which a weight keeps its data: shapes and axes, whose contents shape inference reads."""
 _WHOLE = (TensorProto.INT32, TensorProto.INT64)
+# For work in a child: the memory beside that for copies of the model, those copies, how long, and how much may come of it.
+_MEMORY = 256 << 20
+_COPIES = 8
+_SECONDS = 5.0
+_MADE = 16 << 20
+
+T = TypeVar("T")
 
 
 def inferred_types(graph: Graph) -> Callable[[], dict[str, onnx.TypeProto]] | None:
@@ -36,6 +49,54 @@ def inferred_types(graph: Graph) -> Callable[[], dict[str, onnx.TypeProto]] | No
     return infer
 
 
+def infer_shapes(
+    model: ModelProto, *, check_type: bool = False, strict_mode: bool = False, data_prop: bool = False
+) -> ModelProto:
+    """ONNX's `infer_shapes`, in bounds.
+
+    Raises:
+        Exceeded: functions call functions so often that going through them would not end, or it takes too much memory or time.
+        Exception: what ONNX raises on a malformed model.
+    """
+
+    def infer(data: ModelProto | bytes) -> ModelProto:
+        return onnx.shape_inference.infer_shapes(data, check_type, strict_mode, data_prop)
+
+    if is_bounded(model):
+        return infer(model)
+
+    def written() -> bytes:
+        made: bytes = infer(model).SerializeToString()
+        if len(made) > _MADE + 2 * model.ByteSize():
+            raise Exceeded("the shapes of its values are too long.")
+        return made
+
+    return ModelProto.FromString(in_bounds(written, model, False))
+
+
+def is_bounded(model: ModelProto) -> bool:
+    """Whether it follows from sizes that inferring the model's shapes takes little more memory than the model.
+
+    Raises:
+        Exceeded: functions call functions so often that going through them would not end.
+    """
+    if model.functions and count_inlined(model) > MOST_INLINED:
+        raise Exceeded("its functions call each other too often.")
+    return has_few_axes(model)
+
+
+def in_bounds(work: Callable[[], T], model: ModelProto, bounded: bool | None = None) -> T:
+    """Does something that infers the shapes of a model: here if they are bounded, else in a child process with limits.
+
+    Raises:
+        Exceeded: as for `infer_shapes`.
+        Exception: what the work raises.
+    """
+    if is_bounded(model) if bounded is None else bounded:
+        return work()
+    return confined(work, memory=_MEMORY + _COPIES * model.ByteSize(), seconds=_SECONDS)
+
+
 def bounded_inference(model: ModelProto) -> ModelProto:
     """The model with the types that ONNX infers, in memory that its size bounds.
 
@@ -43,13 +104,11 @@ def bounded_inference(model: ModelProto) -> ModelProto:
     here only if all such vectors are known to be short. It also goes through a function again for each call.
 
     Raises:
-        ValueError: functions call functions so often that going through them would not end.
+        Exceeded: as for `infer_shapes`.
         Exception: what ONNX raises on a malformed model.
     """
-    if model.functions and count_inlined(model) > MOST_INLINED:
-        raise ValueError("too many calls of functions")
-    plain = onnx.shape_inference.infer_shapes(model)
-    return onnx.shape_inference.infer_shapes(model, data_prop=True) if has_short_vectors(plain) else plain
+    plain = infer_shapes(model)
+    return infer_shapes(model, data_prop=True) if has_short_vectors(plain) else plain
 
 
 def has_short_vectors(inferred: ModelProto) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from onnx import TensorProto, TypeProto
 
 from onnx_fuse.passes.graph import dims as d
+from onnx_fuse.passes.graph.axes import MOST_AXES
 from onnx_fuse.passes.graph.dims import Dim, Product, Shape
 from onnx_fuse.passes.graph.node import Node
 
@@ -167,6 +168,8 @@ class Inference:
             # A malformed node, or an attribute known only when a function is called: nothing can be said.
             result = None
         if isinstance(result, Info):
+            if result.shape is not None and len(result.shape) > MOST_AXES:
+                result = Info(result.dtype)
             if result.content is None and result.shape is not None and result.dtype and "" not in node.outputs:
                 self._memo.update(dict.fromkeys(node.outputs, result))
                 return
@@ -176,6 +179,8 @@ class Inference:
             if not output:
                 continue
             info = infos[number] if number < len(infos) else None
+            if info is not None and info.shape is not None and len(info.shape) > MOST_AXES:
+                info = Info(info.dtype)
             if info is not None and info.content is not None:
                 info = Info(info.dtype, info.shape, _held(info))
             if info is None or info.shape is None or not info.dtype:
