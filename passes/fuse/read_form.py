@@ -223,24 +223,30 @@ class _Reading:
 
     def _value(self, value: str, reader: str) -> str:
         """The name of a value in the form; what makes it is read first."""
-        value = self.view.resolve(value)
-        if not value or value in self.names:
-            return self.names.get(value, "")
-        origin = self.origins.of(value)
-        if origin is not None:
-            name = f"leaf_{len(self.leaves)}"
-            self.leaves[name] = self._leaf(value, origin, reader)
-        elif (size := self._known_size(value)) is not None:
-            name = f"size_{len(self.sizes) + 1}"
-            self.sizes[name] = size
-        else:
-            node = self.view.producer(value)
-            if node is None:
-                raise LearnError(f"{value} is made outside of the example.", "Make it an input of the example.")
-            self._step(node, value)
-            return self.names[value]
-        self.names[value] = name
-        return name
+        wanted = self.view.resolve(value)
+        pending, entered = [(wanted, reader)], set()
+        while pending:
+            value, reader = pending[-1]
+            if not value or value in self.names:
+                pending.pop()
+            elif (origin := self.origins.of(value)) is not None:
+                name = f"leaf_{len(self.leaves)}"
+                self.leaves[name] = self._leaf(value, origin, reader)
+                self.names[value] = name
+            elif (size := self._known_size(value)) is not None:
+                name = f"size_{len(self.sizes) + 1}"
+                self.sizes[name] = size
+                self.names[value] = name
+            else:
+                node = self.view.producer(value)
+                if node is None:
+                    raise LearnError(f"{value} is made outside of the example.", "Make it an input of the example.")
+                if value in entered:
+                    self._step(node, value)
+                    continue
+                entered.add(value)
+                pending.extend(reversed(self._reads(node, value)))
+        return self.names.get(wanted, "")
 
     def _leaf(self, value: str, origin: frozenset[str], reader: str) -> Leaf:
         tensor = self._tensor(value, reader)
@@ -276,18 +282,24 @@ class _Reading:
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
-    def _step(self, node: Node, value: str) -> None:
+    def _reads(self, node: Node, value: str) -> list[tuple[str, str]]:
+        """What the step that makes a value reads, each with what to call the reader."""
         require_learnable(node)
-        part = self._part(node, value)
-        if part is not None:
-            source, outputs = self._value(node.inputs[0], node.name), [value]
-            attributes: dict[str, Any] = dict(zip(("axis", "start", "end"), part, strict=True))
-            self._add("Part", (source,), outputs, attributes)
-            return
+        if self._part(node, value) is not None:
+            return [(self.view.resolve(node.inputs[0]), node.name)]
         data = node.inputs[:1] if node.op_type in SHAPED else node.inputs
         if node.op_type in ATTRIBUTE_INPUTS:
             data = data[: min(ATTRIBUTE_INPUTS[node.op_type].values())]
-        inputs = tuple(self._value(name, f"{node.op_type} {node.name}") for name in data)
+        return [(self.view.resolve(name), f"{node.op_type} {node.name}") for name in data]
+
+    def _step(self, node: Node, value: str) -> None:
+        """The step that makes a value, once those are read that it reads."""
+        inputs = tuple(self.names.get(name, "") for name, _ in self._reads(node, value))
+        part = self._part(node, value)
+        if part is not None:
+            attributes: dict[str, Any] = dict(zip(("axis", "start", "end"), part, strict=True))
+            self._add("Part", inputs, [value], attributes)
+            return
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
         attributes = {} if node.op_type in SHAPED else attributes_of(node, self.view)

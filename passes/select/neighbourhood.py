@@ -72,13 +72,20 @@ class Neighbourhood:
         inside = {node.position for node in nodes}
 
         def asked(value: str) -> bool:
-            if value in model.graph.outputs:
-                return True
-            return any(
-                reader.position not in inside or (model.is_free(reader) and any(map(asked, reader.outputs)))
-                for reader in model.readers(value)
-                if value in _data(reader)
-            )
+            pending, seen = [value], {value}
+            while pending:
+                name = pending.pop()
+                if name in model.graph.outputs:
+                    return True
+                for reader in model.readers(name):
+                    if name not in _data(reader):
+                        continue
+                    if reader.position not in inside:
+                        return True
+                    if model.is_free(reader):
+                        pending += [output for output in reader.outputs if output not in seen]
+                        seen.update(reader.outputs)
+            return False
 
         return asked
 

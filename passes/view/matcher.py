@@ -219,7 +219,12 @@ class _Search:
         self.steps += 1
         if self.steps > STEP_BUDGET:
             raise _BudgetSpent
-        return _HANDLERS[type(term)](self, term, value, then)
+        handler = _HANDLERS.get(type(term))
+        if handler is None:
+            raise TypeError(
+                f"{term!r} stands where a pattern wants a term, such as a variable, a number or an operator."
+            )
+        return handler(self, term, value, then)
 
     def _undo(self, bound: Sequence[str]) -> bool:
         """Names that were bound for nothing are free again."""

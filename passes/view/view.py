@@ -238,6 +238,10 @@ class View(Overlay):
         """Whether the value is an initializer or Constant, of whatever size and wherever it lies, or folds to one."""
         return self._folding.is_constant(value)
 
+    def computed(self, model: onnx.ModelProto, value: str) -> np.ndarray | None:
+        """What another model, which takes no inputs, makes of its constants; None as for `constant`."""
+        return View(Graph(model.graph, model)).constant(value)
+
     def evaluate(self, node: Node, feeds: Mapping[str, np.ndarray], limit: int) -> dict[str, np.ndarray]:
         """What a node makes of these arrays; nothing where ONNX Runtime cannot tell, or of more than `limit` elements."""
         return self._folding.evaluate(node, feeds, limit)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from onnx import ModelProto
 
 Shape = tuple[Any, ...]
 """One entry per axis: an int, or a symbolic dimension (compare with ==)."""
@@ -57,6 +58,8 @@ class View(Protocol):
     def scalar(self, value: str) -> float | None: ...
 
     def is_constant(self, value: str) -> bool: ...
+
+    def computed(self, model: ModelProto, value: str) -> np.ndarray | None: ...
 
     def add(
         self,

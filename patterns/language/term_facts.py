@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import chain
 
 from onnx_fuse.patterns.language.terms import AnyOf, Named, Number, Op, Output, Shaped, Term, Tree, Variable
 
@@ -17,30 +16,53 @@ Operands = tuple["Keys | None", ...]
 
 def root_keys(term: Term) -> Iterator[Key]:
     """(domain, operator type) of every node that can be the outermost one of a term."""
-    if isinstance(term, Op):
-        yield from ((term.domain, op_type) for op_type in term.op_types)
-    elif isinstance(term, Output):
-        yield from root_keys(term.op)
-    elif isinstance(term, AnyOf):
-        for alternative in term.alternatives:
-            yield from root_keys(alternative)
-    elif isinstance(term, (Shaped, Named)):
-        yield from root_keys(term.inner)
-    elif isinstance(term, Tree):
-        yield ("", term.op_type)
+    for leaf in _outermost(term):
+        if isinstance(leaf, Op):
+            yield from ((leaf.domain, op_type) for op_type in leaf.op_types)
+        elif isinstance(leaf, Tree):
+            yield ("", leaf.op_type)
+
+
+def _outermost(term: Term, through: tuple[type[Term], ...] = (AnyOf, Output, Named, Shaped)) -> Iterator[Term]:
+    """What can make a term's value: operators, trees, variables and numbers, each once, those of earlier alternatives first.
+
+    Args:
+        through: kinds of terms in whose place comes what they hold.
+    """
+    seen: set[int] = set()
+    pending = [term]
+    while pending:
+        item = pending.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, through):
+            pending.extend(reversed(_parts(item)))
+        else:
+            yield item
+
+
+def _inner_first(roots: Sequence[Term]) -> list[Term]:
+    """All that terms are made of, each once, and after what it is made of itself."""
+    found: dict[int, Term] = {}
+    pending = [*reversed(roots)]
+    while pending:
+        term = pending[-1]
+        missing = [item for item in _parts(term) if id(item) not in found]
+        if missing:
+            pending.extend(missing)
+            continue
+        pending.pop()
+        found[id(term)] = term
+    return list(found.values())
 
 
 def size_of(*roots: Term) -> int:
     """Most nodes that terms can match together; a shared node counts once, of alternatives the largest counts."""
     weights: dict[int, int] = {}
-
-    def weight(term: Term) -> int:
-        if id(term) not in weights:
-            weights[id(term)] = _own_size(term) + (
-                max(map(weight, term.alternatives)) if isinstance(term, AnyOf) else sum(map(weight, _inner(term)))
-            )
-        return weights[id(term)]
-
+    for term in _inner_first(roots):
+        parts = [weights[id(item)] for item in _parts(term)]
+        weights[id(term)] = _own_size(term) + (max(parts) if isinstance(term, AnyOf) else sum(parts))
     seen: set[int] = set()
     total, pending = 0, list(roots)
     while pending:
@@ -49,7 +71,9 @@ def size_of(*roots: Term) -> int:
             continue
         seen.add(id(term))
         total += _own_size(term)
-        pending.extend([max(term.alternatives, key=weight)] if isinstance(term, AnyOf) else _inner(term))
+        pending.extend(
+            [max(term.alternatives, key=lambda item: weights[id(item)])] if isinstance(term, AnyOf) else _inner(term)
+        )
     return total
 
 
@@ -62,17 +86,18 @@ def _own_size(term: Term) -> int:
 def needed_keys(*roots: Term) -> Keys:
     """(domain, operator type) of nodes that terms match whichever alternatives are taken; a shared term is looked at once."""
     found: dict[int, Keys] = {}
+    for term in _inner_first(roots):
+        parts = [found[id(item)] for item in _parts(term)]
+        if isinstance(term, AnyOf):
+            found[id(term)] = frozenset.intersection(*parts)
+        else:
+            own = {(term.domain, term.op_types[0])} if isinstance(term, Op) and len(term.op_types) == 1 else ()
+            found[id(term)] = frozenset(own).union(*parts)
+    return frozenset().union(*(found[id(root)] for root in roots))
 
-    def needs(term: Term) -> Keys:
-        if id(term) not in found:
-            if isinstance(term, AnyOf):
-                found[id(term)] = frozenset.intersection(*map(needs, term.alternatives))
-            else:
-                own = {(term.domain, term.op_types[0])} if isinstance(term, Op) and len(term.op_types) == 1 else ()
-                found[id(term)] = frozenset(own).union(*map(needs, _inner(term)))
-        return found[id(term)]
 
-    return frozenset().union(*map(needs, roots))
+def _parts(term: Term) -> tuple[Term, ...]:
+    return term.alternatives if isinstance(term, AnyOf) else _inner(term)
 
 
 def _inner(term: Term) -> tuple[Term, ...]:
@@ -80,30 +105,18 @@ def _inner(term: Term) -> tuple[Term, ...]:
         return term.inputs
     if isinstance(term, Output):
         return (term.op,)
-    return (term.inner,) if isinstance(term, (Shaped, Named)) else ()
+    if isinstance(term, (Shaped, Named)):
+        return (term.inner,)
+    if isinstance(term, (Variable, Number, Tree)):
+        return ()
+    raise TypeError(f"{term!r} stands where a pattern wants a term, such as a variable, a number or an operator.")
 
 
 def _operand_keys(term: Term) -> Keys | None:
     """(domain, operator type) of what can make an operand; None where anything can."""
-    if isinstance(term, (Variable, Number, Tree)):
+    if any(isinstance(leaf, (Variable, Number, Tree)) for leaf in _outermost(term)):
         return None
-    if isinstance(term, AnyOf):
-        found = [_operand_keys(alternative) for alternative in term.alternatives]
-        return None if None in found else frozenset().union(*(keys for keys in found if keys is not None))
-    if isinstance(term, (Shaped, Named)):
-        return _operand_keys(term.inner)
     return frozenset(root_keys(term))
-
-
-def _root_ops(term: Term) -> Iterator[Op | Tree]:
-    if isinstance(term, (Op, Tree)):
-        yield term
-    elif isinstance(term, AnyOf):
-        for alternative in term.alternatives:
-            yield from _root_ops(alternative)
-    elif isinstance(term, (Output, Shaped, Named)):
-        for inner in _inner(term):
-            yield from _root_ops(inner)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -120,27 +133,21 @@ def choices(term: AnyOf, key: Key | None) -> tuple[Term | tuple[Op, ...], ...]:
     return tuple(found)
 
 
-@lru_cache(maxsize=1 << 16)  # alternatives may share what they are made of
+@lru_cache(maxsize=1 << 16)
 def _other_ops(term: Term, key: Key | None) -> tuple[Op, ...] | None:
     """The operators that a term wants, if a node of this key is none of them; None where the term may fit."""
-    if isinstance(term, Op):
-        return None if key in term.keys else (term,)
-    if isinstance(term, Output):
-        return _other_ops(term.op, key)
-    if isinstance(term, Named):
-        return _other_ops(term.inner, key)
-    if isinstance(term, AnyOf):
-        found = [_other_ops(item, key) for item in term.alternatives]
-        return None if None in found else tuple(dict.fromkeys(chain.from_iterable(filter(None, found))))
-    return None
+    found = list(_outermost(term, (AnyOf, Output, Named)))
+    ops = tuple(item for item in found if isinstance(item, Op) and key not in item.keys)
+    return ops if len(ops) == len(found) else None
 
 
 def root_operands(root: Term) -> dict[Key, list[tuple[Operands, bool]]]:
     """For each key a root can have: what its operands must be made by, and whether they may be swapped."""
     operands: dict[Key, list[tuple[Operands, bool]]] = {}
-    for op in _root_ops(root):
+    for op in _outermost(root):
         if isinstance(op, Tree):
             operands.setdefault(("", op.op_type), []).append(((), False))
+        if not isinstance(op, Op):
             continue
         wanted = tuple(_operand_keys(item) for item in op.inputs)
         for op_type in op.op_types:

@@ -14,6 +14,7 @@ from onnx_fuse.passes.graph.index import Graph, graphs
 from onnx_fuse.passes.view.matcher import STEP_BUDGET, Match, NearMiss, match_at
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns import Attribute, Constant, Optional, Pattern, Scalar, Value, pattern
+from onnx_fuse.patterns.language.terms import Term
 from tests.helpers import attempt, matched, model, refusal
 
 
@@ -617,3 +618,22 @@ class TestWhere:
             Block (a) => (y) { s = Sigmoid(a) y = Mul(s, a) }""",
         )
         assert isinstance(found["function my::Block"], Match)
+
+
+class Odd(Term):
+    def __repr__(self) -> str:
+        return "an odd one"
+
+
+def test_what_is_no_term_is_named() -> None:
+    def odd(op, x):  # type: ignore[no-untyped-def]
+        return op.Relu(Odd())
+
+    def odd_leaf(op, x):  # type: ignore[no-untyped-def]
+        return op.tree("Add", Odd())
+
+    sentence = "an odd one stands where a pattern wants a term"
+    with pytest.raises(TypeError, match=sentence):
+        pattern(odd)
+    with pytest.raises(TypeError, match=sentence):
+        attempt(pattern(odd_leaf), model("(float[2] a) => (float[2] y) { b = Abs(a) y = Add(b, a) }"))
