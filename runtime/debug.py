@@ -19,15 +19,15 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.passes.graph import inlining
 from onnx_fuse.passes.graph.spans import filled, is_external
-from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes, shortage
-from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.device.memory import needed_bytes
+from onnx_fuse.runtime.onnxruntime import room, sessions
 from onnx_fuse.runtime.verify import verification
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare
 from onnx_fuse.runtime.verify.empty_inputs import may_be_empty
 from onnx_fuse.runtime.verify.float32_twin import holds_bfloat16, widen
 from onnx_fuse.runtime.verify.noise import Hearing
 from onnx_fuse.runtime.verify.precision import tolerances
-from onnx_fuse.runtime.verify.random_inputs import DRAWS, Array, draw_shapes, input_specs
+from onnx_fuse.runtime.verify.random_inputs import DRAWS, Array, InputSpec, draw_shapes, input_specs
 from onnx_fuse.runtime.verify.reference import Evidence, Original, as_arrays, drawn_evidence, given_evidence
 from onnx_fuse.runtime.verify.user_inputs import given_inputs
 
@@ -199,7 +199,26 @@ def debug(
         first, second = widen(first), widen(second)
         specs = input_specs(first)
         notes.append("compared in float32: ONNX Runtime's CPU provider does not compute in bfloat16.")
-    _check_memory(first, second, {name: array.shape for name, array in (given or {}).items()})
+    shapes = draw_shapes(specs, max(DRAWS, key=lambda draw: draw.batch * draw.length))
+    shapes.update({name: array.shape for name, array in (given or {}).items()})
+    folders = base_dir, fused_dir or base_dir
+    return room.with_room(
+        lambda: _diagnosed((first, second), folders, specs, given, rtol, seed, notes),
+        needed_bytes(first, second, shapes),
+        remedy="Give smaller inputs (--inputs FILE.npz), or use a larger machine.",
+    )
+
+
+def _diagnosed(
+    models: tuple[ModelProto, ModelProto],
+    folders: tuple[str | Path | None, str | Path | None],
+    specs: Sequence[InputSpec],
+    given: dict[str, Array] | None,
+    rtol: float | None,
+    seed: int,
+    notes: list[str],
+) -> Diagnosis:
+    (first, second), (base_dir, fused_dir) = models, folders
     by_value = tolerances(first)
     allowed = max((by_value[value.name] for value in first.graph.output), default=TOLERANCES["float32"])
     if rtol is not None:
@@ -210,7 +229,7 @@ def debug(
         notes.append(f"{len(names)} of {len(shared)} values were compared, evenly spread.")
     before = Original(first, base_dir, names)
     before.open()
-    after = _opened(second, fused_dir or base_dir, names)
+    after = _opened(second, fused_dir, names)
     evidence = (
         iter([given_evidence(before, given)])
         if given is not None
@@ -240,25 +259,13 @@ def debug(
             agreeing = {value.name for value in values if value.comparison.problem is None}
             start = differing.name if differing.name in _producers(second) else _PART.sub("", differing.name)
             place = _place(first, second, start, agreeing)
-            place = replace(place, inside=_inside(place, first, base_dir, second, fused_dir or base_dir, item, allowed))
+            place = replace(place, inside=_inside(place, first, base_dir, second, fused_dir, item, allowed))
             return Diagnosis(False, item.case.name, count, allowed, values, place, tuple(notes))
     if last is None:
         raise ModelError(
             "The original runs on none of the random inputs.", "Give inputs that it runs on: --inputs FILE.npz."
         )
     return Diagnosis(True, last[0], count, allowed, last[1], None, tuple(notes))
-
-
-def _check_memory(original: ModelProto, fused: ModelProto, given: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises:
-    ModelError: running the models takes more memory than there is.
-    """
-    shapes = draw_shapes(input_specs(original), max(DRAWS, key=lambda draw: draw.batch * draw.length))
-    short = shortage(needed_bytes(original, fused, {**shapes, **given}), available_bytes())
-    if short is not None:
-        raise ModelError(
-            short[0].upper() + short[1:], "Give smaller inputs (--inputs FILE.npz), or use a larger machine."
-        )
 
 
 def _shared(original: ModelProto, fused: ModelProto) -> list[str]:

@@ -283,7 +283,7 @@ def open(
 
     path = Path(path)
     model = path
-    if path.suffix.lower() in (".engine", ".plan", ".trt") or os.path.isfile(engine_file.record_path(path)):
+    if engine_file.is_engine(path):
         try:
             return Engine(path, streams=streams, cuda_graphs=cuda_graphs, nvtx=nvtx)
         except UsageError as error:

@@ -34,7 +34,7 @@ from onnx_fuse.passes.files.temporary import temporary_folder
 from onnx_fuse.passes.graph.function_bodies import Functions
 from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report
-from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.onnxruntime import room, sessions
 from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare
 from onnx_fuse.runtime.verify.precision import tolerance
@@ -289,6 +289,8 @@ class _Reference:
             VerificationError: an output differs from the module's.
         """
         try:
+            largest = max((inputs for _, inputs, _ in self.cases), key=lambda held: sum(map(np.size, held.values())))
+            room.require_room(io.load(model) if isinstance(model, Path) else model, largest, base_dir=folder)
             session = sessions.session(model, base_dir=None if isinstance(model, Path) else folder)
         except ModelError as error:
             return {"passed": False, "skipped": error.cause}

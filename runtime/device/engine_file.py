@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from onnx_fuse.errors import ModelError, reason
 from onnx_fuse.passes.files import json_object
+from onnx_fuse.passes.files.digest import sha256
 
 FORMAT = 1
 """Version of the record's layout."""
@@ -77,6 +77,11 @@ def to_json(record: EngineRecord) -> bytes:
     return (json.dumps({"format": FORMAT, **asdict(record)}, indent=2) + "\n").encode()
 
 
+def is_engine(path: Path) -> bool:
+    """Whether a file is called like an engine, or has an engine's record beside it."""
+    return path.suffix.lower() in (".engine", ".plan", ".trt") or os.path.isfile(record_path(path))
+
+
 def read(engine: Path) -> EngineRecord:
     """The record of an engine, whose plan is checked against it.
 
@@ -91,7 +96,7 @@ def read(engine: Path) -> EngineRecord:
         raise ModelError(f"The engine {engine} has no record {record_file.name} beside it.", remedy)
     try:
         facts = json_object.read(record_file)
-        plan = hashlib.sha256(engine.read_bytes()).hexdigest()
+        plan = sha256(engine)
     except (OSError, ValueError) as error:
         raise ModelError(f"The engine {engine} or its record cannot be read: {reason(error)}.", remedy) from error
     if facts.pop("format", None) != FORMAT:

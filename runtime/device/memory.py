@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto
 
-from onnx_fuse.passes.files.external_data import byte_size, size_in_bytes, tensors
-from onnx_fuse.passes.graph.index import Graph
-from onnx_fuse.passes.graph.node import Node
-from onnx_fuse.passes.graph.onnx_inference import inferred_types
-from onnx_fuse.passes.graph.shapes.inference import Info
-from onnx_fuse.passes.view.view import View
+from onnx_fuse.errors import ModelError
+from onnx_fuse.passes.files.external_data import byte_size, tensors
+from onnx_fuse.runtime.device.footprint import largest_value
 
 # A model with inline weights exists as protobuf, as bytes and as the session's tensors.
 _COPIES_INLINE = 3
 # Large values alive at once, counted in the size of the largest: the input and output of a node, and a neighbour's.
 _LARGE_VALUES_ALIVE = 4
 _BASE = 64 << 20
-_SMALL_CONSTANT = 64
 _UNLIMITED = 1 << 60
-_UNKNOWN = 1 << 62
-_FILLERS = {"ConstantOfShape": 0, "Expand": 1, "Pad": 1, "Range": 0, "Tile": 1}
-"""Operators of which a few numbers can ask for any amount -> their first input of such numbers."""
+_ENDLESS = 1 << 62
 
 
 def available_bytes() -> int | None:
@@ -34,22 +27,27 @@ def available_bytes() -> int | None:
     return min(found) if found else None
 
 
-def needed_bytes(original: ModelProto, fused: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Rough peak in bytes of running the two models, one after the other, on inputs of the given shapes.
+def needed_bytes(original: ModelProto, fused: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Rough peak in bytes of running the two models, one after the other, on inputs of the given shapes; None: nobody can tell.
 
     Counts the weights of the larger (those in external data once: they are mapped, not copied) and a few of the
-    original's largest value. What cannot be told is more than there is anywhere.
+    original's largest value.
     """
-    weights = max(_weight_bytes(original), _weight_bytes(fused))
-    return _BASE + weights + _LARGE_VALUES_ALIVE * _largest_value(original, shapes)
-
-
-def shortage(needed: int, available: int | None) -> str | None:
-    """The sentence that says that there is too little memory to run the models; None where there is enough, as far as known."""
-    if available is None or needed <= available:
+    try:
+        largest = largest_value(original, shapes)
+    except ModelError:  # functions that call each other without end, or nearly so
+        return _ENDLESS
+    if largest is None:
         return None
-    if needed >= _UNKNOWN:
-        return "running the models may take more memory than any machine has: a size is huge, or is known only as the model runs."
+    return _BASE + max(_weight_bytes(original), _weight_bytes(fused)) + _LARGE_VALUES_ALIVE * largest
+
+
+def shortage(needed: int | None, available: int | None) -> str | None:
+    """The sentence that says that there is too little memory to run the models; None where there is enough, as far as known."""
+    if needed is None or available is None or needed <= available:
+        return None
+    if needed >= _ENDLESS:
+        return "running the models takes more memory than any machine has."
     return f"running the models takes about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB is available."
 
 
@@ -58,64 +56,6 @@ def _weight_bytes(model: ModelProto) -> int:
         byte_size(tensor) * (1 if tensor.data_location == TensorProto.EXTERNAL else _COPIES_INLINE)
         for tensor, _ in tensors(model)
     )
-
-
-def _largest_value(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Bytes of the largest value of the main graph whose shape follows from the inputs'; 0 when none does.
-
-    Shapes are worked out from shapes, without any value of the size that is asked about.
-    """
-    skeleton = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    graph = skeleton.graph
-    graph.name = model.graph.name
-    graph.node.extend(model.graph.node)
-    graph.output.extend(model.graph.output)
-    for value in model.graph.input:
-        if value.name in shapes:
-            elem_type = value.type.tensor_type.elem_type
-            graph.input.append(helper.make_tensor_value_info(value.name, elem_type, shapes[value.name]))
-    for tensor in model.graph.initializer:
-        if tensor.data_location != TensorProto.EXTERNAL and math.prod(tensor.dims) <= _SMALL_CONSTANT:
-            graph.initializer.append(tensor)  # it may be a shape or an axis
-        else:
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    main = Graph(graph, skeleton)
-    view = View(main, inferred_types(main))
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value.name for value in model.graph.input if value.name not in weights]
-    largest = max((_bytes_of(view.info(name)) or 0 for name in inputs), default=0)
-    for node in main.nodes:
-        for name in filter(None, node.outputs):
-            size = _bytes_of(view.info(name))
-            if size is None and shapes.keys() >= set(inputs) and _is_sized_by_content(main, node):
-                return _UNKNOWN
-            largest = max(largest, size or 0)
-    return largest
-
-
-def _is_sized_by_content(graph: Graph, node: Node) -> bool:
-    """Whether what an input of the model holds says how much a node makes, and not the size of a tensor that is there anyway."""
-    if node.domain or node.op_type not in _FILLERS:
-        return False
-    pending, seen = list(node.inputs[_FILLERS[node.op_type] :]), set()
-    while pending:
-        value = pending.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        maker = graph.producers.get(value)
-        if maker is None and value in graph.inputs:
-            return True
-        if maker is not None and maker.key not in (("", "Shape"), ("", "Size")):
-            pending += maker.inputs
-    return False
-
-
-def _bytes_of(info: Info) -> int | None:
-    if info.shape is None:
-        return None
-    dims = [dim for dim in info.shape if isinstance(dim, int)]
-    return size_in_bytes(info.dtype, dims) if len(dims) == len(info.shape) else None
 
 
 def _machine_bytes() -> list[int]:

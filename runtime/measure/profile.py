@@ -19,6 +19,7 @@ from onnx_fuse.passes.files import io
 from onnx_fuse.runtime.device import engine_file
 from onnx_fuse.runtime.device.executor import LayerTime
 from onnx_fuse.runtime.engine import Engine, Timing
+from onnx_fuse.runtime.onnxruntime import room
 from onnx_fuse.runtime.verify import random_inputs
 from onnx_fuse.runtime.verify.random_inputs import Draw, InputSpec
 from onnx_fuse.runtime.verify.user_inputs import given_inputs
@@ -179,6 +180,20 @@ def specs_of(path: Path) -> tuple[InputSpec, ...]:
     if os.path.isfile(model):
         return random_inputs.input_specs(io.load(model))
     return tuple(InputSpec(item.name, _elem_type(item.dtype), item.shape, "data") for item in record.inputs)
+
+
+def is_model(path: Path) -> bool:
+    """Whether there is a file that ONNX Runtime is to open."""
+    return os.path.isfile(path) and not engine_file.is_engine(path)
+
+
+def require_room(path: Path, inputs: Arrays, *, optimise: bool = True) -> None:
+    """Asks for the memory to run a model in ONNX Runtime, before it is opened.
+
+    Raises:
+        ModelError: there is not enough memory, or the model cannot be read.
+    """
+    room.require_room(io.load(path), inputs, base_dir=path.parent, optimise=optimise)
 
 
 def best_sizes(path: Path, specs: Sequence[InputSpec]) -> dict[str, int]:

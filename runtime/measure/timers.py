@@ -18,7 +18,7 @@ from onnx_fuse.passes.select.measured import Run, Timer
 from onnx_fuse.runtime.device import gpus
 from onnx_fuse.runtime.device.engine_file import ShapeRange
 from onnx_fuse.runtime.engine import Engine
-from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.onnxruntime import room, sessions
 from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.config import EngineConfig
@@ -60,10 +60,11 @@ class OrtTimer:
 
     def open(self, model: ModelProto) -> Run:
         """Raises:
-        ModelError: ONNX Runtime cannot load or run it.
+        ModelError: ONNX Runtime cannot load or run it, or there is not enough memory.
         """
-        session = sessions.session(model, base_dir=self._base_dir, optimise=True)
         inputs = drawn(model, self._sizes)
+        room.require_room(model, inputs, base_dir=self._base_dir, optimise=True)
+        session = sessions.session(model, base_dir=self._base_dir, optimise=True)
 
         def run() -> float:
             start = time.perf_counter()

@@ -21,7 +21,7 @@ from onnx_fuse.passes.files import io, staging
 from onnx_fuse.passes.files.temporary import temporary_folder
 from onnx_fuse.runtime.device import engine_file, memory
 from onnx_fuse.runtime.device.engine_file import EngineTensor
-from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.onnxruntime import room, sessions
 from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.serve import manifests
 from onnx_fuse.runtime.verify import compare, random_inputs
@@ -272,9 +272,17 @@ def _run(served: _Model, original: Original) -> _Model:
     a batch dimension, rows that are computed together are what they are alone."""
     specs = random_inputs.input_specs(original.model)
     shapes = random_inputs.draw_shapes(specs, random_inputs.DRAWS[1])
-    short = memory.shortage(memory.needed_bytes(original.model, original.model, shapes), memory.available_bytes())
-    if short is not None:
-        raise ModelError(f"{served.path}: {short}", "--no-verify deploys it without running it.")
+    needed = memory.needed_bytes(original.model, original.model, shapes)
+
+    def ran() -> _Model:
+        if needed is None:  # in a process of its own, which does not have the threads of the session
+            original.open()
+        return _ran(served, original, specs)
+
+    return room.with_room(ran, needed, remedy="--no-verify deploys it without running it.")
+
+
+def _ran(served: _Model, original: Original, specs: Sequence[random_inputs.InputSpec]) -> _Model:
     rejected: list[Rejected] = []
     cases = (
         case for case in drawn_evidence(original, specs, 0, rejected) if not served.largest_batch or _rows(case) > 1

@@ -11,10 +11,10 @@ from onnx import ModelProto
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.precision import Converted, rounded
-from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes, shortage
-from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.device.memory import needed_bytes
+from onnx_fuse.runtime.onnxruntime import room, sessions
 from onnx_fuse.runtime.verify.compare import Comparison, compare
-from onnx_fuse.runtime.verify.random_inputs import DRAWS, draw_shapes, input_specs
+from onnx_fuse.runtime.verify.random_inputs import DRAWS, InputSpec, draw_shapes, input_specs
 from onnx_fuse.runtime.verify.record import Rejected
 from onnx_fuse.runtime.verify.reference import Original, as_arrays, drawn_evidence
 
@@ -58,9 +58,16 @@ def measure(original: ModelProto, converted: Converted, precision: str, base_dir
     try:
         specs = input_specs(original)
         shapes = draw_shapes(specs, max(DRAWS, key=lambda draw: draw.batch * draw.length))
-        skipped = shortage(needed_bytes(original, narrow, shapes), available_bytes())
-        if skipped is not None:
-            return Accuracy({}, skipped=skipped)
+        needed = needed_bytes(original, narrow, shapes)
+        return room.with_room(lambda: _measured(original, narrow, specs, base_dir), needed)
+    except ModelError as error:
+        return Accuracy({}, skipped=error.cause)
+
+
+def _measured(
+    original: ModelProto, narrow: ModelProto, specs: Sequence[InputSpec], base_dir: str | Path | None
+) -> Accuracy:
+    try:
         reference = Original(original, base_dir, ())
         reference.open()
         session = sessions.session(narrow, base_dir=base_dir)

@@ -21,6 +21,7 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnx_fuse.errors import ModelError
+from onnx_fuse.passes.graph.inlining import MOST_INLINED, count_inlined
 from onnx_fuse.patterns.language.operator import DOMAIN, type_name
 from onnx_fuse.runtime.device.memory import available_bytes
 
@@ -145,7 +146,7 @@ def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
     inputs = [value for value in model.graph.input if value.name not in held]
     dims = {value.name: _dims(value) for value in inputs}
     try:
-        indexed = _indexed(model, dims)
+        indexed = _indexed(model, dims) if count_inlined(model) <= MOST_INLINED else {}
     except (IndexError, RecursionError):  # malformed, or a function that calls itself: running it will say so
         indexed = {}
     return tuple(

@@ -20,9 +20,11 @@ from onnx import ModelProto, NodeProto, TensorProto
 from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.files.encoding import blames_text
 from onnx_fuse.passes.files.io import load_lazily
+from onnx_fuse.passes.graph.confined import Exceeded
 from onnx_fuse.passes.graph.spans import Source
 from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes, shortage
 from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.onnxruntime.room import limited
 from onnx_fuse.runtime.onnxruntime.sessions import Deadline, OutOfTime
 from onnx_fuse.runtime.verify.bodies import Bodies, by_attributes
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare
@@ -64,6 +66,8 @@ _MASKED_ROW = (
     "and ONNX Runtime's Attention gives 0."
 )
 Model = ModelProto | str | Path
+_GRACE = 5.0
+"""Seconds for a process to say that its time is up."""
 _MOST_INNER = 256
 _MOST_NAMED = 3
 # With so many times the memory of the first draws there is enough for all of them.
@@ -287,11 +291,30 @@ class _Run:
         result = self.result
         shapes = draw_shapes(self.specs, max(DRAWS, key=lambda draw: draw.batch * draw.length))
         shapes.update({name: array.shape for name, array in (given or {}).items()})
-        result.bytes_needed = needed_bytes(self.original, self.fused, shapes)
+        needed = needed_bytes(self.original, self.fused, shapes)
+        result.bytes_needed = needed or 0
         result.bytes_available = available_bytes() if memory_limit is None else memory_limit
-        result.skipped = shortage(result.bytes_needed, result.bytes_available)
+        result.skipped = shortage(needed, result.bytes_available)
         if result.skipped is not None:
             return
+        if needed is not None or result.bytes_available is None:
+            self._compare(given, suspects)
+            return
+        left = self.deadline.left
+
+        def compared() -> Verification:
+            self._compare(given, suspects)
+            return result
+
+        try:
+            made = limited(compared, result.bytes_available, None if left is None else left + _GRACE)
+        except Exceeded as error:
+            result.skipped = str(error)
+        else:
+            vars(result).update(vars(made))
+
+    def _compare(self, given: dict[str, Array] | None, suspects: Suspects | None) -> None:
+        result = self.result
         result.problem = other_interface(self.original, self.fused)
         if result.problem is not None:
             result.remedy = (
@@ -397,7 +420,8 @@ class _Run:
         available = self.result.bytes_available
         if available is None or self.result.bytes_needed * _AMPLE < available:
             return True
-        return needed_bytes(self.original, self.fused, shapes) <= available
+        needed = needed_bytes(self.original, self.fused, shapes)
+        return needed is None or needed <= available  # the process has a limit where this is not known
 
     def _compare_all(self, evidence: Sequence[Evidence], judge: Judge, suspects: Suspects | None) -> None:
         result = self.result

@@ -10,6 +10,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from onnx_fuse.runtime.device import memory
+from onnx_fuse.runtime.device.footprint import largest_value
+from tests import helpers
+from tests.trust.test_bounded import calling
 
 MEGA = 1 << 20
 
@@ -29,7 +32,9 @@ def external(rows: int, columns: int) -> TensorProto:
 
 
 def needed(made: ModelProto, **shapes: tuple[int, ...]) -> int:
-    return memory.needed_bytes(made, made, shapes) - memory.needed_bytes(model([]), model([]), {})
+    found, base = memory.needed_bytes(made, made, shapes), memory.needed_bytes(model([]), model([]), {})
+    assert found is not None and base is not None
+    return found - base
 
 
 def test_weights_inside_count_their_copies_and_mapped_ones_once() -> None:
@@ -50,8 +55,10 @@ def test_large_values_follow_from_the_inputs() -> None:
     assert needed(model([], square)) == 0  # shapes not known: weights alone
 
 
-def test_a_model_that_shape_inference_refuses_is_still_estimated() -> None:
-    assert needed(model([external(1024, 1024)], "y = Unheard(x, w)"), x=(2, 1024)) >= 4 * MEGA
+def test_nobody_can_tell_what_an_unknown_operator_takes() -> None:
+    made = model([external(1024, 1024)], "y = Unheard(x, w)")
+    assert memory.needed_bytes(made, made, {"x": (2, 1024)}) is None
+    assert memory.needed_bytes(made, made, {}) is not None  # without shapes there is nothing to tell
 
 
 @pytest.mark.parametrize("numbers", ["0, 100000000000, 1", "0, 100000000000, 3"])
@@ -64,11 +71,67 @@ def test_a_size_that_the_content_says_is_worked_out_and_not_made(numbers: str) -
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100 << 10  # KiB
 
 
-def test_a_size_that_only_running_tells_counts_as_too_much() -> None:
-    made = model([], "n = NonZero(x) l = ReduceMax <keepdims = 0> (n) r = ConstantOfShape(l) y = Identity(x)")
-    need = memory.needed_bytes(made, made, {"x": (2, 1024)})
-    assert "more memory than any machine has" in (memory.shortage(need, 1 << 50) or "")
-    assert memory.shortage(need, None) is None
+UNKNOWN = {
+    "filled": "n = NonZero(x) l = ReduceMax <axes = [1], keepdims = 0> (n) r = ConstantOfShape(l) y = Identity(x)",
+    "resized": "s = ReduceMax <axes = [0], keepdims = 0> (x) t = Slice(s, zero, two) r = Resize(x, , t) y = Identity(x)",
+    "expanded": "n = NonZero(x) l = ReduceMax <axes = [1], keepdims = 0> (n) r = Expand(some, l) y = Identity(x)",
+    "counted": "m = ReduceMax <keepdims = 0> (x) r = Range(none, m, some) y = Identity(x)",
+    "in a branch": "b = Cast <to = 9> (none) y = If (b) <then_branch = t () => (u) { m = ReduceMax <keepdims = 0> (x) "
+    "u = Range(none, m, some) }, else_branch = e () => (v) { v = Identity(x) }>",
+    "declared, and grown in a loop": "b = Cast <to = 9> (some) y = Loop (three, b, x) <body = l (int64 i, bool c, "
+    "float[2, 1024] v) => (bool d, float[2, 1024] w) { d = Identity(c) w = Concat <axis = 0> (v, v) }>",
+    "grown in a loop": "b = Cast <to = 9> (some) y = Loop (three, b, x) <body = l (int64 i, bool c, float[a, 1024] v) "
+    "=> (bool d, w) { d = Identity(c) w = Concat <axis = 0> (v, v) }>",
+}
+BOUNDED = {
+    "what is not zero": ("n = NonZero(x) t = Transpose(n) g = GatherND(x, t) y = Mul(g, g)", 2 * 2048 * 8),
+    "a part": (
+        "m = ReduceMax <keepdims = 0> (x) i = Cast <to = 7> (m) j = Unsqueeze(i, zero) y = Slice(x, zero, j)",
+        8192,
+    ),
+    "compressed": ("p = Cast <to = 9> (x) f = Flatten <axis = 0> (p) q = Squeeze(f, zero) y = Compress(x, q)", 8192),
+    "in a branch": (
+        "b = Cast <to = 9> (none) y = If (b) <then_branch = t () => (u) { u = Transpose(x) w = MatMul(x, u) }, "
+        "else_branch = e () => (v) { n = Transpose(x) v = MatMul(n, x) }>",
+        4 * 1024 * 1024,
+    ),
+    "in a loop": (
+        "b = Cast <to = 9> (some) y = Loop (three, b, x) <body = l (int64 i, bool c, float[2, 1024] v) => (bool d, float[2, 1024] w)"
+        " { d = Identity(c) t = Transpose(v) m = MatMul(t, v) w = MatMul(v, m) }>",
+        4 * 1024 * 1024,
+    ),
+    "gathered in a loop": (
+        "b = Cast <to = 9> (some) s, y = Loop (three, b, x) <body = l (int64 i, bool c, float[2, 1024] v) => "
+        "(bool d, float[2, 1024] w, float[2, 1024] g) { d = Identity(c) w = Relu(v) g = Identity(v) }>",
+        3 * 2 * 1024 * 4,
+    ),
+    "in a function": ("y = my.Square(x)", 4 * 1024 * 1024),
+}
+SQUARE = """<domain: "my", opset_import: ["" : 18]> Square (a) => (b) { t = Transpose(a) b = MatMul(t, a) }"""
+
+
+def of_content(body: str) -> ModelProto:
+    text = f"""(float[n,1024] x) => (y) <int64[1] zero = {{0}}, int64[1] two = {{2}}, int64 three = {{3}}, float none = {{0}},
+        float some = {{1}}> {{ {body} }}"""
+    return helpers.model(text, opset=18, functions=SQUARE if "my." in body else "")
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_a_size_that_only_running_tells_is_not_known(kind: str) -> None:
+    made = of_content(UNKNOWN[kind])
+    assert memory.needed_bytes(made, made, {"x": (2, 1024)}) is None
+    assert memory.shortage(None, 1) is None
+
+
+@pytest.mark.parametrize("kind", BOUNDED)
+def test_a_size_that_follows_from_that_of_an_input_is_known(kind: str) -> None:
+    body, largest = BOUNDED[kind]
+    assert largest_value(of_content(body), {"x": (2, 1024)}) == largest
+
+
+def test_more_than_any_machine_has() -> None:
+    made = calling(60)
+    assert "more memory than any machine has" in (memory.shortage(memory.needed_bytes(made, made, {}), 1 << 50) or "")
 
 
 def test_the_shortage_is_a_sentence() -> None:
