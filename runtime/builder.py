@@ -18,6 +18,7 @@ from onnx import ModelProto
 from onnx_fuse import installation
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.passes.files import io
+from onnx_fuse.passes.files.digest import sha256
 from onnx_fuse.passes.files.external_data import external_files
 from onnx_fuse.passes.files.staging import Staging, require_apart
 from onnx_fuse.passes.graph.inlining import inline_calls
@@ -45,7 +46,6 @@ from onnx_fuse.runtime.verify.compare import TOLERANCES
 from onnx_fuse.runtime.verify.random_inputs import input_specs
 from onnx_fuse.versions import __version__
 
-_BLOCK = 1 << 22
 _FAR = {"float16": TOLERANCES["float16"], "bfloat16": 8 * TOLERANCES["float16"]}  # bfloat16 has three bits less
 _QUANTIZERS = "NVIDIA's nvidia-modelopt (modelopt.onnx.quantization) and onnxruntime.quantization add them"
 
@@ -246,14 +246,10 @@ def _load(model: ModelProto | str | Path, base_dir: str | Path | None) -> _Sourc
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
+        return sha256(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.", "Check the file and its permissions.") from error
-    return digest.hexdigest()
 
 
 def _targets(config: EngineConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
 
 import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
@@ -49,6 +50,14 @@ class ExternalFile:
     location: str
     tensors: int
     bytes: int
+
+
+class Extent(NamedTuple):
+    """A part of a data file: its location relative to the model's folder, and where in it, in bytes."""
+
+    location: str
+    offset: int
+    length: int
 
 
 def byte_size(tensor: TensorProto) -> int:
@@ -160,8 +169,9 @@ def read_small(tensor: TensorProto, folder: Path, limit: int) -> np.ndarray | No
         if not spans.is_external(tensor):
             return numpy_helper.to_array(spans.filled(tensor))
         # Not by onnx's own reader, which refuses files with several hard links: `validate` says what is trusted.
-        with open(folder / _entry(tensor, "location"), "rb") as file:
-            file.seek(_number(tensor, "offset", 0))
+        place = extent(tensor)
+        with open(folder / place.location, "rb") as file:
+            file.seek(place.offset)
             copy.raw_data = file.read(byte_size(tensor))
         return numpy_helper.to_array(copy)
     except (OSError, KeyError, TypeError, ValueError, _Refusal):  # what cannot be read is a weight like any other
@@ -193,7 +203,7 @@ def validate(model: ModelProto, path: str | os.PathLike[str]) -> None:
             raise ModelError(f"{_describe(tensor, node)} of {path} {refusal}.", refusal.remedy) from None
 
 
-class _Refusal(Exception):
+class _Refusal(ValueError):
     """What is wrong with a tensor's location, as the rest of a sentence, and its remedy."""
 
     def __init__(self, sentence: str, remedy: str) -> None:
@@ -228,9 +238,8 @@ def _locate(location: str, model_path: Path) -> int:
 
 
 def _check_extent(tensor: TensorProto, location: str, file_size: int) -> None:
-    offset = _number(tensor, "offset", 0)
-    needed = byte_size(tensor)
-    length = _number(tensor, "length", needed)
+    place, needed = extent(tensor), byte_size(tensor)
+    offset, length = place.offset, place.length
     again = f"Copy or download {Path(location).name} again; if it is a Git LFS pointer, run `git lfs pull`."
     if offset + length > file_size:
         raise _Refusal(
@@ -242,6 +251,17 @@ def _check_extent(tensor: TensorProto, location: str, file_size: int) -> None:
             f"has {length} bytes of data in {location!r}, but its shape and type need {needed}",
             "Export the model again.",
         )
+
+
+def extent(tensor: TensorProto) -> Extent:
+    """Where a tensor says that its data is; one that gives no length has what its shape and type ask for.
+
+    Raises:
+        ValueError: a number is none; the message is the rest of a sentence.
+    """
+    return Extent(
+        _entry(tensor, "location"), _number(tensor, "offset", 0), _number(tensor, "length", byte_size(tensor))
+    )
 
 
 def _number(tensor: TensorProto, key: str, default: int) -> int:

@@ -215,6 +215,9 @@ def data_files(path: str | os.PathLike[str]) -> list[str]:
     if not os.path.isfile(path):
         return []
     try:
+        path = Path(path)
+        if _readable_size(path) < WORTHWHILE and _text_format(path) is None and not _mentions_files(_read(path)):
+            return []  # without parsing it, which its reader will do
         model, _held = load_lazily(path)
     except ModelError:
         return []

@@ -21,7 +21,7 @@ from typing import Literal
 
 from onnx_fuse import installation
 from onnx_fuse.errors import UsageError, reason
-from onnx_fuse.passes.files import json_object, staging
+from onnx_fuse.passes.files import digest, json_object, staging
 from onnx_fuse.patterns.language.operator import DOMAIN
 from onnx_fuse.runtime.plugins import aot, own_cpp
 from onnx_fuse.runtime.plugins.own_operator import OwnOperator
@@ -390,7 +390,7 @@ def of_engine(engine: str, plugins: Mapping[str, str], given: Iterable[Path] = (
 
 def _sha256(library: Path) -> str:
     try:
-        return hashlib.sha256(library.read_bytes()).hexdigest()
+        return digest.sha256(library)
     except OSError as error:
         raise UsageError(
             f"The plugin library {library} cannot be read: {error.strerror}.", "Check its permissions."

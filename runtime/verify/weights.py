@@ -12,7 +12,7 @@ from pathlib import Path
 from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
 
 from onnx_fuse.errors import reason
-from onnx_fuse.passes.files.external_data import byte_size
+from onnx_fuse.passes.files.external_data import byte_size, extent
 from onnx_fuse.patterns.language.operator import type_name
 
 _CHUNK = 1 << 22
@@ -100,20 +100,14 @@ def _same_place(one: TensorProto, one_dir: str | Path | None, other: TensorProto
         return True
     if not one.data_location == other.data_location == TensorProto.EXTERNAL:
         return False
-    first, second = _extent(one), _extent(other)
-    if first[1:] != second[1:]:
+    first, second = extent(one), extent(other)
+    if (first.offset, byte_size(one)) != (second.offset, byte_size(other)):
         return False
-    files = Path(one_dir or "") / first[0], Path(other_dir or "") / second[0]
+    files = Path(one_dir or "") / first.location, Path(other_dir or "") / second.location
     try:
         return files[0] == files[1] or files[0].samefile(files[1])
     except OSError:
         return False
-
-
-def _extent(tensor: TensorProto) -> tuple[str, int, int]:
-    """The file that the tensor's data is in, where it begins, and how many bytes it has."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    return entries.get("location", ""), int(entries.get("offset") or 0), byte_size(tensor)
 
 
 def _bytes(tensor: TensorProto, folder: str | Path | None) -> Iterator[bytes]:
@@ -121,9 +115,9 @@ def _bytes(tensor: TensorProto, folder: str | Path | None) -> Iterator[bytes]:
         data = tensor.raw_data
         yield from (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
         return
-    location, offset, left = _extent(tensor)
-    with (Path(folder or "") / location).open("rb") as file:
-        file.seek(offset)
+    place, left = extent(tensor), byte_size(tensor)
+    with (Path(folder or "") / place.location).open("rb") as file:
+        file.seek(place.offset)
         while left > 0:
             piece = file.read(min(left, _CHUNK))
             if not piece:
