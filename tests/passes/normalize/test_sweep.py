@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -310,6 +311,25 @@ class TestActivations:
     def test_gelu_with_tanh(self, cube: str, end: str) -> None:
         assert written(cube + TANH + HALF + end) == ["Gelu"]
 
+    @pytest.mark.parametrize("kind", [np.float16, np.float32, ml_dtypes.bfloat16])
+    @pytest.mark.parametrize(
+        "written_as", ["1.4142135623730951", "1.4142135", "0.7071067811865476", "0.70710678", "tanh"]
+    )
+    def test_factors_are_as_the_type_rounds_them(self, written_as: str, kind: Any) -> None:
+        """What PyTorch and TensorFlow write of sqrt(2), its reciprocal, sqrt(2/pi) and 0.044715."""
+        if written_as == "tanh":
+            numbers = {"k": 0.044715, "c": 0.7978845608028654, "three": 3.0}
+            body = "q = Pow(x, three) p = Mul(q, k) s = Add(x, p) z = Mul(c, s) e = Tanh(z)"
+        else:
+            numbers = {"k": float(written_as)}
+            body = f"z = {'Div' if numbers['k'] > 1 else 'Mul'}(x, k) e = Erf(z)"
+        numbers |= {"one": 1.0, "h": 0.5}
+        weights = {name: np.array(number, kind) for name, number in numbers.items()}
+        name = {"float16": "float16", "float32": "float", "bfloat16": "bfloat16"}[np.dtype(kind).name]
+        text = f"({name}[B,8] x) => ({name}[B,8] y) {{ {body} g = Add(e, one) a = Mul(x, g) y = Mul(a, h) }}"
+        producer = view_of(model(text, opset=NEWEST, weights=weights)).producer("y")
+        assert producer is not None and producer.op_type == "Gelu"
+
     @pytest.mark.parametrize(
         "body",
         [
@@ -337,6 +357,9 @@ class TestActivations:
         "body",
         [
             (ROOT + ERF + HALF + PRODUCTS[0]).replace("1.4142135", "1.5"),
+            (ROOT + ERF + HALF + PRODUCTS[0]).replace("1.4142135", "1.41425"),
+            (CUBES[0] + TANH + HALF + PRODUCTS[0]).replace("0.044715", "0.0447083"),  # what float16 makes of it
+            (CUBES[0] + TANH + HALF + PRODUCTS[0]).replace("0.7978845", "0.79789"),
             (ROOT + ERF + HALF + PRODUCTS[0]).replace("h = Constant<value_float=0.5>", "h = Constant<value_float=0.6>"),
             (ROOT + ERF + HALF + PRODUCTS[0]).replace("value_float=1.0", "value_float=1.01"),
             (ROOT + ERF + HALF + "b = Abs(x) a = Mul(b, g) y = Mul(a, h)"),
