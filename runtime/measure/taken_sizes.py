@@ -12,7 +12,7 @@ from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.passes.graph.onnx_inference import without_weights
 from onnx_fuse.passes.select.sizes import LENGTH, write_sizes
 from onnx_fuse.runtime.measure.timers import drawn
-from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.onnxruntime import room, sessions
 from onnx_fuse.runtime.verify.random_inputs import FALLBACK_LENGTHS, lengths_left
 
 _MOST_TRIES = 12
@@ -41,7 +41,7 @@ def taken_sizes(
         session = sessions.session(model, base_dir=base_dir)
     except ModelError:
         return known, tuple(assumed)
-    first = _refusal(session, model, known)
+    first = _refusal(session, model, known, base_dir)
     if first is None:
         return known, tuple(assumed)
     lengths = [name for name in assumed if known[name] == LENGTH]
@@ -54,7 +54,7 @@ def taken_sizes(
                 break
             length = left.pop(0)
             sizes = {**known, **batch, **dict.fromkeys(lengths, length)}
-            refusal = _refusal(session, model, sizes)
+            refusal = _refusal(session, model, sizes, base_dir)
             if refusal is None:
                 return sizes, tuple(assumed)
             left = lengths_left(left, length, refusal)
@@ -64,10 +64,12 @@ def taken_sizes(
     )
 
 
-def _refusal(session: Any, model: ModelProto, sizes: Mapping[str, int]) -> str | None:
+def _refusal(session: Any, model: ModelProto, sizes: Mapping[str, int], base_dir: Path | None) -> str | None:
     """Why ONNX Runtime does not run the model with these sizes; None where it does."""
     try:
-        sessions.run(session, drawn(model, sizes))
+        inputs = drawn(model, sizes)
+        room.require_room(model, inputs, base_dir=base_dir)
+        sessions.run(session, inputs)
     except ModelError as error:
         return error.cause
     return None
