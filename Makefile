@@ -2,6 +2,11 @@
 PYTHON ?= python3
 # How long `make fuzz` looks.
 MINUTES ?= 3
+# When `make test-gpu` starts no more tests; never if empty.
+GPU_MINUTES ?=
+RESULTS ?= build/gpu-results.jsonl
+# Compute capabilities that `make gpu-bundle` compiles for.
+ARCH ?= 80 90
 # Test workers. Each is one thread wide, so that they do not fight over the cores.
 JOBS ?= 2
 # On Linux a bare `torch` brings gigabytes of CUDA, which no test needs. pip takes the CPU build of this release where its
@@ -32,7 +37,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo plugins test test-long test-models test-gpu fuzz lint format docs bench bench-gpu dist clean distclean
+.PHONY: help demo plugins test test-long test-models test-gpu gpu-bundle fuzz lint format docs bench bench-gpu dist clean distclean
 
 help:
 	@echo "make demo         fuse, verify, parse and run a trained MiniLM (no torch needed)"
@@ -40,7 +45,7 @@ help:
 	@echo "make test         the tests, on a sample of the exported models; make test-long: those that take longer, and fuzzing"
 	@echo "make test-models  the model tests on every export"
 	@echo "make fuzz         random damage to models and files for MINUTES=3"
-	@echo "make test-gpu     every plugin on this machine's NVIDIA GPU"
+	@echo "make test-gpu     every plugin on this machine's NVIDIA GPU; make gpu-bundle: what another machine needs for it"
 	@echo "make lint         ruff, mypy, clang-format, and which folder may import which"
 	@echo "make format       let ruff and clang-format rewrite what they can"
 	@echo "make docs         the pages as a site, in build/site"
@@ -69,8 +74,13 @@ test-models: $(VENV)/test.stamp
 	@ONNX_FUSE_ALL_MODELS=1 $(PYTEST) tests/models
 
 # Where torch sees no GPU these say so. For a machine without internet see docs/testing.md.
+# Results come in the order in which they tell most, and are written as they come: a run that is stopped loses nothing.
 test-gpu: $(VENV)/gpu.stamp
-	@$(BIN)/python -m pytest tests/gpu
+	@ONNX_FUSE_TEST_RESULTS=$(RESULTS) ONNX_FUSE_TEST_MINUTES=$(GPU_MINUTES) $(BIN)/python -m pytest tests/gpu
+
+# The same for a machine with a GPU and without a compiler, internet or this environment: ARCH="80 90" for its GPU.
+gpu-bundle: $(VENV)/test.stamp $(VENV)/kernels.stamp
+	@$(BIN)/python -m tests.gpu.bundle build/gpu $(addprefix --arch ,$(ARCH))
 
 bench-gpu: $(VENV)/gpu.stamp
 	@$(BIN)/python benchmarks/kernels.py

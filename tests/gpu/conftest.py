@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.gpu import results
 
 if TYPE_CHECKING:
     from tests.gpu.drivers import Cuda
@@ -18,8 +21,15 @@ COVERAGE = "ONNX_FUSE_TEST_COVERAGE"
 """Environment variable: a file for the kernels that every operator has used, as JSON."""
 SAMPLE = "ONNX_FUSE_TEST_SAMPLE"
 """Environment variable: run so many of the cases of each test."""
+MINUTES = "ONNX_FUSE_TEST_MINUTES"
+"""Environment variable: start no test when so many minutes have passed."""
+ORDER = ("test_first", "test_contract")
+"""Tests that come before all others."""
+
+_started = time.monotonic()
 
 
+@pytest.hookimpl(trylast=True)  # tests/conftest.py has slow tests come first
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
     mine = [item for item in items if HERE in item.path.parents]
     for item in mine:
@@ -34,6 +44,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
             for number in range(wanted)
         }
         items[:] = [item for item in items if item not in mine or id(item) in kept]
+    names = [getattr(item, "originalname", "") for item in items]
+    places = {name: place for place, name in enumerate(ORDER)}
+    order = sorted(range(len(items)), key=lambda index: (places.get(names[index], len(places)), index))
+    items[:] = [items[index] for index in order]
+    if file := os.environ.get(results.FILE):
+        results.begin(Path(file), [item.nodeid for item in items if HERE in item.path.parents])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    limit = os.environ.get(MINUTES)
+    if limit and time.monotonic() - _started > 60 * float(limit):
+        pytest.skip(results.NO_TIME)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    file = os.environ.get(results.FILE)
+    if file and "tests/gpu/" in report.nodeid and (report.when == "call" or report.outcome != "passed"):
+        why = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longreprtext
+        line = {
+            "test": report.nodeid,
+            "outcome": report.outcome,
+            "seconds": round(report.duration, 3),
+            "why": why[-4000:],
+        }
+        results.write(Path(file), line)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if file := os.environ.get(results.FILE):
+        terminalreporter.write_line(results.read(Path(file)).summary())
+        terminalreporter.write_line(f"results: {file}")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from onnx_fuse.plugin_csrc.operators import catalogue
-from onnx_fuse.runtime.plugins import aot, plugin_library
+from onnx_fuse.runtime.plugins import aot, harness, plugin_library
 from onnx_fuse.runtime.plugins.torch_harness import Bound, Node, bind
 from tests.plugin_csrc import built
 from tests.plugin_csrc.reference import interpret, typed
@@ -20,7 +20,7 @@ from tests.plugin_csrc.reference import interpret, typed
 DRIVER = "ONNX_FUSE_TEST_DRIVER"
 """Environment variable: "cuda" (unless it is set), "interpreter" or "plan"."""
 LIBRARY = "ONNX_FUSE_TEST_LIBRARY"
-"""Environment variable: the plugin library for "cuda"; one is built for the GPU's architecture unless it is set."""
+"""Environment variable: the plugin library; one is built (for "cuda": for the GPU's architecture) unless it is set."""
 
 VARIANTS = {variant.name: variant for variant in catalogue.variants()}
 
@@ -64,10 +64,12 @@ class Plan(Cuda):
 
     def __init__(self, folder: Path) -> None:
         self.used = {}
-        self.library = built.library()
+        given = os.environ.get(LIBRARY)
+        self.library = Path(given) if given else built.library()
+        tools = harness.tools() if given else built.tools()
         self.log = folder / "log"
-        os.environ.update(built.driver_settings(built.tools(), folder))
-        self.keep = ctypes.CDLL(str(built.tools() / "libcuda.so.1"))  # plugins find it by its name
+        os.environ.update(built.driver_settings(tools, folder))
+        self.keep = ctypes.CDLL(str(tools / "libcuda.so.1"))  # plugins find it by its name
 
     def enqueue(self, bound: Bound) -> None:
         bound.enqueue()

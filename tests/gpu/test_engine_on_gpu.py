@@ -9,7 +9,6 @@ import pytest
 
 from onnx_fuse.runtime import Engine
 from onnx_fuse.runtime.device import cuda
-from onnx_fuse.runtime.plugins import aot, plugin_library
 from tests.runtime.plugin_executor import PluginExecutor
 
 pytestmark = pytest.mark.gpu
@@ -20,11 +19,9 @@ def executor(tmp_path_factory: pytest.TempPathFactory) -> PluginExecutor:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU that torch can use")
-    architecture = int("".join(map(str, torch.cuda.get_device_capability())))
-    library = tmp_path_factory.mktemp("plugins") / plugin_library.LIBRARY
-    plugin_library.build(
-        library, architectures=[architecture if architecture in aot.ARCHITECTURES else aot.PTX_ARCHITECTURE]
-    )
+    from tests.gpu import drivers
+
+    library = drivers.Cuda().library
     attributes = {"inputs": "x", "outputs": "output", "beta": 1.0}
     tensors = [("float32", ("n", 16))]
     return PluginExecutor(library, "FusedSwish", attributes, cuda.CudaDevice(), tensors, tensors)
