@@ -43,8 +43,8 @@ class Contradiction:
         told = ", ".join(f"{name} = {value!r}" for name, value in self.attributes.items())
         one = len(self.attributes) == 1
         return (
-            f"node {self.node} ({self.op_type}): attribute{'' if one else 's'} {told} {'says' if one else 'say'} something else "
-            "than the body; TensorRT goes by the attributes, ONNX Runtime by the body"
+            f"node {self.node} ({self.op_type}): attribute{'' if one else 's'} {told} {'says' if one else 'say'} "
+            "something else than the body; TensorRT goes by the attributes, ONNX Runtime by the body"
         )
 
 
