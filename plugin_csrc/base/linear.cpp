@@ -23,6 +23,13 @@ std::string kernelName(Run const& run, Linear const& linear) {
 
 }  // namespace
 
+void checkWeight(Shapes const& shapes, char const* name) {
+  nvinfer1::DimsExprs const& weight = shapes.input(name);
+  if (Shapes::known(weight.d[0]) < 0 || Shapes::known(weight.d[1]) < 0) {
+    refuse("both axes of input ", name, " have to be known when the engine is built");
+  }
+}
+
 size_t linearWorkspace(nvinfer1::DataType type, int64_t rows, int64_t inner, int64_t width, int32_t norm) {
   bool const twice = norm != 0 && width > kColumns && !isWide(inner, width, norm);
   bool const needed = twice && type != nvinfer1::DataType::kFLOAT;

@@ -24,6 +24,9 @@ struct Linear {
   std::string total{};
 };
 
+// Refuses a weight whose sizes are not known when the engine is built: kernel and workspace go by them.
+void checkWeight(Shapes const& shapes, char const* name);
+
 // Bytes of workspace that a launch needs for rows x width numbers of a type, with a weight of inner x width.
 size_t linearWorkspace(nvinfer1::DataType type, int64_t rows, int64_t inner, int64_t width, int32_t norm);
 void launchLinear(Run const& run, Linear const& linear, void* workspace);

@@ -21,7 +21,7 @@ from onnx_fuse.errors import UsageError
 from onnx_fuse.patterns.language.operator import FusedOp
 from onnx_fuse.runtime.plugins import aot, harness, plugin_library
 from tests.plugin_csrc.built import CACHE, ROOT, enqueued, library
-from tests.plugin_csrc.test_launches import CASES, Case, described, hstu, tensor
+from tests.plugin_csrc.test_launches import CASES, Case, described, hstu, linear_layer_norm, tensor
 from tests.trust import mutations
 
 OPERATORS: dict[str, FusedOp] = {fusion.operator.name: fusion.operator for fusion in onnx_fuse.fusions()}
@@ -188,6 +188,19 @@ def test_wrong_types_are_refused() -> None:
     plugin.close()
 
 
+def test_a_weight_whose_sizes_are_not_known_is_refused() -> None:
+    """Workspace for the greatest width need not do for a smaller one, which may take two launches."""
+    case = linear_layer_norm(64, 256)
+    plugin = harness.Plugin(
+        library(), case.name, {**case.attributes, "inputs": ",".join(case.inputs), "outputs": "output"}
+    )
+    given = [harness.Tensor(str(item.dtype)[6:], tuple(item.shape)) for item in case.inputs.values()]
+    plugin.outputs(given)
+    with pytest.raises(UsageError, match="both axes of input weight have to be known when the engine is built"):
+        plugin.outputs(given, known=False)
+    plugin.close()
+
+
 def test_without_a_driver_nothing_is_launched() -> None:
     plugin = harness.Plugin(library(), "FusedSwish", {"beta": 1.0, "inputs": "x", "outputs": "output"})
     x = harness.Tensor("float16", (2, 3), 256)
@@ -349,11 +362,14 @@ def test_a_plugin_that_needs_workspace_is_no_plugin_in_subgraphs(tmp_path: Path)
     frugal, greedy = hstu(64), hstu(64, norm="layer", more={"gamma": tensor(128), "beta": tensor(128)})
     models = [
         in_subgraphs(frugal, tmp_path / "frugal.onnx"),
+        in_subgraphs(linear_layer_norm(64, 512), tmp_path / "one launch.onnx"),
         in_subgraphs(greedy, tmp_path / "greedy.onnx"),
         in_subgraphs(greedy, tmp_path / "bodiless.onnx", body=False),
     ]
-    kept, changed, refused = in_tensorrt(models, "SM86")
-    assert kept["plugins"] == ["outside", "branch", "looped"] and kept["engines"]["SM86"] > 1000 and not kept["inlined"]
+    *both, changed, refused = in_tensorrt(models, "SM86")
+    for kept in both:
+        assert kept["plugins"] == ["outside", "branch", "looped"] and kept["engines"]["SM86"] > 1000
+        assert not kept["inlined"]
     assert changed["plugins"] == ["outside"] and changed["engines"]["SM86"] > 1000
     assert changed["inlined"] == {"gr.ml.infra::HSTUHierarchicalAttention": 2}
     told = [line for line in changed["log"] if "its body is inlined" in line]

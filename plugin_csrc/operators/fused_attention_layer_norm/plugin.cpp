@@ -49,6 +49,7 @@ class FusedAttentionLayerNorm final : public Operator {
     int64_t const valueSize = Shapes::known(value.d[rank - 1]) / (mHeadMajor ? 1 : mGroups);
     Shapes::Expression width = shapes.constant(mHeads * valueSize);
     if (mProjected) {
+      checkWeight(shapes, "out_weight");
       width = shapes.input("out_weight").d[1];
     }
     return std::vector<DimsExprs>(node.outputs().size(), Shapes::of({query.d[0], length, width}));

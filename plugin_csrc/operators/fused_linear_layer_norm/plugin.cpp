@@ -13,6 +13,7 @@ class FusedLinearLayerNorm final : public Operator {
   }
 
   std::vector<nvinfer1::DimsExprs> shapes(Node const&, Shapes const& shapes) const override {
+    checkWeight(shapes, "weight");
     nvinfer1::DimsExprs output = shapes.input("x");
     output.d[output.nbDims - 1] = shapes.input("weight").d[1];
     return {output};
