@@ -88,7 +88,7 @@ class Run {
   // Whether all tensors begin at multiples of kPointerAlignment; TensorRT may hand over slices of others, which do not.
   bool aligned() const { return mAligned; }
 
-  // Launches a kernel when `start` is called; an empty grid launches nothing. Refuses what the kernel does not take, such as
+  // Launches a kernel when `start` is called, and takes its arguments; an empty grid launches nothing. Refuses what the kernel does not take, such as
   // tensors that do not begin where it expects them to.
   void launch(KernelVariant const& kernel, Grid grid, Arguments& arguments) const;
   // Nothing is launched before all launches are known to be right.

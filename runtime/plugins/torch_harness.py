@@ -10,6 +10,7 @@ from typing import Any
 from onnx_fuse import installation
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime.plugins import harness
+from onnx_fuse.runtime.plugins.aot import ALIGNMENT
 from onnx_fuse.runtime.plugins.harness import Plugin, Tensor
 
 
@@ -96,7 +97,9 @@ def bind(library: Path, node: Node, device: str = "cuda") -> Bound:
     harness.messages()
     plugin.prepare(given, [described(item) for item in outputs.values()])
     logged = harness.messages().splitlines()
-    kernels = tuple(line.removeprefix("kernel ") for line in logged if line.startswith("kernel "))
+    aligned = all(item.data_ptr() % ALIGNMENT == 0 for item in (*inputs.values(), *outputs.values()))
+    before = "kernel " if aligned else "unaligned kernel "
+    kernels = tuple(line.removeprefix(before) for line in logged if line.startswith(before))
     return Bound(plugin, inputs, outputs, workspace, kernels)
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
+from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime.plugins.torch_harness import Bound, Node
 from tests.gpu import drivers
 from tests.plugin_csrc.built import ROOT
@@ -62,6 +64,33 @@ def test_runs_repeat_bit_for_bit(driver: Any, case: Case) -> None:
     for _ in range(3):
         driver.enqueue(first)
         assert all(torch.equal(_bits(once[name]), _bits(item)) for name, item in first.outputs.items())
+
+
+FIRST = {case.name: case for case in reversed(CASES)}
+WITHOUT_ANY = ("FusedSwish", "FMInteraction", "SequenceRecommendationInteraction")
+"""Operators without kernels for tensors that begin anywhere."""
+
+
+def slice_of(item: Any, device: str) -> Any:
+    """The same numbers behind one that is not read, as where TensorRT hands over a slice of another tensor."""
+    longer = torch.empty(item.numel() + 1, dtype=item.dtype, device=device)
+    longer[1:] = item.flatten().to(device)
+    return longer[1:].view(item.shape)
+
+
+@pytest.mark.parametrize("case", FIRST.values(), ids=FIRST)
+def test_tensors_that_begin_anywhere(driver: Any, case: Case) -> None:
+    node = filled(case)
+    wanted = driver.run(node)
+    moved = replace(node, inputs={name: slice_of(item, driver.device) for name, item in node.inputs.items()})
+    if case.name in WITHOUT_ANY:
+        with pytest.raises(UsageError, match=r"input (x|E|items) begins at address 0x"):
+            driver.run(moved)
+        return
+    found = driver.run(moved)
+    for name, item in wanted.items():
+        if type(driver).__name__ != "Plan":
+            torch.testing.assert_close(found[name], item, rtol=1e-2, atol=1e-2)
 
 
 def test_contexts_in_threads_and_streams(driver: Any) -> None:
