@@ -56,7 +56,8 @@ def dtype_of(kind: str) -> np.dtype[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A node: input -> (type, shape), and all else that a body needs. `element` is T."""
+    """A node: input -> (type, shape), and all else that a body needs. `element` is T. The tensors of one that is `skewed` begin
+    at no multiple of 16 bytes, as slices of others may."""
 
     operator: str
     element: str
@@ -64,6 +65,7 @@ class Drawn:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     sizes: Mapping[str, int]
+    skewed: bool = False
     facts: frozenset[str] = field(default_factory=frozenset)
     """What of the declaration it uses."""
 
@@ -187,7 +189,7 @@ def draw(name: str, draws: random.Random) -> Drawn:
     sizes |= {size: attributes[attribute] for size, attribute in declaration.sizes.items()}
     if draws.random() < 0.1:
         sizes[draws.choice([size for size in rules.empty if size in sizes])] = 0
-    element = draws.choice(["float32", *KINDS])
+    element, skewed = draws.choice(["float32", *KINDS]), draws.random() < 0.2
     often = draws.choice((0.2, 0.5, 0.8))
     optional = {tensor.name for tensor in declaration.inputs if tensor.optional and draws.random() < often}
     wanted = {*rules.inputs(attributes, optional), *(item.name for item in declaration.inputs if not item.optional)}
@@ -195,7 +197,12 @@ def draw(name: str, draws: random.Random) -> Drawn:
     made = {*rules.outputs(wanted, made)}
     before = [sizes[declared] for declared in ("...",) if declared in sizes for _ in range(draws.choice((1, 2)))]
     inputs: dict[str, tuple[str, tuple[int, ...]]] = {}
-    facts = {element, *(f"{key}={value}" for key, value in attributes.items()), *(f"makes {item}" for item in made)}
+    facts = {
+        element,
+        f"skewed={skewed}",
+        *(f"{key}={value}" for key, value in attributes.items()),
+        *(f"makes {item}" for item in made),
+    }
     # A size of 0 comes by chance: pairs with it would soon be all that is new.
     facts |= {
         f"{size} is {'1' if found == 1 else 16 if found % 16 == 0 else 'odd'}" for size, found in sizes.items() if found
@@ -212,7 +219,9 @@ def draw(name: str, draws: random.Random) -> Drawn:
     inputs = _of_whole_batch(inputs, sizes, element) if "ids_1" in inputs else inputs
     present = operator.present(dict.fromkeys(inputs, "x"))
     outputs = tuple(item.name for item in declaration.outputs if item.name in made)
-    return Drawn(name, element, {item: inputs[item] for item in present}, outputs, attributes, sizes, frozenset(facts))
+    return Drawn(
+        name, element, {item: inputs[item] for item in present}, outputs, attributes, sizes, skewed, frozenset(facts)
+    )
 
 
 def _groups(
@@ -341,15 +350,15 @@ class Memory:
     def address(self) -> int:
         return int(self.bytes.data_ptr())
 
-    def room(self, size: int) -> int:
-        """The address of so many bytes, with as much space around them."""
+    def room(self, size: int, skew: int = 0) -> int:
+        """The address of so many bytes, with space around them: a multiple of 256, or `skew` bytes after one."""
         first = -(-(self.address + self.used + 256) // 256) * 256 - self.address
-        self.used = first + max(size, 256)
+        self.used = first + max(size + skew, 256)
         assert self.used + 256 <= len(self.bytes), "the tests need more memory"
-        return self.address + first
+        return self.address + first + skew
 
-    def put(self, array: Array) -> int:
-        address = self.room(array.nbytes)
+    def put(self, array: Array, skew: int = 0) -> int:
+        address = self.room(array.nbytes, skew)
         self.bytes[address - self.address :][: array.nbytes] = torch.from_numpy(
             np.frombuffer(np.ascontiguousarray(array).tobytes(), dtype=np.uint8).copy()
         )
@@ -409,9 +418,10 @@ def jobs_of(node: Drawn, seed: int) -> list[Job]:
         wanted = {name: before.get(value, after[value]) for name, value in zip(names, item.output, strict=True)}
         memory = Memory(sum(array.nbytes + 1024 for array in (*inputs, *wanted.values())) + WORKSPACE + 2048)
         workspace = memory.room(WORKSPACE)
-        outputs = {name: memory.room(value.size * dtype_of(node.element).itemsize) for name, value in wanted.items()}
+        size = dtype_of(node.element).itemsize
+        outputs = {name: memory.room(value.size * size, 4 * node.skewed) for name, value in wanted.items()}
         given = [
-            [kind, list(array.shape), memory.put(array)]
+            [kind, list(array.shape), memory.put(array, max(array.itemsize, 4) * node.skewed)]
             for kind, array in zip((kinds[name] for name in item.input), inputs, strict=True)
         ]
         made = [[node.element, list(value.shape), outputs[name]] for name, value in wanted.items()]

@@ -168,5 +168,33 @@ def test_plugins_refuse_what_is_not_declared(name: str) -> None:
     assert refused >= 5 or name == "FusedSwish"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_output_shapes_are_right_for_sizes_that_only_a_run_knows(name: str) -> None:
+    """Batches of 0 and 1 among them, or the plugin says that it has to know them."""
+    draws, told = random.Random(6), 0
+    for _ in range(30):
+        node = contract.draw(name, draws)
+        plugin = plugin_of(node)
+        try:
+            assert plugin.outputs(tensors(node), known=False) == plugin.outputs(tensors(node))
+            told += 1
+        except UsageError as error:
+            assert "known when the engine is built" in error.cause
+        finally:
+            plugin.close()
+    assert told == 30 or name in BROADCASTING
+
+
+def test_a_batch_that_is_empty_is_not_that_of_positions_for_all() -> None:
+    attributes = {"num_tables": 2, "norm": "none", "epsilon": 1e-5, "outputs": "output"}
+    names = {"inputs": "ids_1,table_1,ids_2,table_2"}
+    plugin = harness.Plugin(library(), "FusedEmbedLayerNorm", {**attributes, **names})
+    shapes = [("int64", (0, 7)), ("float32", (5, 8)), ("int64", (1, 7)), ("float32", (9, 8))]
+    for order in (shapes, [*shapes[2:], *shapes[:2]]):
+        (made,) = plugin.outputs([harness.Tensor(*item) for item in order], known=False)
+        assert made.sizes == (0, 7, 8)
+    plugin.close()
+
+
 def made_of(node: contract.Drawn) -> list[harness.Tensor]:
     return [harness.Tensor(node.element, (1,)) for _ in node.outputs]
