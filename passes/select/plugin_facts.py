@@ -77,7 +77,9 @@ def _attention(call: _Call) -> PluginFacts:
         return PluginFacts(2, 2 * context if call.half else context) if has_rim else PluginFacts()
     width = call.shapes["out_weight"][1]
     aligned = size % 16 == 0 and value_size % 16 == 0 and width % 16 == 0
-    if call.half and aligned and max(size, value_size) <= 64 and width <= _WIDE:
+    keys = call.shapes["key"][-2]
+    dense = all(call.shapes[name][-1] == keys for name in ("attention_bias", "mask") if name in call.shapes)
+    if call.half and aligned and dense and max(size, value_size) <= 64 and width <= _WIDE:
         rows = 64 if width <= _NARROW else 32
         if batch * math.ceil(queries / rows) >= call.device.multiprocessors:
             return PluginFacts()
