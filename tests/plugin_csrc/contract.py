@@ -442,9 +442,9 @@ def _kind(array: Array, element: str) -> str:
 
 
 def problem(job: Job, answer: Mapping[str, Any]) -> str | None:
-    """What is wrong with what a plugin enqueued; None where it computes what it has to."""
+    """What is wrong with what a plugin enqueued; None where it computes what it has to, or says that it takes no such address."""
     if "error" in answer:
-        return str(answer["error"])
+        return None if job.drawn.skewed and "takes multiples of" in answer["error"] else str(answer["error"])
     if answer["workspace"] > WORKSPACE:
         return f"it wants {answer['workspace']} bytes of workspace"
     before = job.memory.bytes.clone()
