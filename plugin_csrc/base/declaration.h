@@ -53,7 +53,7 @@ struct Declaration {
   std::vector<std::pair<char const*, int64_t>> least;      // size -> the least that it may be
 };
 
-// The declaration of an operator of onnx-fuse's own.
+// The declaration of an operator of onnx-fuse's own; defined in operators/declared.cpp, so not for libraries of other operators.
 Declaration const& declarationOf(std::string_view name);
 
 // A tensor of a node and its axes; -1 is a size that is not known yet.

@@ -61,9 +61,8 @@ Input const* Signature::input(std::string_view present) const {
   return found == inputs.end() ? nullptr : &*found;
 }
 
-Signature declared(char const* name, std::vector<Attribute> attributes) {
-  Declaration const& declaration = declarationOf(name);
-  Signature signature{name, {}, {}, std::move(attributes)};
+Signature declared(Declaration const& declaration, std::vector<Attribute> attributes) {
+  Signature signature{declaration.name, {}, {}, std::move(attributes)};
   for (DeclaredTensor const& item : declaration.inputs) {
     signature.inputs.push_back({item.name, item.role, item.optional});
   }

@@ -46,7 +46,7 @@ struct Signature {
 };
 
 // The signature of an operator whose inputs and outputs are declared.
-Signature declared(char const* name, std::vector<Attribute> attributes);
+Signature declared(Declaration const& declaration, std::vector<Attribute> attributes);
 
 class Node {
  public:

@@ -144,7 +144,7 @@ def with_another_axis(node: contract.Drawn, draws: random.Random) -> contract.Dr
 
 @pytest.mark.parametrize("name", NAMES)
 def test_plugins_refuse_what_is_not_declared(name: str) -> None:
-    """With the sentence of the declaration, at build time and at run time; and they take what is declared."""
+    """With the sentence of the declaration, when an engine is built and when it runs; they take what is declared."""
     declaration, draws = contract.OPERATORS[name].declaration, random.Random(5)
     assert declaration is not None
     refused = 0
@@ -159,9 +159,10 @@ def test_plugins_refuse_what_is_not_declared(name: str) -> None:
                 plugin.prepare(tensors(node), outputs)
         except Misfit as misfit:
             refused += 1
-            for call in (lambda: plugin.outputs(tensors(node)), lambda: plugin.prepare(tensors(node), made_of(node))):  # noqa: B023
+            both = (tensors(node), made_of(node))
+            for call, arguments in ((plugin.outputs, both[:1]), (plugin.prepare, both), (plugin.enqueue, both)):
                 with pytest.raises(UsageError) as error:
-                    call()
+                    call(*arguments)
                 assert f"{name}: {misfit}" in error.value.cause
         finally:
             plugin.close()

@@ -28,6 +28,8 @@ class FMInteraction final : public Operator {
 
 }  // namespace
 
-Entry fmInteraction() { return {declared("FMInteraction", {{"reduce", Kind::kInt}}), makeOperator<FMInteraction>}; }
+Entry fmInteraction() {
+  return {declared(declarationOf("FMInteraction"), {{"reduce", Kind::kInt}}), makeOperator<FMInteraction>};
+}
 
 }  // namespace gr

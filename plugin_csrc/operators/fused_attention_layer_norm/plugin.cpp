@@ -202,15 +202,15 @@ class FusedAttentionLayerNorm final : public Operator {
 }  // namespace
 
 Entry fusedAttentionLayerNorm() {
-  return {declared("FusedAttentionLayerNorm", {{"num_heads", Kind::kInt},
-                                               {"num_key_value_heads", Kind::kInt},
-                                               {"scale", Kind::kFloat},
-                                               {"mask_value", Kind::kFloat},
-                                               {"causal", Kind::kString},
-                                               {"masked_row", Kind::kString},
-                                               {"norm", Kind::kString},
-                                               {"epsilon", Kind::kFloat},
-                                               {"layout", Kind::kString}}),
+  return {declared(declarationOf("FusedAttentionLayerNorm"), {{"num_heads", Kind::kInt},
+                                                              {"num_key_value_heads", Kind::kInt},
+                                                              {"scale", Kind::kFloat},
+                                                              {"mask_value", Kind::kFloat},
+                                                              {"causal", Kind::kString},
+                                                              {"masked_row", Kind::kString},
+                                                              {"norm", Kind::kString},
+                                                              {"epsilon", Kind::kFloat},
+                                                              {"layout", Kind::kString}}),
           makeOperator<FusedAttentionLayerNorm>};
 }
 

@@ -110,7 +110,8 @@ class FusedEmbedLayerNorm final : public Operator {
 }  // namespace
 
 Entry fusedEmbedLayerNorm() {
-  return {declared("FusedEmbedLayerNorm", {{"num_tables", Kind::kInt}, {"norm", Kind::kString}, {"epsilon", Kind::kFloat}}),
+  return {declared(declarationOf("FusedEmbedLayerNorm"),
+                   {{"num_tables", Kind::kInt}, {"norm", Kind::kString}, {"epsilon", Kind::kFloat}}),
           makeOperator<FusedEmbedLayerNorm>};
 }
 

@@ -37,7 +37,7 @@ class FusedLinearLayerNorm final : public Operator {
 }  // namespace
 
 Entry fusedLinearLayerNorm() {
-  return {declared("FusedLinearLayerNorm", {{"norm", Kind::kString}, {"epsilon", Kind::kFloat}}),
+  return {declared(declarationOf("FusedLinearLayerNorm"), {{"norm", Kind::kString}, {"epsilon", Kind::kFloat}}),
           makeOperator<FusedLinearLayerNorm>};
 }
 

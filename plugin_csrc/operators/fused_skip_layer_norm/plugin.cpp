@@ -32,7 +32,7 @@ class FusedSkipLayerNorm final : public Operator {
 }  // namespace
 
 Entry fusedSkipLayerNorm() {
-  return {declared("FusedSkipLayerNorm", {{"norm", Kind::kString}, {"epsilon", Kind::kFloat}}),
+  return {declared(declarationOf("FusedSkipLayerNorm"), {{"norm", Kind::kString}, {"epsilon", Kind::kFloat}}),
           makeOperator<FusedSkipLayerNorm>};
 }
 

@@ -24,6 +24,6 @@ class FusedSwish final : public Operator {
 
 }  // namespace
 
-Entry fusedSwish() { return {declared("FusedSwish", {{"beta", Kind::kFloat}}), makeOperator<FusedSwish>}; }
+Entry fusedSwish() { return {declared(declarationOf("FusedSwish"), {{"beta", Kind::kFloat}}), makeOperator<FusedSwish>}; }
 
 }  // namespace gr

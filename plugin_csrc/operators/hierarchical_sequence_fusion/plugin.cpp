@@ -80,10 +80,10 @@ class HierarchicalSequenceFusion final : public Operator {
 }  // namespace
 
 Entry hierarchicalSequenceFusion() {
-  return {declared("HierarchicalSequenceFusion", {{"temperature", Kind::kFloat},
-                                                  {"windows", Kind::kInts, true},
-                                                  {"window_weights", Kind::kFloats, true},
-                                                  {"pad", Kind::kString}}),
+  return {declared(declarationOf("HierarchicalSequenceFusion"), {{"temperature", Kind::kFloat},
+                                                                 {"windows", Kind::kInts, true},
+                                                                 {"window_weights", Kind::kFloats, true},
+                                                                 {"pad", Kind::kString}}),
           makeOperator<HierarchicalSequenceFusion>};
 }
 

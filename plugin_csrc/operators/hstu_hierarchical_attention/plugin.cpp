@@ -27,8 +27,8 @@ class HSTUHierarchicalAttention final : public Operator {
     if (mHeads < 1) {
       refuse("attribute num_heads is ", mHeads);
     }
-    if (mLevels && (mCausal || node.hasInput("bias") || node.hasInput("scale") || node.hasInput("u"))) {
-      refuse("the mode level_softmax takes no bias, scale, u or causal mask");
+    if (mLevels && (mCausal || mNorm != Norm::kNone)) {
+      refuse("the mode level_softmax takes no norm and no causal mask");
     }
     if (mLevels && mLevelCount < 1) {
       refuse("attribute num_levels is ", mLevelCount);
@@ -137,17 +137,17 @@ class HSTUHierarchicalAttention final : public Operator {
 }  // namespace
 
 Entry hstuHierarchicalAttention() {
-  return {declared("HSTUHierarchicalAttention", {{"num_heads", Kind::kInt},
-                                                 {"alpha", Kind::kFloat},
-                                                 {"bias_order", Kind::kString},
-                                                 {"norm_length", Kind::kFloat},
-                                                 {"causal", Kind::kInt},
-                                                 {"norm", Kind::kString},
-                                                 {"gate_activation", Kind::kString},
-                                                 {"epsilon", Kind::kFloat},
-                                                 {"mode", Kind::kString},
-                                                 {"num_levels", Kind::kInt},
-                                                 {"decay", Kind::kFloat}}),
+  return {declared(declarationOf("HSTUHierarchicalAttention"), {{"num_heads", Kind::kInt},
+                                                                {"alpha", Kind::kFloat},
+                                                                {"bias_order", Kind::kString},
+                                                                {"norm_length", Kind::kFloat},
+                                                                {"causal", Kind::kInt},
+                                                                {"norm", Kind::kString},
+                                                                {"gate_activation", Kind::kString},
+                                                                {"epsilon", Kind::kFloat},
+                                                                {"mode", Kind::kString},
+                                                                {"num_levels", Kind::kInt},
+                                                                {"decay", Kind::kFloat}}),
           makeOperator<HSTUHierarchicalAttention>};
 }
 

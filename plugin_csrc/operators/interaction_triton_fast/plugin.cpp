@@ -97,7 +97,7 @@ class InteractionTritonFast final : public Operator {
 }  // namespace
 
 Entry interactionTritonFast() {
-  return {declared("InteractionTritonFast",
+  return {declared(declarationOf("InteractionTritonFast"),
                    {{"triangle", Kind::kString}, {"self_interaction", Kind::kInt}, {"concat_dense", Kind::kString}}),
           makeOperator<InteractionTritonFast>};
 }

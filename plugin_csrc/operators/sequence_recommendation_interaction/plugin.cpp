@@ -69,7 +69,7 @@ class SequenceRecommendationInteraction final : public Operator {
 }  // namespace
 
 Entry sequenceRecommendationInteraction() {
-  return {declared("SequenceRecommendationInteraction",
+  return {declared(declarationOf("SequenceRecommendationInteraction"),
                    {{"short_window", Kind::kInt}, {"decay", Kind::kFloat}, {"normalize", Kind::kInt}}),
           makeOperator<SequenceRecommendationInteraction>};
 }
