@@ -11,8 +11,6 @@ namespace {
 
 using Sizes = std::map<std::string, int64_t>;
 
-bool isVariadic(std::string_view name) { return !name.empty() && name.back() == '*'; }
-
 // A shape for one tensor: what stands in its axes for the number of name1, name2, ... is filled in.
 struct Form {
   DeclaredShape const* shape;
@@ -111,6 +109,8 @@ std::string text(std::vector<int64_t> const& axes) {
 }
 
 }  // namespace
+
+bool isVariadic(std::string_view declared) { return !declared.empty() && declared.back() == '*'; }
 
 bool stands(std::string_view name, std::string_view declared) {
   if (name == declared || !isVariadic(declared)) {

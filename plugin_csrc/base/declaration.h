@@ -62,6 +62,8 @@ struct Shaped {
   std::vector<int64_t> axes;
 };
 
+// Whether a declared name stands for any number of tensors.
+bool isVariadic(std::string_view declared);
 // Whether a name of a node is one that is declared as `declared`, such as ids_3 as ids_*.
 bool stands(std::string_view name, std::string_view declared);
 

@@ -50,8 +50,6 @@ int32_t place(std::vector<std::string> const& names, std::string_view name) {
   return found == names.end() ? -1 : static_cast<int32_t>(found - names.begin());
 }
 
-bool isVariadic(std::string_view name) { return !name.empty() && name.back() == '*'; }
-
 }  // namespace
 
 bool Signature::takes(nvinfer1::DataType type) const { return std::find(types.begin(), types.end(), type) != types.end(); }
