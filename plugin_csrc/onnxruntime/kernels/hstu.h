@@ -62,10 +62,9 @@ struct Tiles {  // of the bias and of the mask; null where there is none
   float const *bias, *mask;
   int64_t biasApart, maskApart;
   int64_t limits[kGroupRows];  // columns that each row sees
-  float weights[kGroupRows];   // what each row's are multiplied with
 };
 
-// scores = weight silu(alpha scores + bias) mask, and 0 from each row's limit on.
+// scores = silu(alpha scores + bias) mask, and 0 from each row's limit on.
 template <int32_t M>
 NOINLINE void activate(Hstu const& a, Tiles const& tiles, int64_t columns, float* scores) {
   bool const inside = tiles.bias != nullptr && a.biasInsideAlpha;
@@ -74,11 +73,10 @@ NOINLINE void activate(Hstu const& a, Tiles const& tiles, int64_t columns, float
     float* const line = scores + i * kBlockKeys;
     float const* const bias = tiles.bias == nullptr ? nullptr : tiles.bias + i * tiles.biasApart;
     float const* const mask = tiles.mask == nullptr ? nullptr : tiles.mask + i * tiles.maskApart;
-    Vector const weight = all(tiles.weights[i]);
     int64_t j = 0;
     // Several vectors at a time: each waits long for the exponential of its own.
     for (; j + 4 * LANES <= tiles.limits[i]; j += 4 * LANES) {
-      Vector x[4], gate[4];
+      Vector x[4];
       UNROLL for (int32_t l = 0; l < 4; ++l) x[l] = load(line + j + l * LANES) * before;
       if (bias != nullptr) {
         UNROLL for (int32_t l = 0; l < 4; ++l) x[l] += load(bias + j + l * LANES);
@@ -86,8 +84,7 @@ NOINLINE void activate(Hstu const& a, Tiles const& tiles, int64_t columns, float
       if (inside) {
         UNROLL for (int32_t l = 0; l < 4; ++l) x[l] *= after;
       }
-      UNROLL for (int32_t l = 0; l < 4; ++l) gate[l] = sigmoid(x[l]);
-      UNROLL for (int32_t l = 0; l < 4; ++l) x[l] *= weight * gate[l];
+      UNROLL for (int32_t l = 0; l < 4; ++l) x[l] = silu(x[l]);
       if (mask != nullptr) {
         UNROLL for (int32_t l = 0; l < 4; ++l) {
           Vector const keep = load(mask + j + l * LANES);
@@ -100,7 +97,7 @@ NOINLINE void activate(Hstu const& a, Tiles const& tiles, int64_t columns, float
       Vector x = load(line + j) * before;
       if (bias != nullptr) x += load(bias + j);
       x *= after;
-      x *= weight * sigmoid(x);
+      x = silu(x);
       if (mask != nullptr) {
         Vector const keep = load(mask + j);
         x = keep == 0.F ? Vector{} : x * keep;
@@ -146,9 +143,35 @@ NOINLINE void soften(Tiles const& tiles, float factor, int64_t columns, float* s
   }
 }
 
+// The values of a block of one head, whole vectors of them, `apart` floats from one key to the next.
+struct Values {
+  float const* start;
+  int64_t apart;
+};
+
+// Packs the keys of a block, and copies its values where they cannot be read as they are.
+INLINE Values loadBlock(HstuTask const& task, int64_t head, int64_t key, int64_t count) {
+  Hstu const& a = task.a;
+  int64_t const first = task.batch * a.length + key, keyApart = a.heads * a.size, valueApart = a.heads * a.valueSize;
+  float const* keys = static_cast<float const*>(a.k.data) + first * keyApart + head * a.size;
+  int64_t stride = keyApart;
+  if (a.k.element != Element::kFloat32) {
+    stride = padded(a.size);
+    for (int64_t i = 0; i < count; ++i) copyRow(a.k, (first + i) * keyApart + head * a.size, a.size, task.rows + i * stride);
+    keys = task.rows;
+  }
+  packKeys(keys, stride, count, a.size, task.keys);
+  int64_t const start = first * valueApart + head * a.valueSize;
+  if (a.v.element == Element::kFloat32 && a.valueSize % LANES == 0)
+    return {static_cast<float const*>(a.v.data) + start, valueApart};
+  for (int64_t i = 0; i < count; ++i) copyRow(a.v, start + i * valueApart, a.valueSize, task.values + i * task.width);
+  return {task.values, task.width};
+}
+
 // One group of rows against one block of keys, of one head.
 struct HstuGroup {
   HstuTask const& task;
+  Values values;
   Tiles& tiles;
   int64_t head, row, key, count, columns;  // columns: of the block's `count`, those that a row of the group sees
   float factor;                            // of level_softmax's scores
@@ -176,45 +199,30 @@ struct HstuGroup {
     if (a.levels == 0) {
       activate<M>(a, tiles, columns, task.scores);
       bool& begun = task.begun[inTask / kGroupRows * a.heads + head];
-      gather<M>(task.scores, task.values, task.width, columns, task.out + place, task.apart, !begun);
+      gather<M>(task.scores, values.start, values.apart, task.width, columns, task.out + place, task.apart, !begun);
       begun = true;
       return;
     }
     int64_t const state = inTask * a.heads + head;
     soften<M>(tiles, factor, columns, task.scores, task.highest + state, task.total + state, a.heads, task.partial + place,
               task.width, task.apart);
-    gather<M>(task.scores, task.values, task.width, columns, task.partial + place, task.apart, false);
+    gather<M>(task.scores, values.start, values.apart, task.width, columns, task.partial + place, task.apart, false);
   }
 };
 
-// The keys and values of a block of one head.
-INLINE void loadBlock(HstuTask const& task, int64_t head, int64_t key, int64_t count) {
-  Hstu const& a = task.a;
-  int64_t const first = task.batch * a.length + key, keyApart = a.heads * a.size, valueApart = a.heads * a.valueSize;
-  float const* keys = static_cast<float const*>(a.k.data) + first * keyApart + head * a.size;
-  int64_t stride = keyApart;
-  if (a.k.element != Element::kFloat32) {
-    stride = padded(a.size);
-    for (int64_t i = 0; i < count; ++i) copyRow(a.k, (first + i) * keyApart + head * a.size, a.size, task.rows + i * stride);
-    keys = task.rows;
-  }
-  packKeys(keys, stride, count, a.size, task.keys);
-  for (int64_t i = 0; i < count; ++i) {
-    copyRow(a.v, (first + i) * valueApart + head * a.valueSize, a.valueSize, task.values + i * task.width);
-  }
-}
-
 // What comes after a block, on its way into the cache while there is other work: rows are pages apart, which no hardware
 // prefetcher follows.
+template <int32_t kLevel>
 INLINE void prefetchRows(Operand const& from, int64_t at, int64_t count) {
   int64_t const size = from.element == Element::kFloat32 ? 4 : from.element == Element::kBool ? 1 : 2;
   char const* const start = static_cast<char const*>(from.data) + at * size;
-  for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(start + i);
+  for (char const* line = start - reinterpret_cast<uintptr_t>(start) % 64; line < start + count * size; line += 64)
+    __builtin_prefetch(line, 0, kLevel);
 }
 INLINE void prefetchTile(Plane const& plane, HstuTask const& task, int64_t head, int64_t row, int64_t key, int64_t count) {
   if (plane.operand.data == nullptr || plane.row == 0 || plane.column == 0) return;
   int64_t const at = task.batch * plane.batch + head * plane.head + row * plane.row + key;
-  for (int64_t i = 0; i < kGroupRows; ++i) prefetchRows(plane.operand, at + i * plane.row, count);
+  for (int64_t i = 0; i < kGroupRows; ++i) prefetchRows<3>(plane.operand, at + i * plane.row, count);
 }
 
 // All that a block of keys adds to the rows of a task.
@@ -224,13 +232,13 @@ INLINE void addBlock(HstuTask const& task, int64_t key, int64_t count, int64_t l
   int64_t from = task.row;
   if (a.causal && key > from) from += (key - from) / kGroupRows * kGroupRows;  // the groups before see none of these keys
   for (int64_t head = 0; head < a.heads; ++head) {
-    bool loaded = false;
+    Values values{nullptr, 0};
     int64_t const nextHead = head + 1 < a.heads ? head + 1 : 0, nextKey = nextHead != 0 ? key : key + count;
     int64_t const there = smaller(kBlockKeys, last - nextKey), position = task.batch * a.length + nextKey;
-    int64_t ahead = 0;
+    int64_t ahead = 0, each = (there + groupsOf(rows - from)) / (groupsOf(rows - from) + 1) + 1;
     for (int64_t row = from; row < rows; row += kGroupRows) {
       int64_t const members = smaller(kGroupRows, rows - row);
-      Tiles tiles{nullptr, nullptr, 0, 0, {}, {}};
+      Tiles tiles{nullptr, nullptr, 0, 0, {}};
       int64_t seen = count;
       if (a.mask.operand.data != nullptr) {
         int64_t const groups = a.mask.row == 0 ? 1 : groupsOf(a.length), blocks = blocksOf(a.length);
@@ -245,23 +253,18 @@ INLINE void addBlock(HstuTask const& task, int64_t key, int64_t count, int64_t l
         int64_t const limit = a.causal ? smaller(seen, row + i + 1 - key) : seen;
         tiles.limits[i] = limit < 0 ? 0 : limit;
         columns = tiles.limits[i] > columns ? tiles.limits[i] : columns;
-        tiles.weights[i] =
-            a.scale.data == nullptr ? a.inverseLength : number(a.scale, task.batch * a.scaleBatch + (row + i) * a.scaleRow);
       }
       if (columns == 0) continue;
-      if (!loaded) {
-        loadBlock(task, head, key, count);
-        loaded = true;
+      if (values.start == nullptr) values = loadBlock(task, head, key, count);
+      if (members == kGroupRows) {
+        prefetchTile(a.bias, task, head, row, key, columns);
+        if (tiles.mask != nullptr) prefetchTile(a.mask, task, head, row, key, columns);
       }
-      if (row + 2 * kGroupRows <= rows) {
-        prefetchTile(a.bias, task, head, row + kGroupRows, key, count);
-        if (tiles.mask != nullptr) prefetchTile(a.mask, task, head, row + kGroupRows, key, count);
+      for (int64_t i = 0; i < each && ahead < there; ++i, ++ahead) {
+        prefetchRows<2>(a.k, ((position + ahead) * a.heads + nextHead) * a.size, a.size);
+        prefetchRows<2>(a.v, ((position + ahead) * a.heads + nextHead) * a.valueSize, a.valueSize);
       }
-      for (int32_t i = 0; i < 2 && ahead < there; ++i, ++ahead) {
-        prefetchRows(a.k, ((position + ahead) * a.heads + nextHead) * a.size, a.size);
-        prefetchRows(a.v, ((position + ahead) * a.heads + nextHead) * a.valueSize, a.valueSize);
-      }
-      forRows(members, HstuGroup{task, tiles, head, row, key, count, columns, factor});
+      forRows(members, HstuGroup{task, values, tiles, head, row, key, count, columns, factor});
     }
   }
 }
@@ -325,9 +328,12 @@ void finishRows(HstuTask const& task, float* room) {
     }
     bool const* const begun = task.begun + inTask / kGroupRows * a.heads;
     float* const out = task.out + inTask * task.apart;
+    float const weight = a.levels > 0              ? 1.F
+                         : a.scale.data == nullptr ? a.inverseLength
+                                                   : number(a.scale, task.batch * a.scaleBatch + row * a.scaleRow);
     for (int64_t head = 0; head < a.heads; ++head) {
       float* const from = out + head * task.width;
-      if (!begun[head]) memset(from, 0, static_cast<size_t>(task.width) * sizeof(float));
+      for (int64_t j = 0; j < task.width; j += LANES) store(from + j, begun[head] ? load(from + j) * weight : Vector{});
       if (a.norm == Norm::kGroup) {
         bool const whole = !a.affineOfHeads;
         // A head's part of gamma need not begin where a vector does: `finish` reads whole vectors of it, inside the room.
@@ -355,8 +361,8 @@ void finishRows(HstuTask const& task, float* room) {
     if (a.u.data != nullptr) {
       copyRow(a.u, at, line, gate);
       for (int64_t j = 0; j < line; j += LANES) {
-        Vector const u = load(gate + j), by = a.gate == Gate::kNone ? u : sigmoid(u);
-        store(y + j, load(y + j) * (a.gate == Gate::kSilu ? u * by : by));
+        Vector const u = load(gate + j), by = a.gate == Gate::kNone ? u : a.gate == Gate::kSilu ? silu(u) : sigmoid(u);
+        store(y + j, load(y + j) * by);
       }
     }
     if (y != out || !inPlace(a)) writeRow(y, line, a.y, at);

@@ -39,9 +39,9 @@ NOINLINE void multiplyKeys(float const* q, int64_t stride, float const* keys, in
   }
 }
 
-// out[M rows][C vectors] += weights[M rows][count] values[count][C vectors]; `fresh`: = instead of +=
+// out[M rows][C vectors] += weights[M rows][count] values[count][C vectors], of values `stride` apart; `fresh`: = instead of +=
 template <int32_t M, int32_t C>
-NOINLINE void addValues(float const* weights, float const* values, int64_t width, int64_t count, float* out, int64_t apart,
+NOINLINE void addValues(float const* weights, float const* values, int64_t stride, int64_t count, float* out, int64_t apart,
                         bool fresh) {
   Vector total[M][C];
   UNROLL for (int32_t i = 0; i < M; ++i) {
@@ -49,7 +49,7 @@ NOINLINE void addValues(float const* weights, float const* values, int64_t width
   }
   for (int64_t c = 0; c < count; ++c) {
     Vector value[C];
-    UNROLL for (int32_t j = 0; j < C; ++j) value[j] = load(values + c * width + j * LANES);
+    UNROLL for (int32_t j = 0; j < C; ++j) value[j] = load(values + c * stride + j * LANES);
     UNROLL for (int32_t i = 0; i < M; ++i) {
       Vector const x = all(weights[i * kBlockKeys + c]);
       UNROLL for (int32_t j = 0; j < C; ++j) total[i][j] += x * value[j];
@@ -83,23 +83,23 @@ INLINE void scoresOf(float const* q, int64_t stride, float const* keys, int64_t 
 }
 
 template <int32_t M>
-INLINE void gather(float const* weights, float const* values, int64_t width, int64_t count, float* out, int64_t apart,
-                   bool fresh) {
+INLINE void gather(float const* weights, float const* values, int64_t stride, int64_t width, int64_t count, float* out,
+                   int64_t apart, bool fresh) {
   for (int64_t c = 0; c < width; c += kTile) {
     int64_t const vectors = (width - c) / LANES;
     float const* const value = values + c;
     float* const to = out + c;
 #if LANES == 16
     if (vectors >= 4) {
-      addValues<M, 4>(weights, value, width, count, to, apart, fresh);
+      addValues<M, 4>(weights, value, stride, count, to, apart, fresh);
     } else if (vectors == 3) {
-      addValues<M, 3>(weights, value, width, count, to, apart, fresh);
+      addValues<M, 3>(weights, value, stride, count, to, apart, fresh);
     } else
 #endif
         if (vectors >= 2) {
-      addValues<M, 2>(weights, value, width, count, to, apart, fresh);
+      addValues<M, 2>(weights, value, stride, count, to, apart, fresh);
     } else {
-      addValues<M, 1>(weights, value, width, count, to, apart, fresh);
+      addValues<M, 1>(weights, value, stride, count, to, apart, fresh);
     }
   }
 }

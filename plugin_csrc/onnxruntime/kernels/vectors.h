@@ -50,11 +50,10 @@ INLINE float greatest(Vector x) {
 INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 INLINE int64_t smaller(int64_t left, int64_t right) { return left < right ? left : right; }
 
-// 2^t for t from -125 to 125, by 2^n times a polynomial; what is beyond counts as that bound. NaN stays NaN.
+// 2^t, by 2^n times a polynomial; beyond -125 and 125 t counts as that. Of NaN it makes some number.
 INLINE Vector exp2(Vector t) {
 #if LANES == 16
-  t = (Vector)_mm512_min_ps(_mm512_set1_ps(125.F), (__m512)t);  // the second operand where one is NaN
-  t = (Vector)_mm512_max_ps(_mm512_set1_ps(-150.F), (__m512)t);
+  t = (Vector)_mm512_range_ps((__m512)t, _mm512_set1_ps(125.F), 2);  // what is nearer to 0, with the sign of t
   Vector const whole = (Vector)_mm512_roundscale_ps((__m512)t, 0), rest = t - whole;
 #else
   t = t > 125.F ? all(125.F) : t;
@@ -73,10 +72,10 @@ INLINE Vector exp2(Vector t) {
 #endif
 }
 constexpr float kLog2E = 1.44269504F;
-INLINE Vector exponential(Vector x) { return exp2(x * kLog2E); }
+INLINE Vector exponential(Vector x) { return x == x ? exp2(x * kLog2E) : x; }
 
-// 1 / (1 + e^-x)
-INLINE Vector sigmoid(Vector x) {
+// 1 / (1 + e^-x), but of NaN some number.
+INLINE Vector logistic(Vector x) {
   Vector const divisor = exp2(x * -kLog2E) + 1.F;
 #if LANES == 16
   Vector const inverse = (Vector)_mm512_rcp14_ps((__m512)divisor);
@@ -85,6 +84,8 @@ INLINE Vector sigmoid(Vector x) {
   return 1.F / divisor;
 #endif
 }
+INLINE Vector sigmoid(Vector x) { return x == x ? logistic(x) : x; }
+INLINE Vector silu(Vector x) { return x * logistic(x); }
 
 INLINE Vector widen(Halves x, Element element) {
   Bits const bits = __builtin_convertvector(x, Bits);
