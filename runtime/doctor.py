@@ -18,7 +18,7 @@ from onnx_fuse import installation
 from onnx_fuse.errors import ModelError, UsageError
 from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.language.operator import DOMAIN
-from onnx_fuse.runtime.device import gpus
+from onnx_fuse.runtime.device import gpus, library_file
 from onnx_fuse.runtime.device.gpus import Gpu
 from onnx_fuse.runtime.onnxruntime import sessions
 from onnx_fuse.runtime.plugins import aot, plugin_library
@@ -124,7 +124,7 @@ def gather() -> Facts:
     module, problem = _tensorrt()
     libraries = tuple(_library(path, bool(module)) for path in plugin_library.find())
     found, driver, driver_problem = gpus.devices()
-    folder = plugin_library.cache_folder()
+    folder = library_file.cache_folder()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return Facts(
         python=platform.python_version(),

@@ -13,7 +13,7 @@ from onnx_fuse.passes.select.decisions import Selection
 from onnx_fuse.passes.select.measured import Verdicts, by_measurement, choose
 from onnx_fuse.passes.select.opened_model import Alternative
 from onnx_fuse.passes.select.predicted import select_fused
-from onnx_fuse.runtime.plugins.plugin_library import cache_folder
+from onnx_fuse.runtime.device.library_file import cache_folder
 
 
 def selected(

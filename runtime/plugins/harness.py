@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_fuse.errors import UsageError
+from onnx_fuse.runtime.device.library_file import cache_folder
 from onnx_fuse.runtime.plugins import plugin_library
 
 VARIABLE = "ONNX_FUSE_HARNESS"
@@ -82,7 +83,7 @@ def tools() -> Path:
     """
     if given := os.environ.get(VARIABLE):
         return Path(given)
-    folder = plugin_library.cache_folder() / "harness"
+    folder = cache_folder() / "harness"
     plugin_library.cmake(folder, {"TOOLS": "ON"})
     return folder
 

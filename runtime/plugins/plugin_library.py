@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -17,13 +16,15 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from onnx_fuse import installation
-from onnx_fuse.errors import UsageError, reason
-from onnx_fuse.passes.files import digest, json_object, staging
+from onnx_fuse.errors import UsageError
+from onnx_fuse.passes.files import json_object
 from onnx_fuse.patterns.language.operator import DOMAIN
-from onnx_fuse.runtime.plugins import aot, own_cpp
+from onnx_fuse.runtime.device import library_file
+from onnx_fuse.runtime.device.library_file import cache_folder, has_record, record_path, source_folder
+from onnx_fuse.runtime.plugins import aot, compilation, own_cpp
 from onnx_fuse.runtime.plugins.own_operator import OwnOperator
 from onnx_fuse.versions import __version__
 
@@ -31,6 +32,7 @@ LIBRARY = "libgr_ml_infra_tensorrt_plugins.so"
 VARIABLE = "ONNX_FUSE_PLUGINS"
 """Environment variable that names plugin libraries, separated like PATH."""
 
+_KIND, _BUILD = "plugin library", "onnx-fuse plugins build"
 _HEADERS = {"tensorrt": "kernel-lens", "cuda": "nvidia-cuda-runtime"}
 # The PyPI wheels that carry the headers, for machines without an installation of TensorRT or CUDA.
 
@@ -111,23 +113,9 @@ def held(library: Path, operator: str) -> Held | None:
     return Held(tuple(item for item in found if item > 0), tuple(-item for item in found if item < 0))
 
 
-def cache_folder() -> Path:
-    """Where this version keeps what it builds, for this user."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification has relative paths ignored: what is loaded must not depend on the folder that one is in.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "onnx-fuse" / __version__
-
-
 def own_folder() -> Path:
     """Where libraries of a user's own kernels are, of which `find` takes all."""
     return cache_folder() / "own"
-
-
-def source_folder() -> Path:
-    """The library's sources, in the repository or in an installed package."""
-    spec = importlib.util.find_spec("onnx_fuse.plugin_csrc")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent
 
 
 def build(
@@ -152,7 +140,7 @@ def build(
     started = time.perf_counter()
     say = progress or (lambda _: None)
     output = cache_folder() / LIBRARY if output is None else Path(output)
-    _check_place(output)
+    library_file.check_place(output)
     kernels = aot.compile_kernels(aot.kernel_modules(), architectures, jobs=jobs, progress=say)
     # One folder for each set of architectures, so that they do not undo each other's work.
     name = "-".join(["sm", *(str(item) for item in architectures)])
@@ -188,7 +176,7 @@ def build_own(
     output = own_folder() / f"lib{target}.so" if output is None else Path(output)
     keys = [item.plugin for items in operators.values() for item in items]
     _require_new(output, keys)
-    _check_place(output)
+    library_file.check_place(output)
     wanted = [(file, variant) for file, items in operators.items() for item in items for variant in item.variants()]
     kernels = aot.compile_variants(wanted, architectures, jobs=jobs, progress=say)
     work = cache_folder() / "build" / "own" / name
@@ -224,14 +212,6 @@ def _require_new(output: Path, keys: Sequence[str]) -> None:
                 )
 
 
-def _check_place(output: Path) -> None:
-    """Fails now where writing would fail after minutes."""
-    with staging.writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-    for path in (output, _record(output)):
-        staging.check_output(path)
-
-
 def _installed_library(
     made: Path,
     output: Path,
@@ -252,16 +232,8 @@ def _installed_library(
         seconds=round(time.perf_counter() - started, 1),
         operators=tuple(operators),
     )
-    facts = {key: value for key, value in asdict(built).items() if key != "path"}
-    with staging.Staging() as files:  # whoever has the old library open keeps it
-        files.write(_record(output), (json.dumps(facts, indent=2) + "\n").encode())
-        files.write(output, data)
-        files.commit()
+    library_file.install(data, output, {key: value for key, value in asdict(built).items() if key != "path"})
     return built
-
-
-def _record(library: Path) -> Path:
-    return library.with_name(f"{library.name}.json")
 
 
 def cmake(work: Path, settings: Mapping[str, str], jobs: int | None = None) -> None:
@@ -270,25 +242,7 @@ def cmake(work: Path, settings: Mapping[str, str], jobs: int | None = None) -> N
     Raises:
         UsageError: CMake, a C++ compiler or headers are missing, or it does not compile.
     """
-    if shutil.which("cmake") is None:
-        raise UsageError("Building the plugin library needs cmake.", f"Install it: {installation.pip_install('cmake')}")
-    if shutil.which("g++") is None:
-        raise UsageError("Building the plugin library needs g++.", "Install a C++ compiler, such as the package g++.")
-    made_of = work / "CMakeCache.txt"
-    if made_of.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={source_folder()}\n" not in made_of.read_text():
-        shutil.rmtree(work / "CMakeFiles", ignore_errors=True)  # of another checkout or environment
-        made_of.unlink()
-    given = [f"-D{name}={value}" for name, value in settings.items()]
-    _run(["cmake", "-S", str(source_folder()), "-B", str(work), *given, *_header_hints()])
-    _run(["cmake", "--build", str(work), "--parallel", str(jobs or os.cpu_count() or 1)])
-
-
-def _run(command: Sequence[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        output = (result.stdout + result.stderr).strip().splitlines()
-        telling = [line for line in output if "error" in line.lower()][:8] or output[-8:]
-        raise UsageError("The plugin library does not compile: " + "\n".join(telling), f"Run: {' '.join(command)}")
+    compilation.cmake(source_folder(), work, settings, _header_hints, jobs, what="plugin library")
 
 
 def _header_hints() -> list[str]:
@@ -356,11 +310,6 @@ def find(given: Sequence[str | os.PathLike[str]] = ()) -> list[Path]:
     return [*built[:1], *filter(has_record, sorted(own_folder().glob("*.so")))]
 
 
-def has_record(library: Path) -> bool:
-    """Whether both are there: the library, and the record beside it. `described` says whether they belong together."""
-    return os.path.isfile(library) and os.path.isfile(_record(library))
-
-
 def of_engine(engine: str, plugins: Mapping[str, str], given: Iterable[Path] = ()) -> list[Path]:
     """The plugin libraries that an engine was built with, by their hashes: among those given and those that `find` finds, and
     where they were then, if there is a record of them.
@@ -377,7 +326,7 @@ def of_engine(engine: str, plugins: Mapping[str, str], given: Iterable[Path] = (
     for name, sha256 in plugins.items():
         named = [path for path in (*given, *find()) if os.path.isfile(path)]
         places = [*named, *([Path(name)] if has_record(Path(name)) else [])]
-        same = [place for place in places if _sha256(place) == sha256]
+        same = [place for place in places if library_file.sha256(place, _KIND) == sha256]
         if not same:
             raise UsageError(
                 f"{engine} needs the plugin library {name} (SHA-256 {sha256[:12]}...), and "
@@ -388,22 +337,13 @@ def of_engine(engine: str, plugins: Mapping[str, str], given: Iterable[Path] = (
     return found
 
 
-def _sha256(library: Path) -> str:
-    try:
-        return digest.sha256(library)
-    except OSError as error:
-        raise UsageError(
-            f"The plugin library {library} cannot be read: {error.strerror}.", "Check its permissions."
-        ) from error
-
-
 def recorded() -> set[str]:
     """What the records beside the libraries of `find` say that they have plugins for, of a user's own operators."""
     found: set[str] = set()
     for path in find():
         with contextlib.suppress(OSError, ValueError):
             found.update(
-                name for name in json_object.read(_record(path)).get("operators") or () if isinstance(name, str)
+                name for name in json_object.read(record_path(path)).get("operators") or () if isinstance(name, str)
             )
     return found
 
@@ -423,22 +363,11 @@ def described(path: Path) -> Library | None:
     Raises:
         UsageError: there is no such library, or it is not the one that was built: cut short, damaged, or replaced.
     """
-    if not os.path.isfile(path):
-        raise UsageError(f"There is no plugin library {path}.", "Build one: onnx-fuse plugins build.")
-    try:
-        facts = {"operators": [], **json_object.read(_record(path))}
-        json_object.require(facts, version=str, sha256=str, variants=int, size=int, architectures=list, operators=list)
+
+    def read(facts: dict[str, Any]) -> Library:
+        facts = {"operators": [], **facts}
+        json_object.require(facts, version=str, variants=int, size=int, architectures=list, operators=list)
         operators, chips = tuple(map(str, facts["operators"])), tuple(map(int, facts["architectures"]))
-        library = Library(path=path, **{**facts, "operators": operators, "architectures": chips})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"{_record(path)} is no record of a plugin library: {reason(error)}.", "Build the plugin library again."
-        ) from error
-    if _sha256(path) != library.sha256:
-        raise UsageError(
-            f"The plugin library {path} is not the one that was built: its hash differs.",
-            "Build it again: onnx-fuse plugins build.",
-        )
-    return library
+        return Library(path=path, **{**facts, "operators": operators, "architectures": chips})
+
+    return library_file.checked(path, _KIND, _BUILD, read)

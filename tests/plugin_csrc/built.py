@@ -21,6 +21,7 @@ import pytest
 
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
 from onnx_fuse.plugin_csrc.operators import catalogue
+from onnx_fuse.runtime.device.library_file import cache_folder
 from onnx_fuse.runtime.plugins import aot, harness, plugin_library
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def _kernel(variant: Variant) -> aot.Kernel:
 def tools() -> Path:
     """The folder of the harness and the recording driver."""
     library()
-    return plugin_library.cache_folder() / "harness"
+    return cache_folder() / "harness"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 import onnx_fuse
 from onnx_fuse.errors import UsageError
 from onnx_fuse.patterns.language.operator import FusedOp
+from onnx_fuse.runtime.device.library_file import cache_folder
 from onnx_fuse.runtime.plugins import aot, harness, plugin_library
 from tests.plugin_csrc.built import CACHE, ROOT, enqueued, library
 from tests.plugin_csrc.test_launches import CASES, Case, described, hstu, linear_layer_norm, tensor
@@ -277,7 +278,7 @@ def test_where_libraries_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monk
     assert plugin_library.find() == []
     monkeypatch.delenv(plugin_library.VARIABLE)
     assert plugin_library.find() == []
-    cached = plugin_library.cache_folder() / plugin_library.LIBRARY
+    cached = cache_folder() / plugin_library.LIBRARY
     cached.parent.mkdir(parents=True)
     cached.touch()
     cached.with_name(f"{cached.name}.json").touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import itertools
 import json
 import shutil
@@ -23,7 +24,6 @@ from onnx_fuse.own_kernels.read_folder import ResolvedKernel
 from onnx_fuse.patterns.language.learned import Tensor
 from onnx_fuse.runtime.plugins import (
     harness,
-    plugin_library,
 )
 from onnx_fuse.runtime.plugins.own_operator import Launch
 from tests.plugin_csrc.built import ROOT
@@ -210,7 +210,7 @@ def test_two_libraries_with_one_operator(tmp_path: Path) -> None:
     operators = [own.operator.plugin for own in owns.values()]
     record = {"version": "1", "architectures": [80], "variants": 1, "size": 1, "seconds": 1.0, "operators": operators}
     for item in (first, second):
-        digest = plugin_library.hashlib.sha256(item.read_bytes()).hexdigest()
+        digest = hashlib.sha256(item.read_bytes()).hexdigest()
         item.with_name(f"{item.name}.json").write_text(json.dumps({**record, "sha256": digest}))
     assert f"{second} and {first} both have a plugin for my.ops::MixedRows version 1" in loading(first, second)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import re
 import shutil
@@ -48,7 +49,7 @@ def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path / "own.so"
     library.write_bytes(b"library")
     facts = {"version": "1", "architectures": [80], "variants": 2, "size": 7, "seconds": 1.0}
-    digest = plugin_library.hashlib.sha256(b"library").hexdigest()
+    digest = hashlib.sha256(b"library").hexdigest()
     record = {**facts, "sha256": digest, "operators": ["mine::TwiceNarrow version 3"]}
     (tmp_path / "own.so.json").write_text(json.dumps(record))
     monkeypatch.setenv(plugin_library.VARIABLE, str(library))

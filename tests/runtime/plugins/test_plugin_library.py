@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from onnx_fuse.errors import OutputError, UsageError
+from onnx_fuse.runtime.device.library_file import cache_folder
 from onnx_fuse.runtime.plugins import plugin_library
 
 FACTS: dict[str, Any] = {"version": "1", "architectures": [80], "variants": 2, "size": 7, "seconds": 1.0}
@@ -36,13 +37,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv(plugin_library.VARIABLE)
     monkeypatch.setattr(plugin_library, "source_folder", lambda: tmp_path / "sources")
-    return plugin_library.cache_folder()
+    return cache_folder()
 
 
 @pytest.mark.parametrize("value", ["cache", "./cache", "", "~/cache"])
 def test_a_relative_cache_is_ignored(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", value)
-    assert plugin_library.cache_folder().is_relative_to(tmp_path / "home" / ".cache")
+    assert cache_folder().is_relative_to(tmp_path / "home" / ".cache")
 
 
 def test_only_libraries_with_a_record_are_found(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
