@@ -21,6 +21,7 @@ from onnx_fuse.passes.graph import inlining
 from onnx_fuse.passes.graph.spans import filled, is_external
 from onnx_fuse.runtime.device.memory import needed_bytes
 from onnx_fuse.runtime.onnxruntime import room, sessions
+from onnx_fuse.runtime.onnxruntime.kernel_library import Choice, choose
 from onnx_fuse.runtime.verify import verification
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare
 from onnx_fuse.runtime.verify.empty_inputs import may_be_empty
@@ -94,7 +95,8 @@ class Place:
         replaced: names of the nodes that the nearest of them replaced.
         nodes, original_nodes: all that makes the value out of values that agree, in the fused model and in the original.
         changes: how nodes or weights of one name differ between the models, where no fused node explains it.
-        inside: the values in the body of the nearest fused node, in its order, where it has a body.
+        inside: the values in the body of the nearest fused node, in its order, where its body ran.
+        kernel: the kernel library that ran the nearest fused node; "" where its body did.
     """
 
     value: str
@@ -104,6 +106,7 @@ class Place:
     original_nodes: tuple[str, ...]
     changes: tuple[str, ...]
     inside: tuple[BodyValue, ...] = ()
+    kernel: str = ""
 
     def sentence(self) -> str:
         """What is to blame."""
@@ -111,11 +114,17 @@ class Place:
             why = "; ".join(self.changes) or f"it is made by {', '.join(self.nodes) or 'no node'}"
             return f"The first value that differs is {self.value!r}. No fused node lies before it: {why}."
         name, operator = self.fused_nodes[0]
+        by = f" by the kernel of {self.kernel}" if self.kernel else ""
         others = "".join(f", or {other}" for other, _ in self.fused_nodes[1:])
-        return f"The first value that differs is {self.value!r}, which {operator} {name} makes{others}.{self._within()}"
+        return f"The first value that differs is {self.value!r}, which {operator} {name} makes{by}{others}.{self._within()}"
 
     def remedy(self) -> str:
         """What to do about it."""
+        if self.kernel:
+            return (
+                "Debug again without --library: where the bodies agree, the kernel is wrong. Run the model with --no-library "
+                "then, and please report it."
+            )
         if self.fused_nodes:
             return "Fuse with --disable for that operator, and please report it with the model."
         return "Is it fused from this original? If so, please report it with the model; if not, fuse that one again."
@@ -174,6 +183,7 @@ def debug(
     inputs: Mapping[str, Any] | str | Path | None = None,
     rtol: float | None = None,
     seed: int = 0,
+    library: Choice = False,
 ) -> Diagnosis:
     """Compares two models value by value in ONNX Runtime, on inputs of the user's or on random ones until one tells them apart.
 
@@ -182,10 +192,11 @@ def debug(
         inputs: name -> array, or the path of an .npz file; random ones if None.
         rtol: difference allowed, relative to a value's largest magnitude; by the type that the model computes in if None.
         seed: of the random inputs.
+        library: the kernel library that runs fused nodes of the fused model (see `OrtSession`); by default their bodies run.
 
     Raises:
         ModelError: a model cannot be read or run.
-        UsageError: the inputs do not fit, or the models do not take and give the same.
+        UsageError: the inputs do not fit, the models do not take and give the same, or the library cannot run the fused model.
         VerificationError: the fused model cannot be loaded or run where the original can.
     """
     first, base_dir, _original_file = verification.loaded(original, None)
@@ -229,7 +240,10 @@ def _diagnosed(
         notes.append(f"{len(names)} of {len(shared)} values were compared, evenly spread.")
     before = Original(first, base_dir, names)
     before.open()
-    after = _opened(second, fused_dir, names)
+    kernels = choose(second, library)
+    if library is not False and (kernels.nodes or kernels.bodies):
+        notes.append(f"The fused model ran its {kernels}.")
+    after = _opened(second, fused_dir, names, kernels.library)
     evidence = (
         iter([given_evidence(before, given)])
         if given is not None
@@ -259,7 +273,11 @@ def _diagnosed(
             agreeing = {value.name for value in values if value.comparison.problem is None}
             start = differing.name if differing.name in _producers(second) else _PART.sub("", differing.name)
             place = _place(first, second, start, agreeing)
-            place = replace(place, inside=_inside(place, first, base_dir, second, fused_dir, item, allowed))
+            if place.fused_nodes and place.fused_nodes[0][1] in kernels.nodes:
+                place = replace(place, kernel=str(kernels.library))
+            else:
+                inside = _inside(place, first, base_dir, second, fused_dir, item, allowed)
+                place = replace(place, inside=inside)
             return Diagnosis(False, item.case.name, count, allowed, values, place, tuple(notes))
     if last is None:
         raise ModelError(
@@ -276,9 +294,9 @@ def _shared(original: ModelProto, fused: ModelProto) -> list[str]:
     return [name for name in names if name and name in there and name not in outputs]
 
 
-def _opened(model: ModelProto, base_dir: str | Path | None, extra: Sequence[str]) -> Any:
+def _opened(model: ModelProto, base_dir: str | Path | None, extra: Sequence[str], library: Path | None) -> Any:
     try:
-        return sessions.session(model, base_dir=base_dir, extra_outputs=extra)
+        return sessions.session(model, base_dir=base_dir, extra_outputs=extra, library=library)
     except ModelError as error:
         raise VerificationError(f"The fused model cannot be loaded: {error.cause}", error.remedy) from error
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from onnx_fuse.runtime.device.arrays import CPU, Tensor, numpy_dtype
 from onnx_fuse.runtime.device.engine_file import EngineTensor
 from onnx_fuse.runtime.device.executor import Executor, LayerTime, Profile
 from onnx_fuse.runtime.device.lane import Lane, Mark
+
+if TYPE_CHECKING:
+    from onnx_fuse.runtime.onnxruntime.executor import OrtExecutor
+    from onnx_fuse.runtime.onnxruntime.kernel_library import Choice, Kernels
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,8 @@ class Engine:
 
 
 class OrtSession(Engine):
-    """A model in ONNX Runtime on the CPU, with the interface of `Engine`; fused nodes run through their bodies.
+    """A model in ONNX Runtime on the CPU, with the interface of `Engine`. Fused nodes run by the kernel library, if there is one
+    that can run the model, else by their bodies; `description` says which, and why.
 
     Args:
         model: an ONNX file, or a model in memory without external data.
@@ -243,17 +248,35 @@ class OrtSession(Engine):
         threads: threads of one call; ONNX Runtime's choice if None.
         streams: how many calls may run at the same time.
         nvtx: mark calls for NVIDIA's profilers.
+        library: the kernel library: None: the one that is found, as far as it can run the model; False: none; True, or the path
+            of one: that, or an error.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model, or an input or output is no tensor of numbers.
+        UsageError: the library that was asked for is not there or damaged, or lacks what the model needs.
     """
 
+    executor: OrtExecutor
+
     def __init__(
-        self, model: Any, *, optimise: bool = True, threads: int | None = None, streams: int = 1, nvtx: bool = False
+        self,
+        model: Any,
+        *,
+        optimise: bool = True,
+        threads: int | None = None,
+        streams: int = 1,
+        nvtx: bool = False,
+        library: Choice = None,
     ) -> None:
         from onnx_fuse.runtime.onnxruntime.executor import OrtExecutor
 
-        super().__init__(OrtExecutor(model, optimise=optimise, threads=threads), streams=streams, nvtx=nvtx)
+        executor = OrtExecutor(model, optimise=optimise, threads=threads, library=library)
+        super().__init__(executor, streams=streams, nvtx=nvtx)
+
+    @property
+    def kernels(self) -> Kernels:
+        """What runs the fused nodes."""
+        return self.executor.kernels
 
 
 def open(
@@ -265,6 +288,7 @@ def open(
     optimise: bool = True,
     threads: int | None = None,
     fallback: bool = False,
+    library: Choice = None,
 ) -> Engine:
     """A model or an engine, ready to run; `description` says what it became.
 
@@ -275,6 +299,7 @@ def open(
         optimise, threads: see `OrtSession`; for ONNX Runtime only.
         fallback: where an engine cannot run for want of a GPU or a package, open the ONNX model it was built from, if that lies
             beside it.
+        library: see `OrtSession`; for ONNX Runtime only.
 
     Raises:
         ModelError, UsageError: it cannot be read, or cannot run here.
@@ -295,7 +320,7 @@ def open(
                 raise UsageError(f"The engine {path} cannot run here: {error.cause}", remedy.strip()) from error
     elif cuda_graphs:
         raise UsageError(f"{path} runs in ONNX Runtime on the CPU, which has no CUDA graphs.", "Build an engine of it.")
-    return OrtSession(model, optimise=optimise, threads=threads, streams=streams, nvtx=nvtx)
+    return OrtSession(model, optimise=optimise, threads=threads, streams=streams, nvtx=nvtx, library=library)
 
 
 def described(item: EngineTensor) -> str:

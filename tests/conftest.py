@@ -1,6 +1,6 @@
 """Settings of every test, made before any of them imports anything.
 
-No plugin library is found unless a test says so, whatever this user has built; what tests build stays in the checkout. Triton
+No library is found unless a test says so, whatever this user has built; what tests build stays in the checkout. Triton
 decides between interpreting and compiling when it is imported, its own functions included: here it interprets.
 """
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ["ONNX_FUSE_PLUGINS"] = ""
+os.environ["ONNX_FUSE_KERNEL_LIBRARY"] = ""
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".cache")
 

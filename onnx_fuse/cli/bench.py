@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnx_fuse.cli.common import open_console, show_progress
+from onnx_fuse.cli.common import WITH_LIBRARY, open_console, show_progress
 from onnx_fuse.cli.paths import ENGINE_OR_MODEL, INPUT
 from onnx_fuse.errors import UsageError
 
@@ -49,6 +49,9 @@ def bench(
     threads: int | None = typer.Option(None, min=1, metavar="N", help="Threads of a call in ONNX Runtime."),
     cuda_graphs: bool = typer.Option(False, "--cuda-graphs", help="Capture the engine in a CUDA graph."),
     no_optimise: bool = typer.Option(False, "--no-optimise", help="Let ONNX Runtime run the graph as it is."),
+    library: bool | None = typer.Option(
+        None, WITH_LIBRARY, help="Run fused nodes by the kernel library. [default: if there is one]", show_default=False
+    ),
     layers: bool = typer.Option(False, "--layers", help="Times of the layers, by node of the model."),
     nvtx: bool = typer.Option(False, "--nvtx", help="Mark the calls for NVIDIA's profilers."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
@@ -59,7 +62,7 @@ def bench(
 
     given = _shapes(shapes)
     options: dict[str, Any] = {"streams": streams, "cuda_graphs": int(cuda_graphs), "nvtx": nvtx}
-    options |= {"optimise": not no_optimise, "threads": threads}
+    options |= {"optimise": not no_optimise, "threads": threads, "library": library}
     effort: dict[str, Any] = {"warm_up": warm_up / 1e3, "duration": duration, "iterations": iterations}
     with show_progress(as_json, f"opening {model.name}") as progress:
         # A model in ONNX Runtime is opened once it is known that there is memory for it; what is no file says so here.

@@ -19,6 +19,10 @@ VERIFY_TIMEOUT = 300.0
 """Seconds for `--verify-timeout`: as in runtime.verify.verification, which takes too long to import for a help text."""
 
 
+WITH_LIBRARY = "--library/--no-library"
+"""The option that says whether the kernel library runs fused nodes in ONNX Runtime."""
+
+
 class Select(str, Enum):
     """Which matches are fused, or made plugins."""
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from onnx_fuse.cli.common import open_console, require_readable, show_progress
+from onnx_fuse.cli.common import WITH_LIBRARY, open_console, require_readable, show_progress
 from onnx_fuse.cli.paths import INPUT, MODEL, OUTPUT
 from onnx_fuse.errors import VerificationError
 
@@ -23,6 +23,9 @@ def debug(
         None, min=0.0, help="Difference allowed, relative to the largest magnitude of a value. [default: by its type]"
     ),
     every: bool = typer.Option(False, "--all", help="Show every value, not just fused ones and those that differ."),
+    library: bool = typer.Option(
+        False, WITH_LIBRARY, help="Run fused nodes of FUSED by the kernel library, not by their bodies."
+    ),
     dump_network: Annotated[Path | None, OUTPUT] = typer.Option(
         None, metavar="F", help="Write TensorRT's network of FUSED to a file, as text."
     ),
@@ -43,7 +46,7 @@ def debug(
             text = network_text.network_text(parse.parse_network(fused), fused)
         staging.write_file(dump_network, text.encode())
     with show_progress(False, f"running {original.name} and {fused.name}"):
-        found = debugging.debug(original, fused, inputs=inputs, rtol=rtol)
+        found = debugging.debug(original, fused, inputs=inputs, rtol=rtol, library=library)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onnx_fuse.cli.common import open_console, show_progress
+from onnx_fuse.cli.common import WITH_LIBRARY, open_console, show_progress
 from onnx_fuse.cli.paths import ENGINE_OR_MODEL, LIBRARY, OUTPUT
 
 
@@ -30,6 +30,12 @@ def deploy(
     plugins: Annotated[list[Path], LIBRARY] = typer.Option(
         [], metavar="LIB", help="Where a plugin library of the engine is now."
     ),
+    library: bool | None = typer.Option(
+        None,
+        WITH_LIBRARY,
+        help="Let the server run fused nodes of a model by the kernel library. [default: if there is one, on the CPU]",
+        show_default=False,
+    ),
     no_verify: bool = typer.Option(False, "--no-verify", help="Do not run the ONNX model, nor check its batches."),
 ) -> None:
     """Write what NVIDIA Triton Inference Server needs to serve it."""
@@ -49,6 +55,7 @@ def deploy(
             image=image,
             plugins=plugins,
             verify=not no_verify,
+            library=library,
         )
     console = open_console()
     say(console, f"Wrote {done.folder}: {done.name}, by the server's {done.backend} backend.")

@@ -116,12 +116,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 def _compare(outputs: list[tuple[str, Path]], given: list[tuple[Role, Any]]) -> None:
     from onnx_fuse.passes.files import io, staging
+    from onnx_fuse.runtime.onnxruntime import kernel_library
     from onnx_fuse.runtime.plugins import plugin_library
 
     reads = [(role, value) for role, value in given if not role.written]
     inputs = [file for role, value in reads for file in _files(role, value)]
     if all(role is not NEW_LIBRARY for role, _ in given):
-        inputs += [file for library in plugin_library.find() for file in _with_record(library)]
+        libraries = [*plugin_library.find(), *filter(None, [kernel_library.find()])]
+        inputs += [file for library in libraries for file in _with_record(library)]
     # Data files are there, or the model is refused: an output that is not there yet is none of them.
     if any(os.path.exists(file) for _, file in outputs):
         models = [file for role, value in reads if role.data for file in _files(role, value)]

@@ -1,7 +1,8 @@
-"""`onnx-fuse plugins`: the plugin library, and a user's own kernels."""
+"""`onnx-fuse plugins`: the libraries for TensorRT and ONNX Runtime, and a user's own kernels."""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,26 @@ from onnx_fuse.cli.common import open_console, show_progress
 from onnx_fuse.cli.paths import KERNELS, NEW_LIBRARY, guarded
 from onnx_fuse.errors import UsageError, VerificationError
 
-app = typer.Typer(help="Build and find the TensorRT plugin library.", no_args_is_help=True)
+app = typer.Typer(help="Build and find the libraries for TensorRT and ONNX Runtime.", no_args_is_help=True)
+
+
+class For(str, Enum):
+    """What a library is for."""
+
+    tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+    all = "all"
 
 
 @app.command("build")
 @guarded
 def build_plugins(
+    target: For | None = typer.Option(
+        None,
+        "--for",
+        help="What to build a library for. [default: all; tensorrt with -o or --from]",
+        show_default=False,
+    ),
     output: Annotated[Path | None, NEW_LIBRARY] = typer.Option(
         None, "-o", "--output", metavar="LIB", help="Where to put the library; in the user's cache if not given."
     ),
@@ -30,7 +45,36 @@ def build_plugins(
         None, "--from", metavar="FOLDER", help="Build a library of the kernels of your own in this folder."
     ),
 ) -> None:
-    """Compile the kernels and the plugin library; no GPU is needed."""
+    """Compile the kernel library for ONNX Runtime and the plugin library for TensorRT; no GPU is needed."""
+    target = target or (For.all if folder is None and output is None else For.tensorrt)
+    if folder is not None and target is not For.tensorrt:
+        raise UsageError(f"Kernels of your own are for TensorRT, and --for says {target.value}.", "Leave --for out.")
+    if output is not None and target is For.all:
+        raise UsageError(
+            "-o names one library, and two would be built.", "Say which: --for tensorrt or --for onnxruntime."
+        )
+    if target is not For.tensorrt:
+        if architectures and target is For.onnxruntime:
+            raise UsageError("--arch is for TensorRT, and --for says onnxruntime.", "Leave --arch out.")
+        _build_for_onnxruntime(output, jobs)
+    if target is not For.onnxruntime:
+        _build_for_tensorrt(output, architectures, jobs, folder)
+
+
+def _build_for_onnxruntime(output: Path | None, jobs: int | None) -> None:
+    from onnx_fuse.runtime.onnxruntime import kernel_library
+    from onnx_fuse.runtime.plugins import kernel_library_build
+
+    with show_progress(False, "compiling the kernel library") as say:
+        built = kernel_library_build.build(output, jobs=jobs, progress=say)
+    held = kernel_library.contents(built.path)
+    typer.echo(
+        f"{built.path}: {len(held.operators)} operators for ONNX Runtime, {held.instructions} here, "
+        f"{built.size / 1e6:.1f} MB, {built.seconds:.0f} s"
+    )
+
+
+def _build_for_tensorrt(output: Path | None, architectures: list[int], jobs: int | None, folder: Path | None) -> None:
     from onnx_fuse.runtime.plugins import aot, plugin_library
 
     options: dict[str, Any] = {"architectures": architectures or aot.ARCHITECTURES, "jobs": jobs}
@@ -50,12 +94,25 @@ def build_plugins(
 @app.command("show")
 @guarded
 def show_plugins() -> None:
-    """Show the plugin libraries that would be loaded."""
+    """Show the libraries that would be loaded, and what is in them."""
+    from onnx_fuse.runtime.onnxruntime import kernel_library
     from onnx_fuse.runtime.plugins import plugin_library
 
+    kernels = kernel_library.find()
+    if kernels is None:
+        typer.echo(f"No kernel library is found: ONNX Runtime runs bodies. Build one with: {kernel_library.BUILD}")
+    else:
+        record = kernel_library.described(kernels)
+        held = kernel_library.contents(kernels)
+        facts = f"version {record.version}, sha256 {record.sha256}" if record else "no record"
+        typer.echo(f"{kernels}: for ONNX Runtime, {held.instructions} here, {facts}")
+        for name, takes in held.operators.items():
+            typer.echo(f"  {name}: {', '.join(sorted(takes.types))}")
     found = plugin_library.find()
     if not found:
-        typer.echo("No plugin library is found: bodies are inlined. Build one with: onnx-fuse plugins build")
+        typer.echo(
+            "No plugin library is found: TensorRT gets bodies. Build one with: onnx-fuse plugins build --for tensorrt"
+        )
     for path in found:
         library = plugin_library.described(path)
         facts = (

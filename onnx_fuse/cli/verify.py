@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from onnx_fuse.cli.common import VERIFY_TIMEOUT, open_console, require_readable, show_progress
+from onnx_fuse.cli.common import VERIFY_TIMEOUT, WITH_LIBRARY, open_console, require_readable, show_progress
 from onnx_fuse.cli.paths import INPUT, MODEL
 from onnx_fuse.errors import VerificationError
 
@@ -31,6 +31,9 @@ def verify(
         metavar="SECONDS",
         help="Stop after so long, and say what was compared.",
     ),
+    library: bool = typer.Option(
+        False, WITH_LIBRARY, help="Run fused nodes of FUSED by the kernel library, not by their bodies."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Compare two models numerically in ONNX Runtime."""
@@ -41,7 +44,7 @@ def verify(
 
     with show_progress(False, f"running {original.name} and {fused.name}"):
         result = verification.verify(
-            original, fused, inputs=inputs, samples=samples, rtol=rtol, atol=atol, timeout=timeout
+            original, fused, inputs=inputs, samples=samples, rtol=rtol, atol=atol, timeout=timeout, library=library
         )
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))

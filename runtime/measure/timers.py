@@ -15,10 +15,10 @@ from onnx import ModelProto
 
 from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.select.measured import Run, Timer
-from onnx_fuse.runtime.device import gpus
+from onnx_fuse.runtime.device import gpus, library_file
 from onnx_fuse.runtime.device.engine_file import ShapeRange
 from onnx_fuse.runtime.engine import Engine
-from onnx_fuse.runtime.onnxruntime import room, sessions
+from onnx_fuse.runtime.onnxruntime import kernel_library, room, sessions
 from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.config import EngineConfig
@@ -51,10 +51,16 @@ def timer_for(device: str | None, sizes: Mapping[str, int], base_dir: Path | Non
 
 
 class OrtTimer:
-    """ONNX Runtime on the CPU, with its own optimisations, on one thread: fused nodes run as their bodies there."""
+    """ONNX Runtime on the CPU, with its own optimisations: fused nodes run by the kernel library, or as their bodies."""
 
     def __init__(self, sizes: Mapping[str, int], base_dir: Path | None = None) -> None:
         self.name = f"cpu: {platform.processor() or platform.machine()}, onnxruntime {onnxruntime.__version__}"
+        library = kernel_library.find()
+        if library is not None:
+            held = kernel_library.contents(library)
+            self.name += (
+                f", kernel library {library_file.sha256(library, kernel_library.KIND)[:12]} ({held.instructions})"
+            )
         self._sizes = sizes
         self._base_dir = base_dir
 
@@ -64,7 +70,8 @@ class OrtTimer:
         """
         inputs = drawn(model, self._sizes)
         room.require_room(model, inputs, base_dir=self._base_dir, optimise=True)
-        session = sessions.session(model, base_dir=self._base_dir, optimise=True)
+        kernels = kernel_library.choose(model)
+        session = sessions.session(model, base_dir=self._base_dir, optimise=True, library=kernels.library)
 
         def run() -> float:
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU as an executor: fused nodes run through their function bodies."""
+"""ONNX Runtime on the CPU as an executor: fused nodes run by the kernel library, or by their function bodies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import re
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx_fuse.errors import ModelError
 from onnx_fuse.passes.graph.inlining import inline_calls
+from onnx_fuse.patterns.language.operator import DOMAIN
 from onnx_fuse.runtime.device.arrays import Tensor, numpy_dtype
 from onnx_fuse.runtime.device.engine_file import EngineTensor
 from onnx_fuse.runtime.device.executor import PRODUCTS, Device, HostDevice, LayerTime, Profile
 from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.onnxruntime.kernel_library import Choice, choose
 
 _NODE = re.compile(r"@(\d+)@")  # the mark of the graph's n-th node, in names of its parts
 _INSIDE = "@inside@"  # the mark of nodes within If, Loop and Scan, whose time is part of theirs
@@ -35,9 +37,14 @@ class OrtExecutor:
         optimise: let ONNX Runtime rewrite the graph.
         threads: threads of one run; ONNX Runtime's choice if None.
         device: where inputs and outputs lie; the CPU must be able to read it.
+        library: the kernel library for fused nodes (see `kernel_library.Choice`): by default the one that is found.
+
+    Attributes:
+        kernels: what runs the fused nodes.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model, or an input or output is no tensor of numbers.
+        UsageError: the kernel library that was asked for is not there or damaged, or lacks what the model needs.
     """
 
     profiles: tuple[Profile, ...] = ()
@@ -50,12 +57,15 @@ class OrtExecutor:
         optimise: bool = True,
         threads: int | None = None,
         device: Device | None = None,
+        library: Choice = None,
     ) -> None:
         self._model, self._optimise, self._threads = model, optimise, threads
-        self.session = sessions.session(model, optimise=optimise, threads=threads)
+        self.kernels = choose(model, library)
+        self.session = sessions.session(model, optimise=optimise, threads=threads, library=self.kernels.library)
         self.device: Device = device or HostDevice()
         name = f"model {model.graph.name!r}" if isinstance(model, ModelProto) else str(model)
-        self.description = f"ONNX Runtime {ort.__version__} on the CPU, {name}"
+        fused = f"; {self.kernels}" if self.kernels.nodes or self.kernels.bodies else ""
+        self.description = f"ONNX Runtime {ort.__version__} on the CPU, {name}{fused}"
         self.inputs = tuple(_tensor(item, name) for item in self.session.get_inputs())
         self.outputs = tuple(_tensor(item, name) for item in self.session.get_outputs())
 
@@ -75,11 +85,12 @@ class OrtExecutor:
         feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
         with tempfile.TemporaryDirectory(prefix="onnx-fuse-") as folder:
             session = sessions.session(
-                marked(model),
+                marked(model, self.kernels.nodes),
                 base_dir=base,
                 optimise=self._optimise,
                 threads=self._threads,
                 profile=Path(folder) / "profile",
+                library=self.kernels.library,
             )
             for _ in range(runs + 1):
                 sessions.run(session, feeds)
@@ -154,10 +165,13 @@ def _tensor(item: Any, model: str) -> EngineTensor:
 # --- times of nodes --------------------------------------------------------------------------------------------------
 
 
-def marked(model: ModelProto) -> ModelProto:
+def marked(model: ModelProto, kernels: Collection[str] = ()) -> ModelProto:
     """A copy whose nodes are named after the nodes of `model` they come from, all functions inlined.
 
     ONNX Runtime inlines functions too, but does not keep which node called them.
+
+    Args:
+        kernels: operators of our domain that run by kernels: their nodes stay as they are.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -167,7 +181,7 @@ def marked(model: ModelProto) -> ModelProto:
     for node in itertools.chain(copy.graph.node, *(body.node for body in copy.functions)):
         for inner in _held(node):
             inner.name = f"{_INSIDE}{next(counter)}"
-    return inline_calls(copy, lambda node: False)[0]
+    return inline_calls(copy, lambda node: node.domain == DOMAIN and node.op_type in kernels)[0]
 
 
 def _held(node: NodeProto) -> Iterator[NodeProto]:

@@ -93,6 +93,7 @@ def session(
     extra_outputs: Sequence[str] = (),
     threads: int | None = None,
     profile: Path | None = None,
+    library: Path | None = None,
 ) -> ort.InferenceSession:
     """Opens a model on the CPU provider, silently, without temporary files.
 
@@ -104,6 +105,7 @@ def session(
         extra_outputs: values of a model in memory that shall be outputs too; the model is not changed.
         threads: threads of one run; ONNX Runtime's choice if None.
         profile: prefix of the file that `end_profiling` writes, with the time of every node.
+        library: the kernel library to run fused nodes by, as `kernel_library.choose` chose it; their bodies run if None.
 
     Raises:
         ModelError: the model cannot be read, is invalid, or needs an operator that ONNX Runtime does not have.
@@ -137,6 +139,8 @@ def session(
         if not os.path.isfile(Path(where)):
             raise ModelError(f"{where}: no such file.", "Check the path of the model.")
     try:
+        if library is not None:
+            options.register_custom_ops_library(str(library))
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types, none of them public
         raise translated(error, f"{where}: ONNX Runtime cannot load it") from error

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from onnx_fuse.passes.files import io, staging
 from onnx_fuse.passes.files.temporary import temporary_folder
 from onnx_fuse.runtime.device import engine_file, memory
 from onnx_fuse.runtime.device.engine_file import EngineTensor
-from onnx_fuse.runtime.onnxruntime import room, sessions
+from onnx_fuse.runtime.onnxruntime import kernel_library, room, sessions
+from onnx_fuse.runtime.onnxruntime.kernel_library import Choice, Kernels
 from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.serve import manifests
 from onnx_fuse.runtime.verify import compare, random_inputs
@@ -48,6 +49,7 @@ _TYPES = {
 # Where ONNX Runtime's names of types, "tensor(float)", are not numpy's.
 _ONNXRUNTIME_TYPES = {"float": "float32", "double": "float64"}
 _CASES = 4
+_VERSION = "1"
 _NO_BATCHING = "No batching: "
 
 
@@ -82,6 +84,7 @@ class _Model:
     notes: tuple[str, ...]
     profiles: int = 1
     plugins: tuple[Path, ...] = ()
+    kernels: Kernels = field(default_factory=Kernels)
     onnx: ModelProto | None = None
 
 
@@ -98,11 +101,12 @@ def deploy(
     image: str | None = None,
     plugins: Sequence[str | os.PathLike[str]] = (),
     verify: bool = True,
+    library: Choice = None,
 ) -> Deployment:
     """Writes the folder from which a server with the model is built and run.
 
-    It holds `models/NAME/config.pbtxt` and `models/NAME/1/` (the model repository), the plugin libraries of an engine, a
-    Dockerfile, and manifests for Kubernetes. All of it appears, or nothing.
+    It holds `models/NAME/config.pbtxt` and `models/NAME/1/` (the model repository, with the kernel library of an ONNX model), the
+    plugin libraries of an engine, a Dockerfile, and manifests for Kubernetes. All of it appears, or nothing.
 
     Args:
         model: an engine with its record beside it, or an ONNX model, which the server's ONNX Runtime backend runs.
@@ -118,9 +122,11 @@ def deploy(
         plugins: libraries to take an engine's plugins from, where they are no longer where the engine was built with them.
         verify: run an ONNX model, and see whether the rows of a batch are independent of each other. If they are not, it is
             served without batching.
+        library: the kernel library that shall run the fused nodes of an ONNX model (see `OrtSession`). By default the one that
+            is found, for a server on the CPU.
 
     Raises:
-        UsageError: an option does not fit the model, a plugin library is not found, or a package is missing.
+        UsageError: an option does not fit the model, a library is not found, or a package is missing.
         ModelError: the model or the engine cannot be read or run.
         OutputError: the folder exists or cannot be written.
     """
@@ -131,11 +137,15 @@ def deploy(
     name = _default_name(source) if name is None else name
     manifests.check_names(model=name, server=server, image=image, plugins=[Path(item).name for item in plugins])
     if source.suffix in _ENGINES or os.path.isfile(engine_file.record_path(source)):
+        if library:
+            raise UsageError(f"{source} is an engine, and needs no kernel library.", "Leave --library out.")
         served = _engine(source, plugins)
     else:
         if plugins:
             raise UsageError(f"{source} is no engine, and needs no plugin library.", "Leave --plugins out.")
-        served = _onnx_model(source, server, verify)
+        # Without kernels for the GPU there would be a copy to the host and back at each fused node.
+        library = False if gpus and library is None else library
+        served = _onnx_model(source, server, verify, library)
     manifests.check_names(model=name, server=server, image=image, plugins=[item.name for item in served.plugins])
     gpus = (1 if served.backend == "tensorrt" else 0) if gpus is None else gpus
     if served.backend == "tensorrt" and gpus == 0:
@@ -144,15 +154,15 @@ def deploy(
     config = _config(served, name, size, instances, batch_delay, gpus)
     with _new_folder(folder) as staged:
         _write_model(served, config, staged / "models" / name)
-        for library in served.plugins:
+        for plugin in served.plugins:
             (staged / "plugins").mkdir(exist_ok=True)
-            shutil.copyfile(library, staged / "plugins" / library.name)
+            shutil.copyfile(plugin, staged / "plugins" / plugin.name)
         settings = manifests.Settings(
             name=name,
             server=server,
             image=image or f"{manifests.resource_name(name)}:1",
             gpus=gpus,
-            plugins=tuple(library.name for library in served.plugins),
+            plugins=tuple(plugin.name for plugin in served.plugins),
             waiting=max(size, 1),
         )
         for path, text in manifests.written(settings).items():
@@ -219,17 +229,22 @@ def _unchecked(largest_batch: int) -> list[str]:
     return ["That the rows of a batch are independent of each other was not checked."] if largest_batch else []
 
 
-def _onnx_model(path: Path, server: str, verify: bool) -> _Model:
+def _onnx_model(path: Path, server: str, verify: bool, library: Choice) -> _Model:
     model = io.load(path)
     notes = [] if server != SERVER else _require_known(model, path)
-    original = Original(model, path.parent, ())
+    kernels = kernel_library.choose(model, library)
+    if kernels.nodes or kernels.bodies:
+        notes.append(f"The server runs {kernels}.")
+    if kernels.library is not None:
+        notes.append("The library was compiled on this machine: the server's image needs a C library that is as new.")
+    original = Original(model, path.parent, (), library=kernels.library)
     original.open()
     inputs, outputs = (
         tuple(_tensor(value) for value in values)
         for values in (original.session.get_inputs(), original.session.get_outputs())
     )
     largest = MAX_BATCH_SIZE if _shares_first_axis(inputs) and _open_first_axis(outputs) else 0
-    served = _Model(path, "onnxruntime", inputs, outputs, largest, tuple(notes), onnx=model)
+    served = _Model(path, "onnxruntime", inputs, outputs, largest, tuple(notes), kernels=kernels, onnx=model)
     return _run(served, original) if verify else replace(served, notes=(*notes, *_unchecked(largest)))
 
 
@@ -373,6 +388,10 @@ def _config(served: _Model, name: str, batch: int, instances: int, delay: int, g
     group = messages.ModelInstanceGroup
     profiles = [str(index) for index in range(served.profiles)] if served.profiles > 1 else []
     config.instance_group.add(count=instances, kind=group.KIND_GPU if gpus else group.KIND_CPU, profile=profiles)
+    if served.kernels.library is not None:
+        config.model_operations.op_library_filename.append(
+            f"{manifests.REPOSITORY}/{name}/{_VERSION}/{kernel_library.LIBRARY}"
+        )
     return config
 
 
@@ -406,10 +425,12 @@ def _new_folder(target: Path) -> Iterator[Path]:
 def _write_model(served: _Model, config: Any, folder: Path) -> None:
     from google.protobuf import text_format
 
-    version = folder / "1"
+    version = folder / _VERSION
     version.mkdir(parents=True)
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
     if served.onnx is None:
         shutil.copyfile(served.path, version / "model.plan")
     else:
+        if served.kernels.library is not None:
+            shutil.copyfile(served.kernels.library, version / kernel_library.LIBRARY)
         io.save(served.onnx, version / "model.onnx", source=served.path, external_data="copy", unchanged=True)

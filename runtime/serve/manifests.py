@@ -13,6 +13,8 @@ from onnx_fuse.errors import UsageError
 
 _BASE = "nvcr.io/nvidia/tritonserver:{server}-py3"
 _PLUGINS = "/opt/plugins"
+REPOSITORY = "/models"
+"""Where the image has the model repository."""
 _PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 _WAITING = "nv_inference_pending_request_count"
 """The server's gauge of requests that wait for an instance, for each model."""
@@ -104,14 +106,18 @@ def written(settings: Settings) -> dict[str, str]:
 
 
 def _dockerfile(settings: Settings) -> str:
-    command = ["tritonserver", "--model-repository=/models", "--disable-auto-complete-config"]
+    command = ["tritonserver", f"--model-repository={REPOSITORY}", "--disable-auto-complete-config"]
     lines = [f"FROM {_BASE.format(server=settings.server)}"]
     if settings.plugins:
         paths = ";".join(f"{_PLUGINS}/{name}" for name in settings.plugins)
         command.append(f"--backend-config=tensorrt,plugins={paths}")
         # The server opens plugin libraries and asks for no creators: they have to register by themselves.
         lines += [f"COPY plugins {_PLUGINS}", "ENV ONNX_FUSE_REGISTER_PLUGINS=1"]
-    lines += ["COPY models /models", f"EXPOSE {' '.join(map(str, _PORTS.values()))}", f"CMD {json.dumps(command)}"]
+    lines += [
+        f"COPY models {REPOSITORY}",
+        f"EXPOSE {' '.join(map(str, _PORTS.values()))}",
+        f"CMD {json.dumps(command)}",
+    ]
     return "\n".join(lines) + "\n"
 
 

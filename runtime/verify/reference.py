@@ -73,6 +73,7 @@ class Original:
         model, base_dir: the model, and the folder of its external data.
         inner: names of values inside it.
         deadline: when to stop running it.
+        library: the kernel library that runs its fused nodes; None: their bodies.
         session: set by `open`.
         kept: bytes of inner values handed out so far; beyond a limit there are no more.
     """
@@ -81,6 +82,7 @@ class Original:
     base_dir: str | Path | None
     inner: Sequence[str]
     deadline: Deadline | None = None
+    library: Path | None = None
     session: Any = None
     kept: int = 0
 
@@ -88,7 +90,9 @@ class Original:
         """Raises:
         ModelError: ONNX Runtime cannot load it.
         """
-        self.session = sessions.session(self.model, base_dir=self.base_dir, extra_outputs=self.inner)
+        self.session = sessions.session(
+            self.model, base_dir=self.base_dir, extra_outputs=self.inner, library=self.library
+        )
 
     def run(self, case: Case, inputs: dict[str, Array]) -> Evidence:
         """Raises:

@@ -24,6 +24,7 @@ from onnx_fuse.passes.graph.confined import Exceeded
 from onnx_fuse.passes.graph.spans import Source
 from onnx_fuse.runtime.device.memory import available_bytes, needed_bytes, shortage
 from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.onnxruntime.kernel_library import Choice, Kernels, choose
 from onnx_fuse.runtime.onnxruntime.room import limited
 from onnx_fuse.runtime.onnxruntime.sessions import Deadline, OutOfTime
 from onnx_fuse.runtime.verify.bodies import Bodies, by_attributes
@@ -191,6 +192,7 @@ def verify(
     timeout: float | None = TIMEOUT,
     suspects: Suspects | None = None,
     memory_limit: int | None = None,
+    library: Choice = False,
 ) -> Verification:
     """Runs both models on the same inputs and compares their outputs, and compares their weights.
 
@@ -206,10 +208,12 @@ def verify(
         timeout: seconds after which it stops and says what was compared; None: never.
         suspects: the rewrites to look through for a culprit when the models differ.
         memory_limit: bytes the run may take; None: what the machine and its control group have left.
+        library: the kernel library that runs fused nodes of the fused model (see `OrtSession`). By default their bodies run,
+            which say what the operators mean; the original runs by its bodies whatever this says.
 
     Raises:
         ModelError: a model cannot be read.
-        UsageError: `inputs` do not fit the model.
+        UsageError: `inputs` do not fit the model, or the library cannot run it.
     """
     start = time.perf_counter()
     before, before_dir, _original_file = loaded(original, original_dir)
@@ -223,7 +227,9 @@ def verify(
     given = None if inputs is None else given_inputs(inputs, specs)
     changed, result.weights = changed_weights(before, before_dir, after, after_dir)
     with Deadline(timeout) as deadline:
-        run = _Run(result, before, before_dir, after, after_dir, tuple(specs), deadline, rtol, atol, samples, seed)
+        run = _Run(
+            result, before, before_dir, after, after_dir, tuple(specs), deadline, rtol, atol, samples, seed, library
+        )
         run.compare(given, suspects, memory_limit)
     if changed:
         _blame_weights(result, changed)
@@ -285,6 +291,7 @@ class _Run:
     atol: float
     samples: int
     seed: int
+    library: Choice
 
     def compare(self, given: dict[str, Array] | None, suspects: Suspects | None, memory_limit: int | None) -> None:
         """Runs both models, unless that takes more memory than there is or they do not take the same."""
@@ -337,6 +344,9 @@ class _Run:
             result.remedy = "Fuse the original again: the fused model was changed."
             return
         suspects = self._widen(suspects)
+        kernels = choose(self.fused, self.library)
+        if self.library is not False:
+            result.notes.append(_kernels_note(kernels))
         allowed = tolerances(self.original)
         if self.rtol is not None:
             allowed = dict.fromkeys(allowed, self.rtol)
@@ -354,7 +364,7 @@ class _Run:
                 "there was no memory to measure what rounding does: the largest magnitudes alone count."
             )
         judge = Judge(allowed, result.rtol, self.atol, hearing, self.deadline)
-        self._compare_all(evidence, judge, suspects)
+        self._compare_all(evidence, judge, suspects, kernels)
         if result.passed and bodies.other and not bodies.missing and bodies.model is not None:
             self._compare_attributes(bodies, evidence, judge)
 
@@ -423,11 +433,13 @@ class _Run:
         needed = needed_bytes(self.original, self.fused, shapes)
         return needed is None or needed <= available  # the process has a limit where this is not known
 
-    def _compare_all(self, evidence: Sequence[Evidence], judge: Judge, suspects: Suspects | None) -> None:
+    def _compare_all(
+        self, evidence: Sequence[Evidence], judge: Judge, suspects: Suspects | None, kernels: Kernels
+    ) -> None:
         result = self.result
         failing: Evidence | None = None
         try:
-            session = _open(self.fused, self.fused_dir, evidence[0].inner)
+            session = _open(self.fused, self.fused_dir, evidence[0].inner, kernels.library)
         except ModelError as error:
             bare = _without_body(self.fused)
             if bare:
@@ -455,6 +467,11 @@ class _Run:
             "`onnx-fuse debug ORIGINAL FUSED` shows where they part. If the fused model was made from this original, fuse it "
             "again without that fusion (--disable), and please report it."
         )
+        if kernels.library is not None:
+            result.remedy = (
+                "Verify without --library: if the bodies are equal, a kernel is wrong. Run the model with --no-library then, and "
+                "please report it."
+            )
         if suspects is not None:
             self._look_for_culprit(failing, judge, suspects)
 
@@ -613,10 +630,17 @@ def loaded(model: Model, base_dir: str | Path | None) -> tuple[ModelProto, str |
     return proto, Path(model).parent, source
 
 
-def _open(model: ModelProto, base_dir: str | Path | None, inner: Iterable[str]) -> Any:
+def _open(model: ModelProto, base_dir: str | Path | None, inner: Iterable[str], library: Path | None = None) -> Any:
     """A session that also gives those of the `inner` values that the model has."""
     produced = {name for node in model.graph.node for name in node.output}
-    return sessions.session(model, base_dir=base_dir, extra_outputs=[name for name in inner if name in produced])
+    extra = [name for name in inner if name in produced]
+    return sessions.session(model, base_dir=base_dir, extra_outputs=extra, library=library)
+
+
+def _kernels_note(kernels: Kernels) -> str:
+    if not kernels.nodes and not kernels.bodies:
+        return "the fused model has no fused node."
+    return f"the fused model ran its {kernels}."
 
 
 def _inner_values(original: ModelProto, fused: ModelProto) -> list[str]:
