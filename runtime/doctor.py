@@ -20,7 +20,7 @@ from onnx_fuse.patterns import fusions
 from onnx_fuse.patterns.language.operator import DOMAIN
 from onnx_fuse.runtime.device import gpus, library_file
 from onnx_fuse.runtime.device.gpus import Gpu
-from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.onnxruntime import kernel_library, sessions
 from onnx_fuse.runtime.plugins import aot, plugin_library
 from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.versions import __version__, installed_versions
@@ -56,6 +56,27 @@ class PluginLibrary:
 
 
 @dataclass(frozen=True)
+class KernelLibrary:
+    """The kernel library for ONNX Runtime that would be used.
+
+    Attributes:
+        path, sha256, version: as of a plugin library.
+        instructions: the instruction set that it uses on this machine.
+        advised: whether its kernels are faster here than bodies.
+        operators: what it has kernels for.
+        problem: why it cannot be loaded; "" if it was.
+    """
+
+    path: str
+    sha256: str = ""
+    version: str = ""
+    instructions: str = ""
+    advised: bool = True
+    operators: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Creator:
     """A plugin creator in TensorRT's registry, with the names of its fields."""
 
@@ -78,6 +99,7 @@ class Facts:
         tensorrt_problem: why none can be imported, though one is installed.
         plugin_nodes: whether the parser can take plugin nodes in this process.
         libraries: the plugin libraries that would be loaded.
+        kernel_library: the library for ONNX Runtime; None where there is none.
         creators: plugin creators of TensorRT's registry, with those libraries.
         operators: operator -> its attributes: what creators of ours must take.
         gpus: the GPUs that the driver shows.
@@ -98,6 +120,7 @@ class Facts:
     tensorrt_problem: str = ""
     plugin_nodes: bool = True
     libraries: tuple[PluginLibrary, ...] = ()
+    kernel_library: KernelLibrary | None = None
     creators: tuple[Creator, ...] = ()
     operators: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     gpus: tuple[Gpu, ...] = ()
@@ -138,6 +161,7 @@ def gather() -> Facts:
         tensorrt_problem=problem,
         plugin_nodes=_plugin_nodes() if module else True,
         libraries=libraries,
+        kernel_library=_kernel_library(),
         creators=tuple(_creators(module)) if module else (),
         operators={item.operator.name: item.operator.attributes for item in fusions()},
         gpus=found,
@@ -174,6 +198,19 @@ def _library(path: Path, load: bool) -> PluginLibrary:
     if record is None:
         return PluginLibrary(str(path))
     return PluginLibrary(str(path), record.sha256, record.version, record.architectures)
+
+
+def _kernel_library() -> KernelLibrary | None:
+    path = kernel_library.find()
+    if path is None:
+        return None
+    try:
+        record = kernel_library.described(path)
+        held = kernel_library.contents(path)
+    except UsageError as error:
+        return KernelLibrary(str(path), problem=error.cause)
+    sha256, version = (record.sha256, record.version) if record else ("", "")
+    return KernelLibrary(str(path), sha256, version, held.instructions, held.advised, tuple(held.operators))
 
 
 def _creators(trt: Any) -> Iterator[Creator]:
@@ -327,6 +364,28 @@ def _plugin_libraries(facts: Facts) -> Iterator[Finding]:
             yield from _kernels(library, gpu)
 
 
+def _kernel_library_found(facts: Facts) -> Iterator[Finding]:
+    library, again = facts.kernel_library, f"Build it again: {kernel_library.BUILD}"
+    if library is None:
+        yield Finding(
+            "note", "No kernel library is found: ONNX Runtime runs bodies.", f"Build one: {kernel_library.BUILD}"
+        )
+    elif library.problem:
+        yield Finding("broken", library.problem, again)
+    elif not library.sha256:
+        yield Finding("note", f"{library.path} has no record: it cannot be checked for damage.", again)
+    elif library.version != __version__:
+        yield Finding(
+            "warning", f"{library.path} was built by onnx-fuse {library.version}, this is {__version__}.", again
+        )
+    elif not library.advised:
+        yield Finding(
+            "note",
+            f"{library.path} has only {library.instructions} kernels for this machine: bodies are faster, and run.",
+            "Use a machine with AVX2, or force the kernels with --library.",
+        )
+
+
 def _kernels(library: PluginLibrary, gpu: Gpu) -> Iterator[Finding]:
     """Whether a library has kernels for a GPU: machine code of its own, of an older minor version, or PTX."""
     number = gpu.capability
@@ -423,6 +482,7 @@ _CHECKS: tuple[Check, ...] = (
     _opsets,
     _surgeon,
     _plugin_libraries,
+    _kernel_library_found,
     _plugin_creators,
     _driver,
     _cache,

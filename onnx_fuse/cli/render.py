@@ -488,6 +488,13 @@ def health(console: Console, facts: Facts, findings: Sequence[Finding]) -> None:
         if library.sha256:
             held = plugin_library.of_architectures(library.architectures)
             indented(console, f"version {library.version}, {held}, sha256 {library.sha256}", 2)
+    kernels = facts.kernel_library
+    if kernels is not None:
+        say(console, f"kernel library: {kernels.path}")
+        if kernels.operators:
+            indented(console, f"{kernels.instructions} here, for {', '.join(kernels.operators)}", 2)
+        if kernels.sha256:
+            indented(console, f"version {kernels.version}, sha256 {kernels.sha256}", 2)
     ours = [item for item in facts.creators if item.name in facts.operators]
     if ours:
         result = table("plugin", "version", "fields")

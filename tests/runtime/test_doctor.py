@@ -11,10 +11,11 @@ import pytest
 import onnx_fuse
 from onnx_fuse.runtime import doctor
 from onnx_fuse.runtime.device.gpus import Gpu
-from onnx_fuse.runtime.doctor import Creator, Facts, PluginLibrary, examine
+from onnx_fuse.runtime.doctor import Creator, Facts, KernelLibrary, PluginLibrary, examine
 
 H100 = Gpu("NVIDIA H100", 90, 80 << 30)
 LIBRARY = PluginLibrary("/lib.so", "ab" * 32, onnx_fuse.__version__, (80, 86, 89, 90, 100, 120))
+KERNELS = KernelLibrary("/kernels.so", "cd" * 32, onnx_fuse.__version__, "avx2", True, ("Op",))
 FINE = Facts(
     packages={"tensorrt-rtx": "1.7.1", "tensorrt-rtx-cu13": "1.7.1", "cuda-python": "13.0.0", "triton": "3.5.0"},
     onnx_opset=23,
@@ -22,6 +23,7 @@ FINE = Facts(
     tensorrt="tensorrt_rtx",
     tensorrt_version="1.7.1.116",
     libraries=(LIBRARY,),
+    kernel_library=KERNELS,
     creators=(Creator("Op", "1", "gr.ml.infra", ("alpha", "inputs", "outputs")),),
     operators={"Op": ("alpha",)},
     gpus=(H100,),
@@ -32,6 +34,10 @@ FINE = Facts(
 
 def with_library(**changes: Any) -> dict[str, Any]:
     return {"libraries": (replace(LIBRARY, **changes),)}
+
+
+def with_kernels(**changes: Any) -> dict[str, Any]:
+    return {"kernel_library": replace(KERNELS, **changes)}
 
 
 def test_nothing_to_say() -> None:
@@ -57,6 +63,11 @@ def test_nothing_to_say() -> None:
         (with_library(version="0.0.1"), "warning", "built by onnx-fuse 0.0.1", "plugins build"),
         (with_library(architectures=(80, 120)), "warning", "no machine code for NVIDIA H100", "--arch 90"),
         (with_library(architectures=(120,)), "broken", "has machine code for sm_120, and nothing for NVIDIA H100", "plugins build"),
+        ({"kernel_library": None}, "note", "ONNX Runtime runs bodies", "--for onnxruntime"),
+        (with_kernels(problem="its hash differs"), "broken", "its hash differs", "--for onnxruntime"),
+        (with_kernels(sha256=""), "note", "/kernels.so has no record", "--for onnxruntime"),
+        (with_kernels(version="0.0.1"), "warning", "/kernels.so was built by onnx-fuse 0.0.1", "--for onnxruntime"),
+        (with_kernels(advised=False, instructions="plain"), "note", "only plain kernels for this machine", "--library"),
         ({"gpus": (Gpu("T4", 75, 0),)}, "broken", "T4 is sm_75", "--no-plugins"),
         ({"creators": ()}, "broken", "no plugin is registered for Op", "plugins build"),
         ({"operators": {"Op": ("alpha", "beta")}}, "broken", "does not take beta", "plugins build"),
@@ -98,7 +109,9 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert not [item for item in examine(facts) if item.level == "broken"]
     (tmp_path / "lib.so").write_bytes(b"\x7fELF\x02\x01 and no more")
     monkeypatch.setenv("ONNX_FUSE_PLUGINS", f"{tmp_path}/lib.so:{tmp_path}/none.so")
+    monkeypatch.setenv("ONNX_FUSE_KERNEL_LIBRARY", f"{tmp_path}/lib.so")
     found = examine(doctor.gather())
+    assert "no kernel library that can be loaded" in " ".join(item.what for item in found if item.level == "broken")
     assert "none.so" in " ".join(item.what for item in found if item.level == "broken")
     if facts.tensorrt:
         assert "cut short" in " ".join(item.what for item in found if item.level == "broken")
