@@ -170,7 +170,9 @@ def _asked(path: Path, sha256: str) -> Contents:
         told = json_object.parse(describe())
         json_object.require(told, version=str, api=int, instructions=str, operators=dict)
         operators = {
-            name: Takes(frozenset(item["types"]), {key: frozenset(of) for key, of in item["attributes"].items()})
+            name: Takes(
+                frozenset(item["types"]), {key: frozenset(of) for key, of in item.get("attributes", {}).items()}
+            )
             for name, item in told["operators"].items()
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
