@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onnx_fuse.runtime.device.executor import LayerTime
+    from onnx_fuse.runtime.engine import Engine
     from onnx_fuse.runtime.measure.profile import Measurement, Ratio, Summary
 
 _SHOWN = 20  # layers, those that take longest
@@ -86,7 +87,7 @@ def bench(
             ratio = profile.compare(engine, other, arrays, **effort)
         found = engine.layers(arrays) if layers else []
     if as_json:
-        typer.echo(json.dumps(_facts(measured, second, ratio, found), indent=2))
+        typer.echo(json.dumps({**_facts(measured, second, ratio, found), **_kernels(engine)}, indent=2))
         return
     console = open_console()
     _show(console, measured)
@@ -124,6 +125,12 @@ def _facts(
         facts["layers"] = [asdict(layer) for layer in layers]
         facts["share_of_products"] = profile.share_of_products(layers)
     return facts
+
+
+def _kernels(engine: Engine) -> dict[str, Any]:
+    from onnx_fuse.runtime import OrtSession
+
+    return {"kernels": engine.kernels.to_dict()} if isinstance(engine, OrtSession) else {}
 
 
 def _show(console: Console, measured: Measurement) -> None:

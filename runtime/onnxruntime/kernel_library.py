@@ -209,7 +209,7 @@ def choose(model: ModelProto | str | os.PathLike[str] | None, choice: Choice = N
         fused = list(_fused_nodes(proto))
         if not fused:
             return Kernels()
-    every = Counter(node.op_type for node, _ in fused)
+    every = dict(Counter(node.op_type for node, _ in fused))
     if path is None:
         why = "no kernel library was wanted" if choice is False else f"there is no kernel library, which {BUILD} makes"
         return Kernels(bodies=every, reason=why)
@@ -219,7 +219,7 @@ def choose(model: ModelProto | str | os.PathLike[str] | None, choice: Choice = N
         if choice is not None or os.environ.get(VARIABLE):
             raise
         return Kernels(bodies=every, reason=error.cause.rstrip("."))
-    nodes = Counter({name: count for name, count in every.items() if name in held.operators})
+    nodes = {name: count for name, count in every.items() if name in held.operators}
     if model is not None:
         if not nodes:
             return Kernels(bodies=every, reason=f"{path} has no kernels for {', '.join(every)}")
@@ -231,7 +231,8 @@ def choose(model: ModelProto | str | os.PathLike[str] | None, choice: Choice = N
     if not held.advised and choice is None:
         return Kernels(bodies=every, reason=f"on this machine they are faster than the kernels of {path}")
     sha256 = library_file.sha256(path, KIND)
-    return Kernels(Path(os.path.abspath(path)), sha256, held.instructions, nodes, every - nodes)
+    bodies = {name: count for name, count in every.items() if name not in nodes}
+    return Kernels(Path(os.path.abspath(path)), sha256, held.instructions, nodes, bodies)
 
 
 def _fused_nodes(model: ModelProto) -> Iterator[tuple[NodeProto, Mapping[str, int]]]:

@@ -11,9 +11,12 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
+import onnx_fuse
 from onnx_fuse.cli.app import app
+from onnx_fuse.runtime.onnxruntime import kernel_library
 from tests.helpers import model
 from tests.runtime.engines import write_engine
+from tests.runtime.onnxruntime.libraries import library
 
 SHORT = ("--duration", "0", "--warm-up", "0", "--iterations", "12")
 SWISH = """<domain: "gr.ml.infra", opset_import: ["" : 17]>
@@ -149,3 +152,20 @@ def test_an_engine_where_none_can_run(path: Path, tmp_path: Path) -> None:
     done = bench(write_engine(tmp_path, onnx.load(path)), *SHORT)
     assert done.exit_code in (2, 5)  # no GPU; or no plan that it opens
     assert "model.engine" in done.stderr and len(done.stderr.splitlines()) == 2
+
+
+def test_the_kernel_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Used where it is found, said in text and JSON, turned off, and asked for."""
+    original = model("(float[n,64] x) => (float[n,64] y) { s = Sigmoid(x) y = Mul(x, s) }")
+    onnx_fuse.fuse(original, enable=["FusedSwish"]).save(tmp_path / "m.onnx")
+    monkeypatch.setenv(kernel_library.VARIABLE, str(library()))
+    found = json.loads(bench(tmp_path / "m.onnx", *SHORT, "--json", "--layers").stdout)
+    assert f"of {library()}" in found["description"]
+    assert found["kernels"]["library"] == str(library()) and found["kernels"]["nodes"] == {"FusedSwish": 1}
+    assert [layer["operators"] for layer in found["layers"]] == [["FusedSwish"]]
+    off = bench(tmp_path / "m.onnx", *SHORT, "--no-library", "--compare", tmp_path / "m.onnx")
+    assert off.exit_code == 0 and off.stdout.count("fused nodes by their bodies: no kernel library was wanted") == 2
+    monkeypatch.setenv(kernel_library.VARIABLE, "")
+    missing = bench(tmp_path / "m.onnx", *SHORT, "--library")
+    assert missing.exit_code == 2 and "error: No kernel library is found." in missing.stderr
+    assert "hint: Build one: onnx-fuse plugins build --for onnxruntime" in missing.stderr

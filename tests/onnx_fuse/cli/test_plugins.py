@@ -15,10 +15,14 @@ import pytest
 
 pytest.importorskip("triton")
 
-from onnx_fuse.runtime.plugins import plugin_library
+from onnx_fuse.runtime.device import library_file
+from onnx_fuse.runtime.onnxruntime import kernel_library
+from onnx_fuse.runtime.plugins import kernel_library_build, plugin_library
 from tests.onnx_fuse.cli.helpers import run
 from tests.onnx_fuse.own_kernels.kernels import NARROW, written
 from tests.plugin_csrc.built import CACHE, ROOT
+from tests.runtime.onnxruntime.libraries import library as kernels
+from tests.runtime.onnxruntime.libraries import recorded
 
 EXAMPLE = ROOT / "examples" / "own_kernel"
 
@@ -57,6 +61,61 @@ def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, *rest = done.stdout.splitlines()
     assert "No kernel library is found" in first and rest == ["  mine::TwiceNarrow version 3"]
     assert second.startswith(f"{library}: 2 kernels (machine code for sm_80; PTX for sm_80 and later)")
+
+
+def test_show_the_kernel_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = recorded(Path(shutil.copy(kernels(), tmp_path / "kernels.so")))
+    monkeypatch.setenv(kernel_library.VARIABLE, str(copy))
+    first, *rest = run("plugins", "show").stdout.splitlines()
+    assert re.match(
+        rf"{copy}: for ONNX Runtime, (plain|avx2|avx512) here, version 0\.1\.0, sha256 [0-9a-f]{{64}}$", first
+    )
+    assert "  HSTUHierarchicalAttention: bfloat16, float16, float32" in rest
+    (tmp_path / "cut.so").write_bytes(copy.read_bytes()[:-1])
+    (tmp_path / "cut.so").replace(copy)  # the other one is loaded, and must stay as it is
+    done = run("plugins", "show")
+    assert done.exit_code == 2 and "its hash differs" in done.stderr
+
+
+def test_build_for_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without triton, and with no headers of TensorRT and CUDA; found by the next command."""
+    for name in ("triton", "kernel_lens", "nvidia"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(plugin_library, "_header_hints", lambda: pytest.fail("it looks for headers"))
+    compiled = kernels()
+    monkeypatch.setattr(kernel_library_build, "compiled", lambda work, jobs: compiled)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(kernel_library.VARIABLE)
+    done = run("plugins", "build", "--for", "onnxruntime")
+    assert done.exit_code == 0, done.output
+    made = kernel_library.find()
+    assert made is not None and made.parent == library_file.cache_folder()
+    assert done.stdout.startswith(f"{made}: 8 operators for ONNX Runtime, ")
+    record = kernel_library.described(made)
+    assert record is not None and record.size == made.stat().st_size and record.version == "0.1.0"
+    assert f"{made}: for ONNX Runtime" in run("plugins", "show").stdout
+
+
+def test_options_of_build_that_do_not_go_together(tmp_path: Path) -> None:
+    for options, cause in (
+        (["--for", "all", "-o", tmp_path / "lib.so"], "-o names one library, and two would be built."),
+        (
+            ["--for", "onnxruntime", "--from", tmp_path],
+            "Kernels of your own are for TensorRT, and --for says onnxruntime.",
+        ),
+        (["--for", "onnxruntime", "--arch", "90"], "--arch is for TensorRT, and --for says onnxruntime."),
+    ):
+        done = run("plugins", "build", *options)
+        assert done.exit_code == 2 and f"error: {cause}" in done.stderr and "hint: " in done.stderr
+
+
+@pytest.mark.parametrize("tool", ["cmake", "g++"])
+def test_what_a_build_needs_is_named(tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == tool else which(name))
+    done = run("plugins", "build", "--for", "onnxruntime", "-o", tmp_path / "lib.so")
+    assert done.exit_code == 2 and f"error: Building the kernel library needs {tool}." in done.stderr
+    assert not (tmp_path / "lib.so").exists()
 
 
 @pytest.mark.long

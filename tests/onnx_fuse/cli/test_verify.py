@@ -9,13 +9,17 @@ import numpy as np
 import onnx
 import pytest
 
+import onnx_fuse
 from onnx_fuse.cli.common import VERIFY_TIMEOUT
+from onnx_fuse.runtime.onnxruntime import kernel_library
 from onnx_fuse.runtime.verify import verification
+from tests.helpers import model
 from tests.onnx_fuse.cli.helpers import (
     HIDDEN,
     run,
     small_model,
 )
+from tests.runtime.onnxruntime.libraries import library
 
 
 def test_equal(small: Path) -> None:
@@ -78,3 +82,20 @@ def test_nothing_compared(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("verify", small, small)
     assert done.exit_code == 4 and done.stdout.startswith("not verified: running the models takes about ")
     assert done.stderr == "error: Nothing was compared.\nhint: Run it on a larger machine.\n"
+
+
+def test_the_kernel_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies are compared unless it is asked for; which it was is said."""
+    onnx.save(model("(float[n,4] x) => (float[n,4] y) { s = Sigmoid(x) y = Mul(x, s) }"), tmp_path / "m.onnx")
+    onnx_fuse.fuse(tmp_path / "m.onnx", enable=["FusedSwish"]).save(tmp_path / "f.onnx")
+    monkeypatch.setenv(kernel_library.VARIABLE, str(library()))
+    plain = run("verify", tmp_path / "m.onnx", tmp_path / "f.onnx")
+    assert plain.exit_code == 0 and "kernel" not in plain.stdout
+    for command in ("verify", "debug"):
+        done = run(command, tmp_path / "m.onnx", tmp_path / "f.onnx", "--library", "--json")
+        assert done.exit_code == 0, done.output
+        assert any("ran its fused nodes by the kernels" in note for note in json.loads(done.stdout)["notes"])
+    monkeypatch.setenv(kernel_library.VARIABLE, "")
+    for command in ("verify", "debug"):
+        done = run(command, tmp_path / "m.onnx", tmp_path / "f.onnx", "--library")
+        assert done.exit_code == 2 and "error: No kernel library is found." in done.stderr

@@ -12,13 +12,15 @@ import onnx
 import pytest
 
 import onnx_fuse
+from onnx_fuse import runtime
 from onnx_fuse.errors import ModelError, OnnxFuseError, OutputError, UsageError
 from onnx_fuse.runtime.device import engine_file
 from onnx_fuse.runtime.device.engine_file import EngineRecord, EngineTensor, ShapeRange
-from onnx_fuse.runtime.onnxruntime import sessions
+from onnx_fuse.runtime.onnxruntime import kernel_library, sessions
 from onnx_fuse.runtime.serve import manifests
 from onnx_fuse.runtime.serve.deploy import Deployment, deploy
 from tests.helpers import model
+from tests.runtime.onnxruntime import libraries
 
 config_messages = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="onnx-fuse[deploy]")
 yaml = pytest.importorskip("yaml")
@@ -378,3 +380,51 @@ def test_the_manifests_are_what_kubernetes_and_the_prometheus_operator_take(tmp_
 )
 def test_names_that_kubernetes_takes(name: str, resource: str) -> None:
     assert manifests.resource_name(name) == resource
+
+
+# --- the kernel library -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def swish(tmp_path: Path) -> Path:
+    """A fused model in a file."""
+    original = model("(float[N,4] x) => (float[N,4] y) { s = Sigmoid(x) y = Mul(x, s) }")
+    onnx_fuse.fuse(original, enable=["FusedSwish"]).save(tmp_path / "swish.onnx")
+    return tmp_path / "swish.onnx"
+
+
+def test_the_kernel_library_goes_into_the_repository(
+    swish: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kernel_library.VARIABLE, str(libraries.library()))
+    done = deploy(swish, tmp_path / "repo", name="swish.v1")
+    (named,) = read_config(done).model_operations.op_library_filename
+    assert named == f"/models/swish.v1/1/{kernel_library.LIBRARY}"
+    # The Dockerfile copies the repository to where the configuration says that the library is.
+    assert "COPY models /models" in (done.folder / "Dockerfile").read_text().splitlines()
+    inside = done.folder / Path(named).relative_to("/")
+    assert inside.read_bytes() == libraries.library().read_bytes()
+    assert sum("by the kernels" in note for note in done.notes) == 1
+    assert any("4 batches gave what their rows give alone" in note for note in done.notes)
+    kept = runtime.OrtSession(inside.with_name("model.onnx"), library=inside)
+    assert kept.kernels.nodes == {"FusedSwish": 1}
+
+
+@pytest.mark.parametrize("options", [{"library": False}, {"gpus": 1}])
+def test_without_the_kernel_library(
+    options: dict[str, Any], swish: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is not wanted, and on a GPU, for which it has no kernels."""
+    monkeypatch.setenv(kernel_library.VARIABLE, str(libraries.library()))
+    done = deploy(swish, tmp_path / "repo", **options)
+    assert not read_config(done).model_operations.op_library_filename
+    assert [path.name for path in (done.folder / "models" / "swish" / "1").iterdir()] == ["model.onnx"]
+    assert any("fused nodes by their bodies" in note for note in done.notes)
+
+
+def test_a_kernel_library_that_is_asked_for_has_to_be_there(swish: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No kernel library is found"):
+        deploy(swish, tmp_path / "repo", library=True)
+    with pytest.raises(UsageError, match="is an engine, and needs no kernel library"):
+        deploy(engine(tmp_path), tmp_path / "repo", library=True)
+    assert not (tmp_path / "repo").exists()
