@@ -135,11 +135,11 @@ def attention_body(  # type: ignore[no-untyped-def]
     one = op.ints(1)
     heads, groups = op.Reshape(num_heads, one), op.Reshape(num_key_value_heads, one)
 
-    # Whole shapes: ONNX Runtime refuses a -1 for an empty batch, and writes one itself where a single size is computed.
+    # No -1: ONNX Runtime refuses it for an empty batch.
     def split(x: str, count: str) -> str:
         if layout == "BHSD":
             return op.float32(x)
-        four = op.Concat(op.dims(x, 0, 2), count, op.Div(op.dims(x, 2, 3), count), axis=0)
+        four = op.Concat(op.ints(0, 0), count, op.Div(op.last_size(x), count), axis=0)
         return str(op.Transpose(op.Reshape(op.float32(x), four), perm=[0, 2, 1, 3]))
 
     def repeat(x: str) -> str:
@@ -162,8 +162,9 @@ def attention_body(  # type: ignore[no-untyped-def]
     if masked_row == "zero":
         probabilities = op.Where(op.IsNaN(probabilities), 0.0, probabilities)
     context = op.Transpose(op.MatMul(probabilities, v), perm=[0, 2, 1, 3])
-    width = op.Mul(heads, op.dims(v, 3, 4))
-    total = op.Reshape(context, op.Concat(op.dims(context, 0, 2), width, axis=0))
+    width = op.last_size(value)  # of a head, or of all key-value heads
+    width = op.Mul(width, heads if layout == "BHSD" else op.Div(heads, groups)) if layout == "BHSD" or grouped else width
+    total = op.Reshape(context, op.Concat(op.ints(0, 0), width, axis=0))
     if out_weight is not None:
         total = op.MatMul(total, op.float32(out_weight))
     if out_bias is not None:
@@ -176,7 +177,7 @@ def attention_body(  # type: ignore[no-untyped-def]
 
 def _with_causal(op: Body, mask: str | None, scores: str, causal: str) -> str:
     """mask AND (column <= row), where lower_right aligns the last row with the last column."""
-    shape = op.Shape(scores)
+    shape = op.open_shape(scores, 0)
     rows, columns = op.Gather(shape, op.ints(2)), op.Gather(shape, op.ints(3))
     zero, step = op.Squeeze(op.ints(0)), op.Squeeze(op.ints(1))
     row = op.Unsqueeze(op.Range(zero, op.Squeeze(rows), step), op.ints(1))

@@ -132,7 +132,7 @@ def _pairs(match: Match, view: View) -> list[tuple[int, int]] | None:
 def interaction_body(  # type: ignore[no-untyped-def]
     op: Body, E, dense, sparse, triangle, self_interaction, concat_dense, **features
 ) -> Any:
-    """Z = E E^T; the triangle of Z row by row, its places counted at run time; row 0 of E before or after.
+    """Z = E E^T; the triangle of Z row by row, its places counted from the number of features; row 0 of E before or after.
 
     Number p of a triangle whose row r holds r + 1 entries is entry p - r (r + 1) / 2 of row r, the last row that starts at p or
     before. The upper triangle is the lower one backwards, with the features counted from the end.
@@ -144,7 +144,7 @@ def interaction_body(  # type: ignore[no-untyped-def]
     z = op.Flatten(op.MatMul(e, op.Transpose(e, perm=[0, 2, 1])), axis=1)  # Reshape has no -1 for an empty batch
 
     zero, one, two = (op.Squeeze(op.ints(value)) for value in (0, 1, 2))
-    count = op.Squeeze(op.Gather(op.Shape(e), op.ints(1)))
+    count = op.Squeeze(op.Gather(op.open_shape(e, 0), op.ints(1)))
     above = op.Sub(one, self_interaction)  # rows of Z above the triangle
     height = op.Sub(count, above)
     place = op.Range(zero, op.Div(op.Mul(height, op.Add(height, one)), two), one)

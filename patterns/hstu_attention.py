@@ -24,6 +24,7 @@ from onnx_fuse.patterns.parts.norm import affine_problem
 
 SILU_IS_ZERO = -128.0
 """At and below this number SiLU is zero in float32."""
+_TRILU_SINCE = 14
 _PRECISION: dict[int, float] = {TensorProto.FLOAT: 1e-6, TensorProto.FLOAT16: 1e-3, TensorProto.BFLOAT16: 8e-3}
 """How far from the reciprocal of a whole number a constant may be that was meant to be one."""
 
@@ -271,20 +272,17 @@ def hstu_body(  # type: ignore[no-untyped-def]
 ) -> Any:
     """a = silu(s) * mask, s = alpha q k^T + bias or alpha (q k^T + bias);  y = norm(merge(a v / N)) * act(u)."""
     heads = op.Reshape(num_heads, op.ints(1))
-    zero, one = op.Squeeze(op.ints(0)), op.Squeeze(op.ints(1))
-    length = op.Slice(op.Shape(v), op.ints(1), op.ints(2), op.ints(0))
-    position = op.Range(zero, op.Squeeze(length), one)
+    length = op.Gather(op.open_shape(v, 0), op.ints(1))
+    position = op.Range(op.Squeeze(op.ints(0)), op.Squeeze(length), op.Squeeze(op.ints(1)))
 
     def split(x: str, perm: list[int]) -> str:
-        shape = op.Shape(x)
-        rows, width = (op.Slice(shape, op.ints(start), op.ints(end), op.ints(0)) for start, end in ((0, 2), (2, 3)))
-        four = op.Reshape(op.float32(x), op.Concat(rows, heads, op.Div(width, heads), axis=0))
+        four = op.Reshape(op.float32(x), op.Concat(op.ints(0, 0), heads, op.Div(op.last_size(x), heads), axis=0))
         return str(op.Transpose(four, perm=perm))
 
     scores, values = op.MatMul(split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1])), split(v, [0, 2, 1, 3])
     if mode == "level_softmax":
         context = levels_body(op, op.Mul(scores, alpha), values, mask, position, length, decay, levels)
-        return op.like(op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3]), op.Shape(v)), q)
+        return op.like(op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3]), op.open_shape(v, 0, 1)), q)
     if bias is not None and bias_order == "inside_alpha":
         scores = op.Mul(op.Add(scores, op.float32(bias)), alpha)
     else:
@@ -293,7 +291,9 @@ def hstu_body(  # type: ignore[no-untyped-def]
     weights = op.Mul(scores, op.Sigmoid(scores))
     if mask is not None:
         weights = op.Mul(weights, op.float32(mask))
-    if is_causal:
+    if is_causal and op.opset >= _TRILU_SINCE:
+        weights = op.Trilu(weights, upper=0)
+    elif is_causal:
         weights = op.Where(op.LessOrEqual(position, op.Unsqueeze(position, op.ints(1))), weights, 0.0)
     if lengths is not None:
         present = op.Less(position, op.Unsqueeze(op.Cast(lengths, to=TensorProto.INT64), op.ints(1)))
@@ -310,7 +310,7 @@ def hstu_body(  # type: ignore[no-untyped-def]
         per_head = op.Concat(heads, op.ints(-1), axis=0)
         four = four if gamma is None else op.Mul(four, op.Reshape(op.float32(gamma), per_head))
         four = four if beta is None else op.Add(four, op.Reshape(op.float32(beta), per_head))
-    y = op.Reshape(four, op.Shape(v))
+    y = op.Reshape(four, op.open_shape(v, 0, 1))
     if norm == "layer":
         y = op.normalise(y, "layer", gamma, beta, epsilon)
     if u is not None:

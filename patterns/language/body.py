@@ -2,6 +2,10 @@
 
 A body is the operator's definition: what ONNX Runtime executes, what kernels are compared with, and what TensorRT gets where no
 plugin is loaded. Values are names; Python numbers become float32 constants.
+
+ONNX Runtime inlines bodies before it optimises a graph. One body serves nodes of all sizes and attributes and is still as fast as
+one written for each, since it is in the forms that ONNX Runtime folds and fuses: `normalise` becomes one node, and what depends on
+known sizes alone (`open_shape`) a constant.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ Operand = str | float | int
 
 CAST_LIKE_SINCE = 15
 """The opset that brought CastLike; before it, a body must be told the type it is for."""
+_LAYER_NORM_SINCE, _RMS_NORM_SINCE = 17, 23
 
 
 class Body:
@@ -50,7 +55,10 @@ class Body:
         """Adds a node; returns the name of its output, or a tuple of names."""
         names = [item if isinstance(item, str) else self.number(item) for item in inputs]
         made = [self._fresh(op_type) for _ in range(outputs)]
-        self.nodes.append(helper.make_node(op_type, names, made, **attributes))
+        node = helper.make_node(op_type, names, made)
+        for key, value in attributes.items():
+            node.attribute.append(value if isinstance(value, AttributeProto) else helper.make_attribute(key, value))
+        self.nodes.append(node)
         return made[0] if outputs == 1 else tuple(made)
 
     def number(self, value: float) -> str:
@@ -84,11 +92,19 @@ class Body:
             return str(self.node("CastLike", value, other))
         return str(self.node("Cast", value, to=self.dtype or TensorProto.FLOAT))
 
-    def dims(self, value: str, start: int, end: int) -> str:
-        """Some dimensions of a value, from `start` up to `end`."""
-        if self.opset >= 15:
-            return str(self.node("Shape", value, start=start, end=end))
-        return str(self.node("Slice", self.node("Shape", value), self.ints(start), self.ints(end), self.ints(0)))
+    def open_shape(self, value: str, *axes: int) -> str:
+        """The shape of a value, with 0 at these axes: a target of Reshape, which takes such sizes over.
+
+        It is a constant in ONNX Runtime where the other sizes are known, however little is known of the batch: the shape of a
+        value is folded only where all of it is known, and that of a selection of nothing is.
+        """
+        for axis in axes:
+            value = self.node("Gather", value, self.ints(), axis=axis)
+        return str(self.node("Shape", value))
+
+    def last_size(self, value: str) -> str:
+        """The size of the last axis, with one axis."""
+        return str(self.node("Gather", self.open_shape(self.node("Flatten", value, axis=-1), 0), self.ints(1)))
 
     def reduce_mean(self, value: str, axis: int = -1) -> str:
         """Mean over one axis, which is kept."""
@@ -103,18 +119,42 @@ class Body:
             return str(self.node(op_type, value, self.ints(axis), keepdims=1))
         return str(self.node(op_type, value, axes=[axis], keepdims=1))
 
-    def normalise(self, value: str, norm: str, gamma: str | None, beta: str | None, epsilon: str) -> str:
-        """LayerNorm ("layer"), RMSNorm ("rms") or nothing ("none") over the last axis, in float32."""
+    def normalise(self, value: str, norm: str, gamma: str | None, beta: str | None, epsilon: Operand) -> str:
+        """LayerNorm ("layer"), RMSNorm ("rms", without a shift) or nothing ("none") over the last axis, in float32."""
         if norm == "none":
             return value
+        # Both operators want a scale, and so does ONNX Runtime, which fuses the parts where it sees a scale and a shift.
+        scale = self._vector(value, 1.0) if gamma is None else self.float32(gamma)
+        since = _LAYER_NORM_SINCE if norm == "layer" else _RMS_NORM_SINCE
+        known = self._as_attribute("epsilon", epsilon)
+        if self.opset >= since and known is not None:
+            if norm == "rms":
+                return str(self.node("RMSNormalization", value, scale, axis=-1, epsilon=known))
+            shift = [] if beta is None else [self.float32(beta)]
+            return str(self.node("LayerNormalization", value, scale, *shift, axis=-1, epsilon=known))
         centred = self.node("Sub", value, self.reduce_mean(value)) if norm == "layer" else value
-        variance = self.reduce_mean(str(self.node("Mul", centred, centred)))
+        variance = self.reduce_mean(str(self.node("Pow", centred, 2.0)))
         result = self.node("Div", centred, self.node("Sqrt", self.node("Add", variance, epsilon)))
-        if gamma is not None:
-            result = self.node("Mul", result, self.float32(gamma))
-        if beta is not None:
-            result = self.node("Add", result, self.float32(beta))
+        result = self.node("Mul", result, scale)
+        if norm == "layer":
+            result = self.node("Add", result, self._vector(value, 0.0) if beta is None else self.float32(beta))
         return str(result)
+
+    def _vector(self, value: str, number: float) -> str:
+        """As many times the number as the last axis is long."""
+        return str(self.node("Expand", number, self.last_size(value)))
+
+    def _as_attribute(self, name: str, value: Operand) -> AttributeProto | None:
+        """A number, a constant or an attribute of the operator as the attribute of a node; None for any other value."""
+        if not isinstance(value, str):
+            return helper.make_attribute(name, float(value))
+        for key, constant in self._constants.items():
+            if constant != value:
+                continue
+            if key[0] == "attribute":
+                return AttributeProto(name=name, type=AttributeProto.FLOAT, ref_attr_name=key[1])
+            return helper.make_attribute(name, float(np.frombuffer(key[2], key[0])[0]))
+        return None
 
     def array(self, array: np.ndarray) -> str:
         """A constant of any type and shape."""

@@ -76,7 +76,7 @@ def parsed(made: ModelProto) -> ParsedNetwork:
 
 
 def numbers(network: ParsedNetwork, made: ModelProto) -> dict[str, set[float]]:
-    """Fused node -> the single float32 numbers that its layers read."""
+    """Fused node -> the single float32 numbers that its layers read, and the epsilons of its norms."""
     layers = [network.network.get_layer(index) for index in range(network.network.num_layers)]
     producers = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}
 
@@ -101,6 +101,10 @@ def numbers(network: ParsedNetwork, made: ModelProto) -> dict[str, set[float]]:
         inputs = [layer.get_input(index) for layer in own for index in range(layer.num_inputs)]
         read = {number(tensor.name) for tensor in inputs if tensor is not None}
         found[node.name] = {value for value in read if value is not None}
+        for layer in own:
+            if layer.type == trt.LayerType.NORMALIZATION:
+                layer.__class__ = trt.INormalizationLayer
+                found[node.name].add(layer.epsilon)
     return found
 
 
