@@ -20,7 +20,7 @@ HEADERS := "kernel-lens>=2,<3" "nvidia-cuda-runtime>=13,<14"
 
 DEMOS := examples/minilm/demo.py examples/hstu/demo.py
 CPP := $(wildcard $(addprefix plugin_csrc/,*/*.cpp */*.h */*/*.cpp */*/*.h))
-BENCHMARKS := $(addprefix benchmarks/,scaling.py bert_base.py coverage.py recommenders.py)
+BENCHMARKS := $(addprefix benchmarks/,scaling.py bert_base.py coverage.py recommenders.py onnxruntime.py)
 
 VENV := .venv
 BIN := $(VENV)/bin

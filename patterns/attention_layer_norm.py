@@ -163,7 +163,9 @@ def attention_body(  # type: ignore[no-untyped-def]
         probabilities = op.Where(op.IsNaN(probabilities), 0.0, probabilities)
     context = op.Transpose(op.MatMul(probabilities, v), perm=[0, 2, 1, 3])
     width = op.last_size(value)  # of a head, or of all key-value heads
-    width = op.Mul(width, heads if layout == "BHSD" else op.Div(heads, groups)) if layout == "BHSD" or grouped else width
+    width = (
+        op.Mul(width, heads if layout == "BHSD" else op.Div(heads, groups)) if layout == "BHSD" or grouped else width
+    )
     total = op.Reshape(context, op.Concat(op.ints(0, 0), width, axis=0))
     if out_weight is not None:
         total = op.MatMul(total, op.float32(out_weight))

@@ -114,3 +114,33 @@ def test_recommenders(tmp_path: Path) -> None:
         "| DLRM | script 14 | 1 InteractionTritonFast | as expected | yes |"
         in (tmp_path / "recommenders.md").read_text()
     )
+
+
+@pytest.mark.long
+def test_onnxruntime(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    run(
+        "onnxruntime.py",
+        "--models",
+        "DLRM",
+        "ViT",
+        "--script-only",
+        "--seconds",
+        "0",
+        "--threads",
+        "2",
+        "--out",
+        str(tmp_path),
+    )
+    rows = content(tmp_path / "onnxruntime.json")["results"]
+    assert [(row["model"], row["batch"], row["threads"]) for row in rows] == [
+        (name, batch, 1) for name in ("DLRM", "ViT") for batch in (1, 32)
+    ]
+    for row in rows:
+        assert row["fused"] and row["ratio"]["original"] == 1 and row["turns"] >= 9
+        assert set(row["ratio"]) == {"original", "fused", *(["optimizer"] if row["model"] == "ViT" else [])}
+        assert all(value > 0 for side in ("ratio", "ms") for value in row[side].values())
+    table = (tmp_path / "onnxruntime.md").read_text()
+    assert table.startswith("`python benchmarks/onnxruntime.py --models DLRM ViT ")
+    assert table.count("\n| DLRM | script 17 | ") == 2 and "| **geometric mean** |" in table
