@@ -186,6 +186,32 @@ def recommenders() -> str:
     return f"{measured('recommenders')}\n\n{table(headings, rows, numbers=2)}"
 
 
+def onnxruntime() -> str:
+    """Fused models in ONNX Runtime, by their bodies and by kernels: one row for each model, over its exports and batches."""
+    data = results("onnxruntime")
+    alone = [row for row in data["results"] if row["threads"] == 1]
+    rows = []
+    for model in dict.fromkeys(row["model"] for row in alone):
+        mine = [row for row in alone if row["model"] == model]
+        ratios = [spread([row["ratio"].get(side) for row in mine]) for side in ("bodies", "library", "optimizer")]
+        most = max(mine, key=lambda row: row["run_mb"]["original"])["run_mb"]
+        memory = " / ".join(f"{most[side]:.3g}" for side in ("original", "bodies", "library") if side in most)
+        rows.append([model, *ratios, memory])
+    headings = ("model", "bodies", "kernel library", "onnxruntime.transformers", "peak MB of a run")
+    return (
+        f"{measured('onnxruntime').removesuffix('.')} ({data['kernels']} kernels), one thread: time of the original's, over exports and "
+        "batches. Memory is that of the original, with bodies, and with kernels.\n\n"
+        "![The same as a plot](../benchmarks/results/onnxruntime.png)\n\n"
+        f"{table(headings, rows, numbers=4)}"
+    )
+
+
+def spread(found: Iterable[float | None]) -> str:
+    """The least and the largest of some figures; nothing where there are none."""
+    known = sorted({f"{ratio:.2f}" for ratio in found if ratio is not None})
+    return " to ".join(dict.fromkeys((known[0], known[-1]))) if known else ""
+
+
 def fusing() -> str:
     """What fusing a BERT costs, and how cost grows."""
     bert, scaling = results("bert_base"), results("scaling")
@@ -307,7 +333,18 @@ def headline() -> str:
 
 GENERATORS: dict[str, Callable[[], str]] = {
     make.__name__: make
-    for make in (operators, troubleshooting, recommenders, fusing, coverage, peers, kernels, kernel_costs, headline)
+    for make in (
+        operators,
+        troubleshooting,
+        recommenders,
+        onnxruntime,
+        fusing,
+        coverage,
+        peers,
+        kernels,
+        kernel_costs,
+        headline,
+    )
 } | {fusion.operator.name: partial(declared, fusion.operator) for fusion in onnx_fuse.fusions()}
 
 SOURCES_MADE = {ROOT / "plugin_csrc" / "operators" / "declared.cpp": lambda: declared_cpp.source(all_operators())}
