@@ -199,8 +199,8 @@ def onnxruntime() -> str:
         rows.append([model, *ratios, memory])
     headings = ("model", "bodies", "kernel library", "onnxruntime.transformers", "peak MB of a run")
     return (
-        f"{measured('onnxruntime').removesuffix('.')} ({data['kernels']} kernels), one thread: time of the original's, over exports and "
-        "batches. Memory is that of the original, with bodies, and with kernels.\n\n"
+        f"{measured('onnxruntime').removesuffix('.')} ({data['kernels']} kernels), one thread: time of the original's, over "
+        "exports and batches. Memory is that of the original, with bodies, and with kernels.\n\n"
         "![The same as a plot](../benchmarks/results/onnxruntime.png)\n\n"
         f"{table(headings, rows, numbers=4)}"
     )

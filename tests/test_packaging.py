@@ -163,7 +163,13 @@ def test_an_editable_installation_has_every_package(dist: Path, tmp_path: Path) 
 # --- names -----------------------------------------------------------------------------------------------------------
 
 # Packages that tell what they export.
-EXPORTING = ("onnx_fuse", "onnx_fuse.learning", "onnx_fuse.patterns", "onnx_fuse.runtime", "onnx_fuse.runtime.onnxruntime")
+EXPORTING = (
+    "onnx_fuse",
+    "onnx_fuse.learning",
+    "onnx_fuse.patterns",
+    "onnx_fuse.runtime",
+    "onnx_fuse.runtime.onnxruntime",
+)
 
 
 @pytest.mark.parametrize("package", EXPORTING)

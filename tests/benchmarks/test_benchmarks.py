@@ -9,10 +9,17 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+import onnx_fuse
+from onnx_fuse.runtime.onnxruntime import kernel_library
+from tests.helpers import model
+from tests.runtime.onnxruntime.libraries import library
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -117,30 +124,42 @@ def test_recommenders(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_onnxruntime(tmp_path: Path) -> None:
+def test_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    run(
-        "onnxruntime.py",
-        "--models",
-        "DLRM",
-        "ViT",
-        "--script-only",
-        "--seconds",
-        "0",
-        "--threads",
-        "2",
-        "--out",
-        str(tmp_path),
-    )
-    rows = content(tmp_path / "onnxruntime.json")["results"]
+    arguments = ["--models", "DLRM", "ViT", "--script-only", "--seconds", "0", "--threads", "1", "--out", str(tmp_path)]
+    monkeypatch.setenv(kernel_library.VARIABLE, str(library()))
+    run("onnxruntime.py", *arguments)
+    found = content(tmp_path / "onnxruntime.json")
+    rows = found["results"]
+    assert found["kernels"] in ("plain", "avx2", "avx512")
     assert [(row["model"], row["batch"], row["threads"]) for row in rows] == [
         (name, batch, 1) for name in ("DLRM", "ViT") for batch in (1, 32)
     ]
     for row in rows:
+        other = "optimizer" if row["model"] == "ViT" else "library"
         assert row["fused"] and row["ratio"]["original"] == 1 and row["turns"] >= 9
-        assert set(row["ratio"]) == {"original", "fused", *(["optimizer"] if row["model"] == "ViT" else [])}
+        assert set(row["ratio"]) == set(row["run_mb"]) == {"original", "bodies", other}
         assert all(value > 0 for side in ("ratio", "ms") for value in row[side].values())
     table = (tmp_path / "onnxruntime.md").read_text()
     assert table.startswith("`python benchmarks/onnxruntime.py --models DLRM ViT ")
     assert table.count("\n| DLRM | script 17 | ") == 2 and "| **geometric mean** |" in table
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert (tmp_path / "onnxruntime.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_body_does_not_pass_for_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark looks at a profile of the session that it would measure, and stops."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from benchmarks import onnxruntime as benchmark
+
+    original = model("(float[n,4] x) => (float[n,4] y) { s = Sigmoid(x) y = Mul(x, s) }")
+    fused = onnx_fuse.fuse(original, enable=["FusedSwish"], verify=False)
+    given = {"x": np.ones((1, 4), np.float32)}
+    case = benchmark.Case("swish", "text", original, fused.model, {}, given, benchmark.Model(None))
+    monkeypatch.setenv(kernel_library.VARIABLE, str(library()))
+    assert benchmark._library(case, 1) is not None
+    kernels = kernel_library.choose(case.fused)
+    with pytest.raises(RuntimeError, match=r"swish, text: kernels for \{'FusedSwish': 1\}, and there ran"):
+        benchmark._require_kernels(case, replace(kernels, library=None))
