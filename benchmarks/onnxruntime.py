@@ -52,7 +52,6 @@ from onnx_fuse import installation
 from onnx_fuse.runtime.onnxruntime import kernel_library
 from onnx_fuse.versions import installed_versions
 from tests.models.torch_export import Source
-from tests.models.zoo import FirstOutput
 
 EXPORTERS = (("script", 17), ("dynamo", 20))
 BATCHES = (1, 32)
@@ -162,6 +161,32 @@ class _Interaction(torch.nn.Module):
         return top
 
 
+class _Text(torch.nn.Module):
+    """A model of transformers that reads text; its first output."""
+
+    def __init__(self, model: torch.nn.Module, **fixed: Any) -> None:
+        super().__init__()
+        self.model, self.fixed = model, fixed
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """[B, S], [B, S] -> [B, S, H]."""
+        found: torch.Tensor = self.model(input_ids, attention_mask=attention_mask, return_dict=False, **self.fixed)[0]
+        return found
+
+
+class _Images(torch.nn.Module):
+    """A model of transformers that reads images; its first output."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[B, 3, height, width] -> [B, S, H]."""
+        found: torch.Tensor = self.model(pixel_values, return_dict=False)[0]
+        return found
+
+
 def _block(length: int) -> Source:
     inputs = {name: torch.randn(4, length, 256) for name in "uvqk"}
     return Source(_HSTUBlock(length).eval(), inputs, {name: {0: "B"} for name in inputs})
@@ -176,30 +201,27 @@ def _interaction() -> Source:
     return Source(_Interaction().eval(), inputs, {name: {0: "B"} for name in inputs})
 
 
-def _transformer(kind: str, config: Mapping[str, Any], *, images: bool = False) -> Source:
-    module = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**config))
-    if images:
-        inputs = {"pixel_values": torch.randn(2, 3, 96, 96)}
-    else:
-        mask = torch.ones(2, LENGTH, dtype=torch.long)
-        mask[1, -LENGTH // 3 :] = 0
-        inputs = {"input_ids": torch.randint(3, WORDS, (2, LENGTH)), "attention_mask": mask}
-    axes = {name: {0: "B"} if images else {0: "B", 1: "S"} for name in inputs}
-    fixed = {"use_cache": False} if kind == "GPT2" else {}
-    return Source(FirstOutput(module.eval(), list(inputs), **fixed), inputs, axes, longest=64)
+def _text(model: torch.nn.Module, **fixed: Any) -> Source:
+    mask = torch.ones(3, LENGTH, dtype=torch.long)
+    mask[1, -LENGTH // 3 :] = 0
+    inputs = {"input_ids": torch.randint(3, WORDS, (3, LENGTH)), "attention_mask": mask}
+    axes = {name: {0: "B", 1: "S"} for name in inputs}
+    return Source(_Text(model, **fixed).eval(), inputs, axes, longest=64)
 
 
 def _bert() -> Source:
-    return _transformer("Bert", {**_SIZES, "vocab_size": WORDS})
+    return _text(transformers.BertModel(transformers.BertConfig(vocab_size=WORDS, **_SIZES)))
 
 
 def _vit() -> Source:
-    return _transformer("ViT", {**_SIZES, "image_size": 96, "patch_size": 16}, images=True)
+    model = transformers.ViTModel(transformers.ViTConfig(image_size=96, patch_size=16, **_SIZES))
+    return Source(_Images(model).eval(), {"pixel_values": torch.randn(3, 3, 96, 96)}, {"pixel_values": {0: "B"}})
 
 
 def _gpt2() -> Source:
     sizes = {"n_layer": 3, "n_embd": 192, "n_head": 3, "n_positions": 64}
-    return _transformer("GPT2", {**sizes, "vocab_size": WORDS, "bos_token_id": 0, "eos_token_id": 0})
+    config = transformers.GPT2Config(vocab_size=WORDS, bos_token_id=0, eos_token_id=0, **sizes)
+    return _text(transformers.GPT2Model(config), use_cache=False)
 
 
 MODELS: dict[str, Model] = {

@@ -159,14 +159,12 @@ def attention_body(  # type: ignore[no-untyped-def]
     if mask is not None:
         scores = op.Where(mask, scores, mask_value)
     probabilities = op.Softmax(scores, axis=-1)
-    if masked_row == "zero":
-        probabilities = op.Where(op.IsNaN(probabilities), 0.0, probabilities)
-    context = op.Transpose(op.MatMul(probabilities, v), perm=[0, 2, 1, 3])
-    width = op.last_size(value)  # of a head, or of all key-value heads
-    width = (
-        op.Mul(width, heads if layout == "BHSD" else op.Div(heads, groups)) if layout == "BHSD" or grouped else width
-    )
-    total = op.Reshape(context, op.Concat(op.ints(0, 0), width, axis=0))
+    context = op.MatMul(probabilities, v)
+    if masked_row == "zero":  # a row of Softmax is NaN as a whole
+        context = op.Where(op.IsNaN(op.ReduceSum(probabilities, op.ints(-1), keepdims=1)), 0.0, context)
+    size = op.last_size(value)  # of a head, or of all key-value heads
+    width = op.Mul(heads, size if layout == "BHSD" else op.Div(size, groups))
+    total = op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3]), op.Concat(op.ints(0, 0), width, axis=0))
     if out_weight is not None:
         total = op.MatMul(total, op.float32(out_weight))
     if out_bias is not None:
@@ -179,8 +177,7 @@ def attention_body(  # type: ignore[no-untyped-def]
 
 def _with_causal(op: Body, mask: str | None, scores: str, causal: str) -> str:
     """mask AND (column <= row), where lower_right aligns the last row with the last column."""
-    shape = op.open_shape(scores, 0)
-    rows, columns = op.Gather(shape, op.ints(2)), op.Gather(shape, op.ints(3))
+    rows, columns = op.size(scores, 2, 0), op.size(scores, 3, 0)
     zero, step = op.Squeeze(op.ints(0)), op.Squeeze(op.ints(1))
     row = op.Unsqueeze(op.Range(zero, op.Squeeze(rows), step), op.ints(1))
     column = op.Unsqueeze(op.Range(zero, op.Squeeze(columns), step), op.ints(0))

@@ -142,7 +142,7 @@ def interaction_body(  # type: ignore[no-untyped-def]
     rows += [op.float32(value) for value in (E, sparse) if value]
     e = op.Concat(*rows, axis=1) if len(rows) > 1 else rows[0]
     zero, one, two = (op.Squeeze(op.ints(value)) for value in (0, 1, 2))
-    count = op.Squeeze(op.Gather(op.open_shape(e, 0), op.ints(1)))
+    count = op.Squeeze(op.size(e, 1, 0))
     above = op.Sub(one, self_interaction)  # rows of Z above the triangle
     height = op.Sub(count, above)
     place = op.Range(zero, op.Div(op.Mul(height, op.Add(height, one)), two), one)

@@ -272,7 +272,7 @@ def hstu_body(  # type: ignore[no-untyped-def]
 ) -> Any:
     """a = silu(s) * mask, s = alpha q k^T + bias or alpha (q k^T + bias);  y = norm(merge(a v / N)) * act(u)."""
     heads = op.Reshape(num_heads, op.ints(1))
-    length = op.Gather(op.open_shape(v, 0), op.ints(1))
+    length = op.size(v, 1, 0)
     position = op.Range(op.Squeeze(op.ints(0)), op.Squeeze(length), op.Squeeze(op.ints(1)))
 
     def split(x: str, perm: list[int]) -> str:

@@ -316,7 +316,7 @@ def sequence_body(  # type: ignore[no-untyped-def]
     rank = op.Sub(op.ReduceSum(op.float32(recent), op.ints(1), keepdims=1), later)
     short_term = pooled(weights(recent, op.Add(op.Mul(rank, 0.1), 1.0)))
 
-    size = op.Squeeze(op.Gather(op.open_shape(x, 0), op.ints(1)))
+    size = op.Squeeze(op.size(x, 1, 0))
     position = op.float32(op.Range(op.Squeeze(op.ints(0)), size, op.Squeeze(op.ints(1))))
     last = op.reduce_max(op.Where(keep, position, -1.0), 1)
     fading = op.Exp(op.Mul(op.Sub(last, position), -0.1))

@@ -23,6 +23,7 @@ Operand = str | float | int
 
 CAST_LIKE_SINCE = 15
 """The opset that brought CastLike; before it, a body must be told the type it is for."""
+_SHAPE_RANGE_SINCE = 15
 _LAYER_NORM_SINCE, _RMS_NORM_SINCE = 17, 23
 
 
@@ -71,10 +72,10 @@ class Body:
 
     def attribute(self, name: str, value: float | int | Sequence[float] | Sequence[int]) -> str:
         """The operator's attribute as a constant, by reference: one body serves every value of it."""
-        key = ("attribute", name)
+        kind = attribute_kind(value)
+        key = ("attribute", name, _KIND[kind])
         if key not in self._constants:
             output = self._fresh(name)
-            kind = attribute_kind(value)
             node = helper.make_node("Constant", [], [output])
             field = {"f": "value_float", "i": "value_int", "fs": "value_floats", "is": "value_ints"}[kind]
             node.attribute.append(AttributeProto(name=field, type=_KIND[kind], ref_attr_name=name))
@@ -102,9 +103,19 @@ class Body:
             value = self.node("Gather", value, self.ints(), axis=axis)
         return str(self.node("Shape", value))
 
+    def size(self, value: str, axis: int, *others: int) -> str:
+        """The size of an axis, [1]; a constant in ONNX Runtime where all sizes but those of the other axes are known."""
+        shape = self.open_shape(value, *others)
+        if self.opset < _SHAPE_RANGE_SINCE:
+            return str(self.node("Gather", shape, self.ints(axis)))
+        self.nodes[-1].attribute.extend(
+            helper.make_attribute(key, end) for key, end in (("start", axis), ("end", axis + 1))
+        )
+        return shape
+
     def last_size(self, value: str) -> str:
-        """The size of the last axis, with one axis."""
-        return str(self.node("Gather", self.open_shape(self.node("Flatten", value, axis=-1), 0), self.ints(1)))
+        """The size of the last axis, [1]; a constant in ONNX Runtime where it is known."""
+        return self.size(self.node("Flatten", value, axis=-1), 1, 0)
 
     def reduce_mean(self, value: str, axis: int = -1) -> str:
         """Mean over one axis, which is kept."""
@@ -126,7 +137,7 @@ class Body:
         # Both operators want a scale, and so does ONNX Runtime, which fuses the parts where it sees a scale and a shift.
         scale = self._vector(value, 1.0) if gamma is None else self.float32(gamma)
         since = _LAYER_NORM_SINCE if norm == "layer" else _RMS_NORM_SINCE
-        known = self._as_attribute("epsilon", epsilon)
+        known = self.reference("epsilon", epsilon)
         if self.opset >= since and known is not None:
             if norm == "rms":
                 return str(self.node("RMSNormalization", value, scale, axis=-1, epsilon=known))
@@ -144,16 +155,15 @@ class Body:
         """As many times the number as the last axis is long."""
         return str(self.node("Expand", number, self.last_size(value)))
 
-    def _as_attribute(self, name: str, value: Operand) -> AttributeProto | None:
-        """A number, a constant or an attribute of the operator as the attribute of a node; None for any other value."""
+    def reference(self, name: str, value: Operand) -> AttributeProto | None:
+        """A number, or an attribute of the operator, as the attribute of a node; None for a value that is computed."""
         if not isinstance(value, str):
-            return helper.make_attribute(name, float(value))
+            return helper.make_attribute(name, value)
         for key, constant in self._constants.items():
-            if constant != value:
-                continue
-            if key[0] == "attribute":
-                return AttributeProto(name=name, type=AttributeProto.FLOAT, ref_attr_name=key[1])
-            return helper.make_attribute(name, float(np.frombuffer(key[2], key[0])[0]))
+            if constant == value and key[0] == "attribute":
+                return AttributeProto(name=name, type=key[2], ref_attr_name=key[1])
+            if constant == value:
+                return helper.make_attribute(name, np.frombuffer(key[2], key[0])[0].item())
         return None
 
     def array(self, array: np.ndarray) -> str:
