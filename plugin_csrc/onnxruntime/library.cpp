@@ -139,7 +139,8 @@ GR_EXPORT gr::api::Status* RegisterCustomOps(gr::api::SessionOptions* options, g
   });
 }
 
-// What the library holds, as JSON; it stays valid. See docs/onnxruntime.md.
+// What the library holds, as JSON; it stays valid. `advised`: whether its kernels are faster here than the bodies, which those
+// of plain vectors are not in attention.
 GR_EXPORT char const* gr_ml_infra_onnxruntime_describe() {
   using namespace gr;
   static std::string const text = [] {
@@ -157,7 +158,8 @@ GR_EXPORT char const* gr_ml_infra_onnxruntime_describe() {
     });
     std::string const available = joined(availableKernels(), [&](Kernels const* one) { return quoted(one->name); });
     return "{\"version\": \"1\", \"api\": " + std::to_string(api::kVersion) + ", \"instructions\": " + quoted(chosen) +
-           ", \"available\": [" + available + "], \"operators\": {" + operators + "}}";
+           ", \"advised\": " + (chosen == "plain" ? "false" : "true") + ", \"available\": [" + available +
+           "], \"operators\": {" + operators + "}}";
   }();
   return text.c_str();
 }

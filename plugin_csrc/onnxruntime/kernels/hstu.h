@@ -318,8 +318,8 @@ void finishRows(HstuTask const& task, float* room) {
   Hstu const& a = task.a;
   int64_t const line = a.heads * a.valueSize, padding = padded(line);
   float *const x = room, *const gate = room + padding, *gamma = gate + padding, *beta = gamma + padding;
-  if (a.gamma.data != nullptr && a.norm != Norm::kNone) copyRow(a.gamma, 0, a.affineOfHeads ? a.heads : line, gamma);
-  if (a.beta.data != nullptr && a.norm != Norm::kNone) copyRow(a.beta, 0, a.affineOfHeads ? a.heads : line, beta);
+  if (a.gamma.data != nullptr && a.norm != Norm::kNone) copyRow(a.gamma, 0, a.gammaOfHeads ? a.heads : line, gamma);
+  if (a.beta.data != nullptr && a.norm != Norm::kNone) copyRow(a.beta, 0, a.betaOfHeads ? a.heads : line, beta);
   for (int64_t row = task.row; row < task.end; ++row) {
     int64_t const at = (task.batch * a.length + row) * line, inTask = row - task.row;
     if (row >= task.limit) {
@@ -335,13 +335,16 @@ void finishRows(HstuTask const& task, float* room) {
       float* const from = out + head * task.width;
       for (int64_t j = 0; j < task.width; j += LANES) store(from + j, begun[head] ? load(from + j) * weight : Vector{});
       if (a.norm == Norm::kGroup) {
-        bool const whole = !a.affineOfHeads;
-        // A head's part of gamma need not begin where a vector does: `finish` reads whole vectors of it, inside the room.
-        normalise(from, a.valueSize, Norm::kLayer, a.epsilon, whole && a.gamma.data ? gamma + head * a.valueSize : nullptr,
-                  whole && a.beta.data ? beta + head * a.valueSize : nullptr);
-        if (!whole) {
-          float const scale = a.gamma.data ? gamma[head] : 1.F, shift = a.beta.data ? beta[head] : 0.F;
-          for (int64_t j = 0; j < task.width; j += LANES) store(from + j, load(from + j) * scale + shift);
+        // A head's part of gamma need not begin where a vector does; whole vectors of it stay inside the room.
+        normalise(from, a.valueSize, Norm::kLayer, a.epsilon,
+                  a.gamma.data != nullptr && !a.gammaOfHeads ? gamma + head * a.valueSize : nullptr,
+                  a.beta.data != nullptr && !a.betaOfHeads && !a.gammaOfHeads ? beta + head * a.valueSize : nullptr);
+        if (a.gammaOfHeads || a.betaOfHeads) {
+          float const scale = a.gammaOfHeads ? gamma[head] : 1.F, shift = a.betaOfHeads ? beta[head] : 0.F;
+          bool const each = a.beta.data != nullptr && !a.betaOfHeads;
+          for (int64_t j = 0; j < task.width; j += LANES) {
+            store(from + j, load(from + j) * scale + (each ? load(beta + head * a.valueSize + j) : all(shift)));
+          }
         }
       }
     }
@@ -372,8 +375,9 @@ void finishRows(HstuTask const& task, float* room) {
 void hstu(Hstu const& a, int64_t batch, int64_t row, int64_t end, float* scratch) {
   int64_t limit = a.length;
   if (a.lengths != nullptr) {
+    int64_t const at = batch * a.lengthsBatch;
     int64_t const given =
-        a.wideLengths ? static_cast<int64_t const*>(a.lengths)[batch] : static_cast<int32_t const*>(a.lengths)[batch];
+        a.wideLengths ? static_cast<int64_t const*>(a.lengths)[at] : static_cast<int32_t const*>(a.lengths)[at];
     limit = given < 0 ? 0 : smaller(given, limit);
   }
   int64_t const width = padded(a.valueSize), line = a.heads * width, size = padded(a.size), rows = end - row;

@@ -76,30 +76,27 @@ void interaction(Interaction const& a, int64_t begin, int64_t end, float* scratc
 
 int64_t fmScratch(Fm const& a) { return 3 * padded(a.size); }
 
+// Each feature times the sum of those before it: the half of (sum e)^2 - sum e^2, without that difference.
 void fm(Fm const& a, int64_t begin, int64_t end, float* scratch) {
   int64_t const size = padded(a.size);
-  float *const total = scratch, *const squares = total + size, *const room = squares + size;
+  float *const before = scratch, *const pairs = before + size, *const room = pairs + size;
   for (int64_t sample = begin; sample < end; ++sample) {
-    memset(total, 0, static_cast<size_t>(2 * size) * sizeof(float));
+    memset(before, 0, static_cast<size_t>(2 * size) * sizeof(float));
     for (int64_t f = 0; f < a.features; ++f) {
       copyRow(a.e, (sample * a.features + f) * a.size, a.size, room);
       for (int64_t i = 0; i < size; i += LANES) {
-        Vector const x = load(room + i);
-        store(total + i, load(total + i) + x);
-        store(squares + i, load(squares + i) + x * x);
+        Vector const x = load(room + i), others = load(before + i);
+        store(pairs + i, load(pairs + i) + x * others);
+        store(before + i, others + x);
       }
     }
-    Vector pairs{};
-    for (int64_t i = 0; i < size; i += LANES) {
-      Vector const x = load(total + i), y = (x * x - load(squares + i)) * 0.5F;
-      store(total + i, y);
-      pairs += y;
-    }
     if (a.reduce) {
-      total[0] = sum(pairs);
-      writeRow(total, 1, a.output, sample);
+      Vector total{};
+      for (int64_t i = 0; i < size; i += LANES) total += load(pairs + i);
+      float const one = sum(total);
+      writeRow(&one, 1, a.output, sample);
     } else {
-      writeRow(total, a.size, a.output, sample * a.size);
+      writeRow(pairs, a.size, a.output, sample * a.size);
     }
   }
 }

@@ -36,13 +36,14 @@ struct Hstu {
   int64_t scaleBatch, scaleRow;
   Plane bias, mask;
   void const* lengths;
-  bool wideLengths;  // int64
+  bool wideLengths;      // int64
+  int64_t lengthsBatch;  // stride
   float alpha;
   bool biasInsideAlpha;
   float inverseLength, epsilon;
   bool causal;
-  Norm norm;           // none, layer or group
-  bool affineOfHeads;  // gamma and beta are [heads]
+  Norm norm;                       // none, layer or group
+  bool gammaOfHeads, betaOfHeads;  // [heads], not [heads * valueSize]
   Gate gate;
   int64_t levels;  // 0: SiLU
   float decay;
@@ -68,11 +69,11 @@ struct Interaction {
 // norm(sum of rows), rows [begin, end): FusedSkipLayerNorm and FusedEmbedLayerNorm.
 struct Term {
   Operand rows;
-  int64_t stride;    // elements from one row to the next; 0: the same row for all
-  void const* ids;   // null, or which row, for each position
-  bool wideIds;      // int64
-  int64_t idsBatch;  // from one batch to the next
-  int64_t count;     // rows there are to choose from
+  int64_t stride;                 // elements from one row to the next; 0: the same row for all
+  void const* ids;                // null, or which row, for each position
+  bool wideIds;                   // int64
+  int64_t idsBatch, idsPosition;  // strides
+  int64_t count;                  // rows there are to choose from
 };
 struct NormSum {
   int64_t width, positions;  // positions of a batch

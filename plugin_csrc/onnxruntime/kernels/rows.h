@@ -10,7 +10,7 @@ int64_t normSumScratch(NormSum const& a) { return 4 * padded(a.width); }
 
 INLINE int64_t chosen(Term const& term, int64_t positions, int64_t row) {
   if (term.ids == nullptr) return row;
-  int64_t const at = row / positions * term.idsBatch + row % positions;
+  int64_t const at = row / positions * term.idsBatch + row % positions * term.idsPosition;
   int64_t const id = term.wideIds ? static_cast<int64_t const*>(term.ids)[at] : static_cast<int32_t const*>(term.ids)[at];
   return id < 0 ? id + term.count : id;
 }

@@ -15,16 +15,17 @@ class FusedEmbedLayerNorm final : public NormOfSum {
   }
 
   void run(Run const& run) const override {
-    int64_t const positions = run.input("ids_1", 2).sizes[1], width = run.input("table_1", 2).sizes[1];
-    int64_t batch = 1;
+    int64_t const width = run.input("table_1", 2).sizes[1];
+    int64_t batch = 1, positions = 1;
     for (int64_t i = 1; i <= mTables; ++i) {
-      int64_t const own = run.input("ids_" + std::to_string(i), 2).sizes[0];
-      batch = own != 1 ? own : batch;
+      Sizes const& sizes = run.input("ids_" + std::to_string(i), 2).sizes;
+      batch = sizes[0] != 1 ? sizes[0] : batch;
+      positions = sizes[1] != 1 ? sizes[1] : positions;
     }
     std::vector<Term> terms;
     for (int64_t i = 1; i <= mTables; ++i) {
       std::string const idsName = "ids_" + std::to_string(i), tableName = "table_" + std::to_string(i);
-      run.require(idsName, {{1, batch}, {positions}});
+      run.require(idsName, {{1, batch}, {1, positions}});
       Tensor const& ids = run.input(idsName);
       Tensor const& table = run.input(tableName, 2);
       int64_t const count = table.sizes[0];
@@ -37,7 +38,8 @@ class FusedEmbedLayerNorm final : public NormOfSum {
                         std::to_string(count - 1));
         }
       }
-      terms.push_back({table.operand(), width, ids.data, ids.type == api::kInt64, ids.sizes[0] == 1 ? 0 : positions, count});
+      terms.push_back({table.operand(), width, ids.data, ids.type == api::kInt64, ids.sizes[0] == 1 ? 0 : ids.sizes[1],
+                       ids.sizes[1] == 1 ? 0 : 1, count});
     }
     runRows(run, terms, "embedding_sum", {batch, positions, width}, positions, run.input("table_1").type);
   }
@@ -48,12 +50,16 @@ class FusedEmbedLayerNorm final : public NormOfSum {
 
 void infer(Inference const& known) {
   KnownTensor const table = known.input("table_1");
-  KnownTensor ids = known.input("ids_1");
+  KnownTensor output = known.input("ids_1").axes({0, 1});
   for (int64_t i = 2; i <= known.integer("num_tables"); ++i) {
-    KnownTensor const other = known.input("ids_" + std::to_string(i));
-    if (ids.sizes.size() == 2 && ids.sizes[0] == 1 && other.sizes.size() == 2) ids = other;  // whose ids carry the batch
+    KnownTensor const ids = known.input("ids_" + std::to_string(i)).axes({0, 1});
+    if (!ids.ranked) output = ids;
+    for (size_t axis = 0; output.ranked && axis < 2; ++axis) {
+      if (output.sizes[axis] != 1) continue;  // these ids are the same along it
+      output.sizes[axis] = ids.sizes[axis];
+      output.symbols[axis] = ids.symbols[axis];
+    }
   }
-  KnownTensor output = ids.axes({0, 1});
   output.type = table.type;
   if (table.sizes.size() == 2) {
     output.append(table.sizes[1], table.symbols[1]);

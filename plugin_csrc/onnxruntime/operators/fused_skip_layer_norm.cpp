@@ -12,10 +12,10 @@ class FusedSkipLayerNorm final : public NormOfSum {
     Tensor const& x = run.input("x");
     if (x.sizes.empty()) throw Refusal("input x is a scalar; it must have a last axis");
     int64_t const width = x.sizes.back();
-    std::vector<Term> terms{{x.operand(), width, nullptr, false, 0, 0}};
-    if (run.has("bias")) terms.push_back({run.optional("bias", {width}), 0, nullptr, false, 0, 0});
+    std::vector<Term> terms{{x.operand(), width, nullptr, false, 0, 0, 0}};
+    if (run.has("bias")) terms.push_back({run.optional("bias", {width}), 0, nullptr, false, 0, 0, 0});
     run.input("skip");
-    terms.push_back({run.optional("skip", x.sizes), width, nullptr, false, 0, 0});
+    terms.push_back({run.optional("skip", x.sizes), width, nullptr, false, 0, 0, 0});
     runRows(run, terms, "residual_sum", x.sizes, 1, x.type);
   }
 };

@@ -62,7 +62,8 @@ class HSTUHierarchicalAttention final : public Operator {
     a.scaleBatch = scale.batch;
     a.scaleRow = scale.row;
     if (run.has("lengths")) {
-      run.require("lengths", {{batches}});
+      run.require("lengths", {{1, batches}});
+      a.lengthsBatch = run.input("lengths").sizes[0] == 1 ? 0 : 1;
       a.lengths = run.input("lengths").data;
       a.wideLengths = run.input("lengths").type == api::kInt64;
     }
@@ -72,7 +73,8 @@ class HSTUHierarchicalAttention final : public Operator {
     a.epsilon = mEpsilon;
     a.causal = mCausal;
     a.norm = mNorm == 1 ? Norm::kLayer : mNorm == 2 ? Norm::kGroup : Norm::kNone;
-    setAffine(run, a);
+    a.gamma = affine(run, "gamma", a, a.gammaOfHeads);
+    a.beta = affine(run, "beta", a, a.betaOfHeads);
     a.gate = mGate;
     a.levels = mLevels;
     a.decay = mDecay;
@@ -93,23 +95,12 @@ class HSTUHierarchicalAttention final : public Operator {
   }
 
  private:
-  void setAffine(Run const& run, Hstu& a) const {
+  // gamma or beta, and whether it has one number for each head.
+  static Operand affine(Run const& run, char const* name, Hstu const& a, bool& ofHeads) {
     int64_t const width = a.heads * a.valueSize;
-    for (char const* name : {"gamma", "beta"}) {
-      if (!run.has(name)) continue;
-      Tensor const& found = run.input(name, 1);
-      if (a.norm == Norm::kGroup) {
-        run.require(name, {{width, a.heads}});
-        bool const ofHeads = found.sizes[0] == a.heads && a.heads != width;
-        if (run.has("gamma") && run.input("gamma", 1).sizes != found.sizes)
-          throw Refusal("inputs gamma and beta have different sizes");
-        a.affineOfHeads = ofHeads;
-      } else {
-        run.require(name, {{width}});
-      }
-    }
-    if (run.has("gamma")) a.gamma = run.input("gamma").operand();
-    if (run.has("beta")) a.beta = run.input("beta").operand();
+    if (run.has(name)) run.require(name, a.norm == Norm::kGroup ? Allowed{{width, a.heads}} : Allowed{{width}});
+    ofHeads = run.has(name) && run.input(name).sizes[0] != width;
+    return run.has(name) ? run.input(name).operand() : Operand{nullptr, Element::kFloat32};
   }
 
   // See `hstuExtents`; empty without a mask.
