@@ -279,10 +279,12 @@ def hstu_body(  # type: ignore[no-untyped-def]
         four = op.Reshape(op.float32(x), op.Concat(op.ints(0, 0), heads, op.Div(op.last_size(x), heads), axis=0))
         return str(op.Transpose(four, perm=perm))
 
-    scores, values = op.MatMul(split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1])), split(v, [0, 2, 1, 3])
+    queries, values = split(q, [0, 2, 1, 3]), split(v, [0, 2, 1, 3])
     if mode == "level_softmax":
-        context = levels_body(op, op.Mul(scores, alpha), values, mask, position, length, decay, levels)
+        keys = split(k, [0, 2, 1, 3])
+        context = levels_body(op, queries, keys, values, alpha, mask, position, length, decay, levels)
         return op.like(op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3]), op.open_shape(v, 0, 1)), q)
+    scores = op.MatMul(queries, split(k, [0, 2, 3, 1]))
     if bias is not None and bias_order == "inside_alpha":
         scores = op.Mul(op.Add(scores, op.float32(bias)), alpha)
     else:

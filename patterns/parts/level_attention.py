@@ -120,23 +120,51 @@ def _run(value: str, view: View, *, key: bool) -> tuple[str, int, int] | None:
 
 
 def levels_body(  # type: ignore[no-untyped-def]
-    op: Body, scores, values, mask, position, length, decay, levels: int
+    op: Body, q, k, v, alpha, mask, position, length, decay, levels: int
 ) -> str:
-    """sum_l w_l softmax_l(decay^l scores) v / sum of w_l over the levels with a key, [B, h, N, dv]; w_l = (l + 1) / levels."""
+    """sum_l w_l softmax_l(decay^l alpha q k^T) v / sum of w_l over the levels with a key, [B, h, N, dv]; w_l = (l + 1) / levels.
+
+    q, k and v are [B, h, N, d or dv].
+    """
     size = op.Div(op.Add(length, op.ints(levels - 1)), op.ints(levels))
-    level_of = op.Div(position, op.Max(size, op.ints(1)))
-    ones = op.Unsqueeze(op.float32(op.Equal(position, position)), op.ints(1))
-    keep = None if mask is None else op.Cast(mask, to=TensorProto.BOOL)
+    attend = _runs if mask is None else _masked_runs
+    return attend(op, q, k, v, alpha, mask, position, length, decay, levels, size)
+
+
+def _runs(  # type: ignore[no-untyped-def]
+    op: Body, q, k, v, alpha, _mask, _position, length, decay, levels: int, size
+) -> str:
+    """Each level with its own keys alone: a level that starts behind the last key has none, and attends to nothing."""
     total, weight = None, None
     for level in range(levels):
-        member = op.Equal(level_of, op.ints(level))
-        member = member if keep is None else op.And(keep, member)
+        start, end = op.Mul(size, op.ints(level)), op.Mul(size, op.ints(level + 1))
+        keys, values = (op.Slice(x, start, end, op.ints(2)) for x in (k, v))
+        scores = op.Mul(op.MatMul(q, op.Transpose(keys, perm=[0, 1, 3, 2])), op.Mul(alpha, op.Pow(decay, float(level))))
+        attended, share = op.MatMul(op.Softmax(scores, axis=-1), values), (level + 1) / levels
+        present = op.Mul(op.float32(op.Less(start, length)), share)
+        attended = op.Mul(attended, share) if share < 1 else attended
+        total = attended if total is None else op.Add(total, attended)
+        weight = present if weight is None else op.Add(weight, present)
+    return str(op.Div(total, weight))
+
+
+def _masked_runs(  # type: ignore[no-untyped-def]
+    op: Body, q, k, v, alpha, mask, position, _length, decay, levels: int, size
+) -> str:
+    """All keys for each level, of which it takes its own that the mask leaves."""
+    scores = op.Mul(op.MatMul(q, op.Transpose(k, perm=[0, 1, 3, 2])), alpha)
+    level_of = op.Div(position, op.Max(size, op.ints(1)))
+    ones = op.Unsqueeze(op.float32(op.Equal(position, position)), op.ints(1))
+    keep = op.Cast(mask, to=TensorProto.BOOL)
+    total, weight = None, None
+    for level in range(levels):
+        member = op.And(keep, op.Equal(level_of, op.ints(level)))
         inside = op.Where(member, op.Mul(scores, op.Pow(decay, float(level))), _LOWEST)
         probabilities = op.Where(member, op.Softmax(inside, axis=-1), 0.0)
         # What a level weighs where it has a key. A product, since reducing an axis without elements is no safe ground.
         present = op.float32(op.Greater(op.MatMul(probabilities, ones), 0.5))
         share = (level + 1) / levels
-        attended, present = op.Mul(op.MatMul(probabilities, values), share), op.Mul(present, share)
+        attended, present = op.Mul(op.MatMul(probabilities, v), share), op.Mul(present, share)
         total = attended if total is None else op.Add(total, attended)
         weight = present if weight is None else op.Add(weight, present)
     return str(op.Where(op.Greater(weight, 0.0), op.Div(total, weight), 0.0))

@@ -90,6 +90,7 @@ CASES = [
         {"y": "float B S 12"},
         {**HSTU, "norm": "group", "gate_activation": "sigmoid"},
     ),
+    Case("HSTUHierarchicalAttention", UVQK, {"y": "float B S 12"}, {**HSTU, "mode": "level_softmax", "num_levels": 3}),
     Case("HSTUHierarchicalAttention", {**UVQK, "mask": "bool B 1 S S"}, {"y": "float B S 12"},
          {**HSTU, "mode": "level_softmax", "num_levels": 3}),
     Case("HierarchicalSequenceFusion", {"x": "float B S 8", "level_embeddings": "float 3 8", "level_mask": "bool B S 3"},
