@@ -214,7 +214,7 @@ def debug(
     shapes.update({name: array.shape for name, array in (given or {}).items()})
     folders = base_dir, fused_dir or base_dir
     return room.with_room(
-        lambda: _diagnosed((first, second), folders, specs, given, rtol, seed, notes),
+        lambda: _diagnosed((first, second), folders, specs, given, rtol, seed, notes, library),
         needed_bytes(first, second, shapes),
         remedy="Give smaller inputs (--inputs FILE.npz), or use a larger machine.",
     )
@@ -228,6 +228,7 @@ def _diagnosed(
     rtol: float | None,
     seed: int,
     notes: list[str],
+    library: Choice,
 ) -> Diagnosis:
     (first, second), (base_dir, fused_dir) = models, folders
     by_value = tolerances(first)

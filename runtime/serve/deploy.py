@@ -229,7 +229,7 @@ def _unchecked(largest_batch: int) -> list[str]:
     return ["That the rows of a batch are independent of each other was not checked."] if largest_batch else []
 
 
-def _onnx_model(path: Path, server: str, verify: bool, library: Choice) -> _Model:
+def _onnx_model(path: Path, server: str, verify: bool, library: Choice = False) -> _Model:
     model = io.load(path)
     notes = [] if server != SERVER else _require_known(model, path)
     kernels = kernel_library.choose(model, library)

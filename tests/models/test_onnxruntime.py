@@ -31,7 +31,9 @@ USUAL = {
     "llama-script14-eager-dynamic",
     "distilbert-script14-eager-static",
 }
-RECOMMENDERS = [(name, exporter, opset) for name in recommenders.MODELS for exporter, opset in (("script", 17), ("dynamo", 20))]
+RECOMMENDERS = [
+    (name, exporter, opset) for name in recommenders.MODELS for exporter, opset in (("script", 17), ("dynamo", 20))
+]
 
 
 def nodes(model: ModelProto | Path) -> Counter[str]:

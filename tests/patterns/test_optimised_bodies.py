@@ -190,9 +190,7 @@ def optimised(made: ModelProto) -> Counter[str]:
         return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
-@pytest.mark.parametrize(
-    ("name", "opset"), [(name, opset) for name, form in FORMS.items() for opset in form.opsets]
-)
+@pytest.mark.parametrize(("name", "opset"), [(name, opset) for name, form in FORMS.items() for opset in form.opsets])
 def test_a_body_is_no_more_nodes_than_what_it_stands_for(name: str, opset: int) -> None:
     form = FORMS[name]
     read = set(re.findall(r"\w+", form.nodes))

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import subprocess
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from onnx_fuse.runtime.plugins import kernel_library_build
+from tests.plugin_csrc.onnxruntime.built import library
 
-ROOT = Path(__file__).parents[3]
-CACHE = ROOT / ".cache"
-
-
-@cache
-def library() -> Path:
-    """The kernel library of this tree, without a record; test processes wait for the first one to build it."""
-    CACHE.mkdir(exist_ok=True)
-    target = CACHE / "kernel_library"
-    with target.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return kernel_library_build.compiled(target)
+__all__ = ["library", "recorded", "telling"]
 
 
 def telling(path: Path, told: Any) -> Path:
