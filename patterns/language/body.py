@@ -93,25 +93,29 @@ class Body:
             return str(self.node("CastLike", value, other))
         return str(self.node("Cast", value, to=self.dtype or TensorProto.FLOAT))
 
+    def dims(self, value: str, start: int, end: int) -> str:
+        """Some dimensions of a value, from `start` up to `end`."""
+        if self.opset >= _SHAPE_RANGE_SINCE:
+            return str(self.node("Shape", value, start=start, end=end))
+        return str(self.node("Slice", self.node("Shape", value), self.ints(start), self.ints(end), self.ints(0)))
+
     def open_shape(self, value: str, *axes: int) -> str:
         """The shape of a value, with 0 at these axes: a target of Reshape, which takes such sizes over.
 
         It is a constant in ONNX Runtime where the other sizes are known, however little is known of the batch: the shape of a
         value is folded only where all of it is known, and that of a selection of nothing is.
         """
-        for axis in axes:
-            value = self.node("Gather", value, self.ints(), axis=axis)
-        return str(self.node("Shape", value))
+        return str(self.node("Shape", self._nothing_of(value, axes)))
 
     def size(self, value: str, axis: int, *others: int) -> str:
         """The size of an axis, [1]; a constant in ONNX Runtime where all sizes but those of the other axes are known."""
-        shape = self.open_shape(value, *others)
-        if self.opset < _SHAPE_RANGE_SINCE:
-            return str(self.node("Gather", shape, self.ints(axis)))
-        self.nodes[-1].attribute.extend(
-            helper.make_attribute(key, end) for key, end in (("start", axis), ("end", axis + 1))
-        )
-        return shape
+        return self.dims(self._nothing_of(value, others), axis, axis + 1)
+
+    def _nothing_of(self, value: str, axes: Sequence[int]) -> str:
+        """The value with no elements along these axes."""
+        for axis in axes:
+            value = self.node("Gather", value, self.ints(), axis=axis)
+        return value
 
     def last_size(self, value: str) -> str:
         """The size of the last axis, [1]; a constant in ONNX Runtime where it is known."""

@@ -112,6 +112,24 @@ class TestBodies:
         assert any(item.ref_attr_name == "beta" for node in body.node for item in node.attribute)
         assert_same_results(made, after)
 
+    def test_one_body_serves_all_sizes(self) -> None:
+        """No size is a constant in it: TensorRT would take those of the first body for all nodes."""
+        blocks, weights = "", {}
+        for number, (heads, size) in enumerate(((2, 4), (4, 2))):
+            weights[f"four{number}"] = np.array([0, 0, heads, size])
+            blocks += f"""
+                q{number} = Reshape(x, four{number}) qh{number} = Transpose<perm=[0, 2, 1, 3]>(q{number})
+                kt{number} = Transpose<perm=[0, 2, 3, 1]>(q{number}) s{number} = MatMul(qh{number}, kt{number})
+                t{number} = Mul(s{number}, scale) p{number} = Softmax<axis=-1>(t{number}) c{number} = MatMul(p{number}, qh{number})
+                m{number} = Transpose<perm=[0, 2, 1, 3]>(c{number}) y{number} = Reshape(m{number}, flat)"""
+        weights |= {"flat": np.array([0, 0, 8]), "scale": np.array(0.5, np.float32)}
+        made = model(f"(float[B,S,8] x) => (float[B,S,8] y) {{ {blocks} y = Add(y0, y1) }}", weights=weights)
+        result = onnx_fuse.fuse(made)
+        assert result.report.fused == {"FusedAttentionLayerNorm": 2}
+        assert sorted(attributes(node)["num_heads"] for node in fused_nodes(result.model)) == [2, 4]
+        assert len(result.model.functions) == 1
+        assert not result.report.warnings
+
     def test_other_inputs_make_another_body_and_a_warning(self) -> None:
         made = model(
             """(float[n,4] x, float[n,4] r) => (float[n,4] y) {

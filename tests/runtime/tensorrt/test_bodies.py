@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,19 @@ from onnx import ModelProto
 
 import onnx_fuse
 from onnx_fuse.errors import UsageError
+from onnx_fuse.runtime import EngineConfig, build, read_shapes
 from onnx_fuse.runtime.tensorrt import binding
 from onnx_fuse.runtime.tensorrt.parse import ParsedNetwork, parse, parse_network
 from tests import helpers
 from tests.helpers import Array
+from tests.patterns.test_bodies import CASES, node_and_body
 
 try:
     trt = binding.module()
 except UsageError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
+OPSETS = (13, 17, 23)
 RANDOM = np.random.default_rng(11)
 WEIGHTS: dict[str, Array] = {
     "heads": np.array([0, 0, 2, 4]),
@@ -210,6 +214,22 @@ def test_what_is_inlined_beforehand_parses_as_well() -> None:
     result = parse(bare)
     assert not result.accepted
     assert {issue.op_type for issue in result.errors} == {"FusedAttentionLayerNorm"}
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_the_bodies_of_all_operators_build(opset: int, tmp_path: Path) -> None:
+    """With a batch and a length that are open."""
+    path = tmp_path / "model.onnx"
+    for case in CASES[OPSETS.index(opset) :: len(OPSETS)]:
+        onnx.save(node_and_body(case, opset), path)
+        open_inputs = {name: told.split()[1:] for name, told in case.inputs.items() if {"B", "S"} & set(told.split())}
+        sizes = ({"B": "1", "S": "4"}, {"B": "2", "S": "8"}, {"B": "4", "S": "16"})
+        profiles = [
+            ":".join([name, *("x".join(size.get(dim, dim) for dim in dims) for size in sizes)])
+            for name, dims in open_inputs.items()
+        ]
+        build(path, tmp_path / "model.plan", EngineConfig(targets=["SM86"], profiles=read_shapes(profiles), plugins=[]))
+        assert (tmp_path / "model.plan").stat().st_size > 0, case
 
 
 @pytest.mark.parametrize("name", ["bert-script17-sdpa-dynamic", "gpt2-dynamo23-sdpa-dynamic"])
