@@ -123,7 +123,7 @@ class TestBodies:
                 t{number} = Mul(s{number}, scale) p{number} = Softmax<axis=-1>(t{number}) c{number} = MatMul(p{number}, qh{number})
                 m{number} = Transpose<perm=[0, 2, 1, 3]>(c{number}) y{number} = Reshape(m{number}, flat)"""
         weights |= {"flat": np.array([0, 0, 8]), "scale": np.array(0.5, np.float32)}
-        made = model(f"(float[B,S,8] x) => (float[B,S,8] y) {{ {blocks} y = Add(y0, y1) }}", weights=weights)
+        made = model(f"(float[B,S,8] x) => (float[B,S,8] y) {{ {blocks} y = Mul(y0, y1) }}", weights=weights)
         result = onnx_fuse.fuse(made)
         assert result.report.fused == {"FusedAttentionLayerNorm": 2}
         assert sorted(attributes(node)["num_heads"] for node in fused_nodes(result.model)) == [2, 4]
