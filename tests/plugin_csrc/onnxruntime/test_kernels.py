@@ -27,8 +27,8 @@ NAMES = sorted(told(library())["operators"])
 AVAILABLE = told(library())["available"]
 ROUNDING = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """One rounding to T, and where the exact number is close to the middle between two, the neighbour."""
-SUMS = 4e-6
-"""What the order of a sum in float32 costs, of the greatest number of an output."""
+SUMS = 1e-5
+"""What the order of sums in float32 costs, and what a softmax makes of that, of the greatest number of an output."""
 GUARD = 64
 """Bytes of NaN on either side of a tensor."""
 
