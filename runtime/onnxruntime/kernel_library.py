@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, OperatorSetIdProto, TensorProto, helper
 
 from onnx_fuse.errors import ModelError, PatternError, UsageError
 from onnx_fuse.passes.files import json_object
@@ -236,15 +236,16 @@ def choose(model: ModelProto | str | os.PathLike[str] | None, choice: Choice = N
 
 
 def _fused_nodes(model: ModelProto) -> Iterator[tuple[NodeProto, Mapping[str, int]]]:
-    """The nodes of our domain, each with the operator sets that it stands under; bodies of theirs are not looked into."""
-    yield from _of_domain(model.graph.node, model)
+    """The nodes of our domain, in functions too, each with the operator sets that it stands under."""
     for function in model.functions:
-        if function.domain != DOMAIN:
-            yield from _of_domain(function.node, function)
+        yield from _of_domain(function.node, function.opset_import)
+    yield from _of_domain(model.graph.node, model.opset_import)
 
 
-def _of_domain(nodes: Any, holder: ModelProto | FunctionProto) -> Iterator[tuple[NodeProto, Mapping[str, int]]]:
-    versions = {item.domain: item.version for item in holder.opset_import}
+def _of_domain(
+    nodes: Iterable[NodeProto], imports: Iterable[OperatorSetIdProto]
+) -> Iterator[tuple[NodeProto, Mapping[str, int]]]:
+    versions = {item.domain: item.version for item in imports}
     return ((node, versions) for node in nodes_of(nodes) if node.domain == DOMAIN)
 
 

@@ -254,6 +254,22 @@ def test_the_type_is_found_where_the_model_does_not_write_it_down(found: Path) -
         assert (choose(both).library is not None) == fits
 
 
+@pytest.mark.parametrize("domain", [DOMAIN, "my.ops"])
+def test_nodes_in_functions_count(found: Path, domain: str) -> None:
+    """Also in the body of an operator of the user's own: ONNX Runtime inlines that, and would run the kernel."""
+    for attribute, fits in (("lower", True), ("upper", False)):
+        inner = fused("InteractionTritonFast", triangle=attribute)
+        made = copied(inner)
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
+        body = helper.make_function(domain, "Own", ["E"], ["output"], [inner.graph.node[0]], imports)
+        made.functions.append(body)
+        del made.graph.node[:]
+        made.graph.node.append(helper.make_node("Own", ["E"], ["output"], domain=domain))
+        kernels = choose(made)
+        assert (kernels.library is not None) == fits
+        assert ("triangle='upper'" in kernels.reason) != fits
+
+
 def test_bodies_run_where_they_are_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = telling(tmp_path / "slow.so", {**TOLD, "instructions": "plain", "advised": False})
     monkeypatch.setenv(VARIABLE, str(slow))
