@@ -145,12 +145,8 @@ def costs(
     from onnx_fuse.runtime.plugins import aot
 
     kernels = aot.compile_variants(wanted, architectures, progress=progress)
-    images = [
-        (variant, image)
-        for (_, variant), kernel in zip(wanted, kernels, strict=True)
-        for image in kernel.images
-        if not image.ptx
-    ]
+    variants = {variant.name: variant for _, variant in wanted}
+    images = [(variants[kernel.name], image) for kernel in kernels for image in kernel.images if not image.ptx]
 
     def told(each: tuple[Variant, aot.Image]) -> dict[str, Any]:
         variant, image = each
@@ -228,6 +224,8 @@ def _started(case: Any, inputs: Mapping[str, Any]) -> None:
     folder = {name.replace("_", ""): name for name in _folders()}[case.operator.lower()]
     launch = importlib.import_module(f"onnx_fuse.plugin_csrc.operators.{folder}.kernel").launch
     given = dict(case.attributes)
+    if case.operator == "HSTUHierarchicalAttention":
+        given["architecture"] = cost_model.DEVICES[DEVICE].capability
     if case.operator == "FusedSwish":
         launch(inputs["x"], given["beta"])
     elif case.operator == "FusedEmbedLayerNorm":

@@ -72,11 +72,23 @@ CUfunction loadImage(KernelImage const& image) {
   return function;
 }
 
-Loaded load(KernelVariant const& variant) {
+// Of the current device.
+int architectureHere() {
   CUdevice device{};
   driver().check(driver().ctxGetDevice(&device), "cuCtxGetDevice");
-  int const architecture = 10 * attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
-                           attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+  return 10 * attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
+         attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+}
+
+KernelVariant const* lookUp(std::string const& name) {
+  KernelVariant const* const end = gr_kernel_variants + gr_kernel_variant_count;
+  KernelVariant const* const found =
+      std::find_if(gr_kernel_variants, end, [&](KernelVariant const& variant) { return name == variant.name; });
+  return found == end ? nullptr : found;
+}
+
+Loaded load(KernelVariant const& variant) {
+  int const architecture = architectureHere();
   std::vector<KernelImage const*> refused;
   while (true) {
     KernelImage const* best = nullptr;
@@ -160,12 +172,23 @@ int64_t KernelVariant::constant(std::string_view wanted) const {
 }
 
 KernelVariant const& findKernel(std::string const& name) {
-  for (int32_t index = 0; index < gr_kernel_variant_count; ++index) {
-    if (name == gr_kernel_variants[index].name) {
-      return gr_kernel_variants[index];
-    }
+  KernelVariant const* const found = lookUp(name);
+  if (found == nullptr) {
+    refuse("the library has no kernel ", name);
   }
-  refuse("the library has no kernel ", name);
+  return *found;
+}
+
+KernelVariant const& findKernel(std::string const& name, std::string const& otherwise) {
+  KernelVariant const* const first = lookUp(name);
+  KernelVariant const* const second = lookUp(otherwise);
+  if (first == nullptr || second == nullptr) {
+    return findKernel(first == nullptr ? otherwise : name);
+  }
+  int const architecture = architectureHere();
+  bool const built = std::any_of(first->images, first->images + first->imageCount,
+                                 [&](KernelImage const& image) { return !image.ptx && runsOn(image, architecture); });
+  return built ? *first : *second;
 }
 
 Arguments::Value& Arguments::add(char kind) {

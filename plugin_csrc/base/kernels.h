@@ -45,6 +45,8 @@ struct KernelVariant {
 
 // Refuses where nothing of this name was compiled.
 KernelVariant const& findKernel(std::string const& name);
+// The first if it has machine code for the current device, else the second: for kernels that only some architectures have.
+KernelVariant const& findKernel(std::string const& name, std::string const& otherwise);
 
 struct Grid {
   int64_t x{1};

@@ -14,7 +14,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from onnx_fuse.plugin_csrc.kernels.manifest import Variant
+from onnx_fuse.plugin_csrc.kernels.manifest import ARCHITECTURES, Variant
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 """Whether kernels run in Triton's interpreter, whose bfloat16 arithmetic is wrong and whose casts to bfloat16 truncate."""
@@ -50,7 +50,7 @@ def narrow(x, dtype: tl.constexpr):
     """float32 rounded to the nearest value of a type, ties to even."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
-        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits) & -65536
         x = bits.to(tl.float32, bitcast=True)
     return x.to(dtype)
 
@@ -154,11 +154,14 @@ def variant(
     num_warps: int = 4,
     num_stages: int = 2,
     aligned: bool = True,
+    architectures: frozenset[int] = frozenset(ARCHITECTURES),
 ) -> Variant:
     """A variant whose arguments are int32 unless `types` says otherwise; `*T` there is a pointer to the element type."""
     arguments = [argument for argument in function.arg_names if argument not in constants]
     signature = {argument: types.get(argument, "i32").replace("T", element) for argument in arguments}
-    return Variant(name, function, signature, constants, frozenset(divisible), num_warps, num_stages, aligned)
+    return Variant(
+        name, function, signature, constants, frozenset(divisible), num_warps, num_stages, aligned, architectures
+    )
 
 
 def table(*groups: tuple[str, str]) -> dict[str, str]:

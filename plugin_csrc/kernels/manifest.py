@@ -9,10 +9,13 @@ from typing import Any
 TYPES = ("fp32", "fp16", "bf16")
 """Element types that every operator has kernels for, in Triton's words."""
 
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+"""Compute capabilities that kernels are compiled for: 90 for sm_90."""
+
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel to be compiled for every architecture.
+    """One kernel to be compiled.
 
     Args:
         name: what the plugin asks for: the operator's file, the type and what else tells variants apart, joined by dots, such
@@ -24,6 +27,7 @@ class Variant:
         num_warps, num_stages: as in `triton.compile`.
         aligned: whether pointers are multiples of 16 bytes; if not, they are multiples of their element's size alone. Plugins
             launch no kernel on other pointers.
+        architectures: that it is compiled for.
     """
 
     name: str
@@ -34,3 +38,4 @@ class Variant:
     num_warps: int = 4
     num_stages: int = 2
     aligned: bool = True
+    architectures: frozenset[int] = frozenset(ARCHITECTURES)

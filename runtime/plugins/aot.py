@@ -22,11 +22,11 @@ from typing import Any
 
 from onnx_fuse import installation
 from onnx_fuse.errors import UsageError
+from onnx_fuse.plugin_csrc.kernels import manifest
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
 from onnx_fuse.versions import __version__
 
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-"""Compute capabilities that kernels are compiled for: 90 for sm_90."""
+ARCHITECTURES = manifest.ARCHITECTURES
 PTX_ARCHITECTURE = 80
 """The oldest of them, whose PTX later GPUs without machine code of their own translate."""
 
@@ -118,7 +118,8 @@ def compile_variants(
     jobs: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Kernel]:
-    """Compiles variants, each of a function at the top of a module (its name, or the path of a .py file).
+    """Compiles variants, each of a function at the top of a module (its name, or the path of a .py file), without those that are
+    for none of the architectures.
 
     Triton's own cache (TRITON_CACHE_DIR) makes it quick when little has changed.
 
@@ -134,7 +135,9 @@ def compile_variants(
         )
     require_triton()
     tasks = [
-        (module, item.function.__name__, replace(item, function=None), tuple(architectures)) for module, item in wanted
+        (module, item.function.__name__, replace(item, function=None), chosen)
+        for module, item in wanted
+        if (chosen := tuple(each for each in architectures if each in item.architectures))
     ]
     kernels: list[Kernel] = []
     # Whether Triton interprets or compiles is settled when a kernel is defined: compiling has processes of its own.

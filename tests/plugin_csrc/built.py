@@ -57,9 +57,10 @@ def library(sanitizers: str = "") -> Path:
 
 def _kernel(variant: Variant) -> aot.Kernel:
     symbol, threads = variant.function.__name__, 32 * variant.num_warps
-    data = {False: b"\x7fELF", True: b".version"}
+    data = {False: b"\x7fELF", True: b".version"} if ARCHITECTURE in variant.architectures else {False: b"\x7fELF"}
+    architecture = ARCHITECTURE if ARCHITECTURE in variant.architectures else min(variant.architectures)
     images = [
-        aot.Image(ARCHITECTURE, ptx, symbol, threads, 0, len(text), zlib.compress(text)) for ptx, text in data.items()
+        aot.Image(architecture, ptx, symbol, threads, 0, len(text), zlib.compress(text)) for ptx, text in data.items()
     ]
     return aot.Kernel(variant.name, aot.letters(variant), aot.numbers(variant), tuple(images), aot.alignment(variant))
 

@@ -7,11 +7,14 @@ the output costs is always allowed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
@@ -32,7 +35,7 @@ def _memory(address: int, size: int) -> Any:
 
 
 def _as(memory: Any, kind: str) -> Any:
-    dtype = {**TYPES, "i32": torch.int32}[kind]
+    dtype = {**TYPES, "i32": torch.int32, "i8": torch.int8}[kind]
     return memory[: len(memory) // dtype.itemsize * dtype.itemsize].view(dtype)
 
 
@@ -58,6 +61,44 @@ def start(chosen: Variant, programs: int, *arguments: Any) -> None:
     ]
     if programs:
         interpret(chosen, (programs,), seen)
+
+
+@contextlib.contextmanager
+def within_memory() -> Iterator[None]:
+    """Kernels that run inside read and write nothing but the tensors that they are given."""
+    from triton.runtime import interpreter
+
+    known: list[tuple[int, int]] = []
+    builder = interpreter.InterpreterBuilder
+
+    def checked(before: Callable[..., Any], what: str) -> Callable[..., Any]:
+        def run(self: Any, pointers: Any, *rest: Any, **options: Any) -> Any:
+            mask = rest[0 if what == "load" else 1]
+            places = pointers.data.astype(np.int64)
+            used = places[np.broadcast_to(mask.data, places.shape).astype(bool)] if mask is not None else places.ravel()
+            size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+            inside = np.zeros(used.shape, bool)
+            for first, end in known:
+                inside |= (used >= first) & (used + size <= end)
+            assert inside.all(), f"a {what} of {(~inside).sum()} elements outside of all tensors"
+            return before(self, pointers, *rest, **options)
+
+        return run
+
+    def launched(chosen: Variant, grid: tuple[int, ...], arguments: Sequence[Any]) -> None:
+        known[:] = [
+            (item.data_ptr(), item.data_ptr() + item.numel() * item.element_size())
+            for item in arguments
+            if isinstance(item, torch.Tensor)
+        ]
+        original(chosen, grid, arguments)
+
+    original = interpret
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "create_masked_load", checked(builder.create_masked_load, "load"))
+        patch.setattr(builder, "create_masked_store", checked(builder.create_masked_store, "store"))
+        patch.setitem(globals(), "interpret", launched)
+        yield
 
 
 def drawn(shape: Iterable[int], dtype: Any, seed: int = 0, magnitude: float = 1.0) -> Any:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton")
+errors = pytest.importorskip("triton.runtime.errors")
 torch = pytest.importorskip("torch")
 
 from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention import kernel as hstu_hierarchical_attention
-from tests.plugin_csrc.reference import TYPES, check, drawn, normalised
+from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention import tiles
+from tests.plugin_csrc.reference import TYPES, check, drawn, normalised, within_memory
 
 types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 
@@ -94,6 +95,7 @@ def run(*given: Any, **how: Any) -> None:
     """Launch and reference on q, k, v, bias, mask, scale, lengths, u, gamma, beta."""
     names = ("bias", "mask", "scale", "lengths", "u", "gamma", "beta")
     y = hstu_hierarchical_attention.launch(*given[:3], **dict(zip(names, given[3:], strict=True)), **how)
+    how = {name: value for name, value in how.items() if name != "architecture"}
     check(y, lambda *inputs: silu(*inputs, how), *given)
 
 
@@ -166,6 +168,96 @@ def test_long_rows_do_not_vanish(dtype: Any, magnitude: float) -> None:
     """1/N is for the float32 sum: weights divided by 4096 would be subnormal in float16."""
     given = [drawn((1, 130, 16), dtype, seed, magnitude) for seed in range(3)]
     run(*given, *[None] * 7, num_heads=1, norm_length=4096.0)
+
+
+half_types = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+architectures = pytest.mark.parametrize("architecture", [80, 90])
+
+
+@half_types
+@architectures
+@pytest.mark.parametrize("extra", hstu_hierarchical_attention.EXTRAS.values())
+def test_tiles(dtype: Any, architecture: int, extra: str) -> None:
+    """Every kind of bias and mask; a tile of rows that is full and one that is not, which has a tile of keys before its diagonal."""
+    given = operands(dtype, 1, 136, 2, 32, 32)
+    bias = drawn((1, 2, 136, 136), torch.float32 if "32" in extra else dtype, 4) if "bias" in extra else None
+    mask = masks("holes", 1, 136) if "mask" in extra else None
+    settings = {
+        "num_heads": 2,
+        "alpha": 0.3,
+        "causal": True,
+        "bias_order": "inside_alpha",
+        "architecture": architecture,
+    }
+    with within_memory():
+        run(*given, bias, mask, None, torch.tensor([133]), None, None, None, **settings)
+
+
+@architectures
+@pytest.mark.parametrize("size, length", [(32, 8), (64, 129), (64, 256), (128, 130), (256, 72), (256, 130)])
+def test_tiles_of_every_head(architecture: int, size: int, length: int) -> None:
+    dtype = torch.float16 if length % 8 else torch.bfloat16
+    given = operands(dtype, 1, length, 1, size, size)
+    with within_memory():
+        run(*given, *[None] * 7, num_heads=1, alpha=size**-0.5, causal=length == 256, architecture=architecture)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 136), (1, 2, 136, 136), (1, 1, 1, 136), (2, 2, 136, 136)])
+def test_tiles_of_a_bias_and_a_mask_that_broadcast(shape: tuple[int, ...]) -> None:
+    given = operands(torch.bfloat16, 2, 136, 2, 32, 32)
+    bias, mask = drawn(shape, torch.bfloat16, 4), drawn(tuple(reversed(shape[:2])) + shape[2:], torch.float32, 5) > 0
+    u, gamma, beta = (
+        drawn(given[2].shape, torch.bfloat16, 8),
+        drawn((2,), torch.bfloat16, 6),
+        drawn((2,), torch.bfloat16, 7),
+    )
+    how = {"norm": "group", "gate_activation": "silu", "epsilon": 1e-6, "architecture": 90}
+    with within_memory():
+        run(*given, bias, mask, None, torch.tensor([136, 0]), u, gamma, beta, num_heads=2, alpha=0.2, **how)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("magnitude", [1.0, 3.0])
+def test_tanh_may_be_as_wrong_as_is_promised(monkeypatch: pytest.MonkeyPatch, sign: int, magnitude: float) -> None:
+    """tanh.approx.f32 may be off by 2^-11, relative: everywhere in the same direction here, which is the worst."""
+    monkeypatch.setattr(tiles, "TANH_ERROR", sign * 2.0**-11)
+    given = [drawn((1, 136, 64), torch.bfloat16, seed, magnitude if seed < 2 else 1.0) for seed in range(3)]
+    run(*given, *[None] * 7, num_heads=2, alpha=32**-0.5, architecture=90)
+    x = torch.linspace(-20, 20, 4001, dtype=torch.float64)
+    half = x / 2
+    made = half * torch.tanh(half) * (1 + tiles.TANH_ERROR) + half
+    assert (made - torch.nn.functional.silu(x)).abs().le(half.abs() * 2.0**-11).all(), "what tiles.py says of a weight"
+
+
+def test_a_read_outside_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `within_memory` is for: here the rows of a bias are twice as long as they are said to be."""
+    given = operands(torch.bfloat16, 1, 136, 1, 32, 32)
+    monkeypatch.setattr(hstu_hierarchical_attention, "strides_of", lambda tensor, axes: [0, 0, 272, 1][-axes:])
+    with pytest.raises(errors.InterpreterError, match="outside of all tensors"), within_memory():
+        run(*given, drawn((1, 1, 136, 136), torch.bfloat16), *[None] * 6, num_heads=1)
+
+
+@half_types
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_bias_takes_keys_out(dtype: Any, wide: bool) -> None:
+    """However negative it is, the weight is 0, as that of float32 is."""
+    kind = torch.float32 if wide else dtype
+    bias = torch.where(masks("holes", 1, 136), 0.0, -1e4 if not wide else torch.finfo(kind).min).to(kind)
+    given = operands(dtype, 1, 136, 2, 32, 32)
+    run(*given, bias, *[None] * 6, num_heads=2, alpha=0.2, architecture=90)
+
+
+@half_types
+@architectures
+def test_what_stands_beyond_the_lengths_is_not_looked_at(dtype: Any, architecture: int) -> None:
+    lengths = torch.tensor([133, 128])
+    given = operands(dtype, 2, 200, 1, 32, 32)
+    whole = hstu_hierarchical_attention.launch(*given, lengths=lengths, num_heads=1, architecture=architecture)
+    for sample, length in enumerate(lengths):
+        for tensor in given:
+            tensor[sample, length:] = torch.nan
+    again = hstu_hierarchical_attention.launch(*given, lengths=lengths, num_heads=1, architecture=architecture)
+    assert torch.equal(whole, again)
 
 
 @types

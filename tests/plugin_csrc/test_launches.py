@@ -156,10 +156,12 @@ def hstu(
     heads: int = 2,
     value_size: int | None = None,
     dtype: Any = HALF,
+    length: int = 33,
+    architecture: int = 80,
     more: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Case:
-    length, width = 33, heads * (size if value_size is None else value_size)
+    width = heads * (size if value_size is None else value_size)
     inputs = {name: tensor(2, length, heads * size, dtype=dtype) for name in ("q", "k")}
     inputs |= {"v": tensor(2, length, width, dtype=dtype), **(more or {})}
     attributes: dict[str, Any] = {
@@ -180,7 +182,7 @@ def hstu(
         "HSTUHierarchicalAttention",
         attributes,
         inputs,
-        lambda: hstu_hierarchical_attention.launch(**inputs, **attributes),
+        lambda: hstu_hierarchical_attention.launch(**inputs, **attributes, architecture=architecture),
         ("y",),
     )
 
@@ -294,6 +296,10 @@ CASES = [
     hstu(64, heads=1, norm="layer", norm_length=50.0, more={"u": tensor(2, 33, 64), "lengths": tensor(2, dtype=torch.int32)}),
     hstu(64, norm="group", more={"u": tensor(2, 33, 128), "gamma": tensor(2), "beta": tensor(2)}),
     hstu(64, bias_order="inside_alpha", more={"bias": tensor(1, 2, 33, 33), "mask": tensor(2, 1, 1, 33, dtype=torch.bool), "scale": tensor(2, 1, 1, 1, dtype=FLOAT)}),
+    hstu(32, length=200, more={"bias": tensor(1, 2, 200, 200), "mask": tensor(2, 1, 1, 200, dtype=torch.bool)}),
+    hstu(128, length=16, dtype=torch.bfloat16, more={"bias": tensor(1, 1, 16, 16, dtype=FLOAT), "lengths": tensor(2, dtype=torch.int64)}),
+    hstu(256, length=16, more={"mask": tensor(2, 1, 16, 16, dtype=torch.bool)}),
+    hstu(64, length=16, more={"bias": tensor(2, 1, 16, 16, dtype=FLOAT), "mask": tensor(2, 1, 16, 16, dtype=torch.bool)}),
     hstu(64, mode="level_softmax", num_levels=3, decay=0.9, more={"mask": tensor(2, 1, 33, 33)}),
     hstu(100, mode="level_softmax", num_levels=2),
     hstu(64, mode="level_softmax", num_levels=2, more={"mask": tensor(2, 1, 33, 1, dtype=torch.bool)}),
@@ -326,9 +332,22 @@ def described(tensor: Any) -> list[Any]:
 
 
 def test_plugins_launch_what_the_kernels_launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check(CASES, monkeypatch, tmp_path)
+
+
+def test_large_tiles_are_for_the_architectures_that_have_the_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cases = [hstu(size, dtype=torch.bfloat16, architecture=90) for size in (32, 256)]
+    cases.append(hstu(64, length=136, architecture=90, more={"bias": tensor(1, 1, 136, 136)}))
+    check(cases, monkeypatch, tmp_path, FAKE_CUDA_SM="90")
+
+
+def check(cases: Sequence[Case], monkeypatch: pytest.MonkeyPatch, folder: Path, **environment: str) -> None:
+    """The plugins of these nodes enqueue what their kernels' own `launch` starts."""
     runs, expected = [], []
     alive = []  # outputs, whose addresses must not be given to others
-    for case in CASES:
+    for case in cases:
         launches, made = launched(monkeypatch, case.launch)
         made = made if isinstance(made, tuple) else (made,)
         alive.append(made)
@@ -345,7 +364,7 @@ def test_plugins_launch_what_the_kernels_launch(monkeypatch: pytest.MonkeyPatch,
             }
         )
         expected.append(launches)
-    for case, run, launches, found in zip(CASES, runs, expected, enqueued(runs, tmp_path), strict=True):
+    for case, run, launches, found in zip(cases, runs, expected, enqueued(runs, folder, **environment), strict=True):
         told = f"{case.name} of {[item[:2] for item in run['inputs']]}"
         assert "error" not in found, f"{told}: {found}"
         if launches:

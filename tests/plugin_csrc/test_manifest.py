@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 import onnx_fuse
 from onnx_fuse.plugin_csrc.kernels import linear, norm_rows
-from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
+from onnx_fuse.plugin_csrc.kernels.manifest import ARCHITECTURES, TYPES, Variant
 from onnx_fuse.plugin_csrc.operators import catalogue
 from onnx_fuse.plugin_csrc.operators.fm_interaction import kernel as fm_interaction
 from onnx_fuse.plugin_csrc.operators.fused_attention_layer_norm import kernel as fused_attention_layer_norm
@@ -71,7 +71,7 @@ def test_every_kernel_is_compiled() -> None:
 
 
 def test_names_are_unique_and_variants_are_few() -> None:
-    assert len(NAMES) == len(VARIANTS) <= 116
+    assert len(NAMES) == len(VARIANTS) <= 200
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
@@ -82,16 +82,19 @@ def test_a_variant_describes_its_function(variant: Variant) -> None:
     assert variant.signature.keys().isdisjoint(variant.constants)
     assert set(variant.divisible) <= {name for name, kind in variant.signature.items() if kind in ("i32", "i64")}
     assert variant.aligned != variant.name.endswith(".any")
-    assert set(variant.signature.values()) <= {f"*{each}" for each in (*TYPES, "i32")} | {"i32", "i64", "fp32"}
+    assert set(variant.signature.values()) <= {f"*{each}" for each in (*TYPES, "i32", "i8")} | {"i32", "i64", "fp32"}
 
 
 def test_each_type_has_the_same_variants() -> None:
-    """Except for attention's projection as an epilogue, which is not needed for any shape."""
+    """Except for what makes 16-bit types faster and is not needed for any shape: attention's projection as an epilogue, and tiles
+    of HSTU, which take the heads of 32 that float32 has in its other kernel."""
     kinds = Counter(name.replace(element, "T") for name in NAMES for element in TYPES if f".{element}" in name)
-    assert {kind for kind, count in kinds.items() if count != len(TYPES)} == {
+    assert {kind for kind, count in kinds.items() if count != len(TYPES) and ".tiles." not in kind} == {
         "fused_attention_layer_norm.projected.T.h128",
         "fused_attention_layer_norm.projected.T.h512",
+        "hstu_hierarchical_attention.silu.T.d32",
     }
+    assert {count for kind, count in kinds.items() if ".tiles." in kind} == {2}
 
 
 SIZES = [*range(8, 257), 1, 3]
@@ -116,14 +119,14 @@ def test_no_shape_is_without_a_variant(element: str) -> None:
         picked.append(fused_attention_layer_norm.pick(element, size, value_size))
     if element != "fp32":
         picked += [fused_attention_layer_norm.pick_projected(element, 64, 64, width) for width in (16, 128, 144, 512)]
+        for size, kinds, large in itertools.product(
+            (32, 64, 128, 256), hstu_hierarchical_attention.EXTRAS, (False, True)
+        ):
+            picked.append(hstu_hierarchical_attention.pick_tiles(element, size, size, 200, kinds, True, large))
     for variant in picked:
         assert variant is not None
         known = NAMES[variant.name]
-        assert (variant.constants, variant.signature, variant.divisible) == (
-            known.constants,
-            known.signature,
-            known.divisible,
-        )
+        assert variant == known
     assert {variant.name for variant in picked if variant} == {name for name in NAMES if f".{element}" in name}
 
 
@@ -137,6 +140,35 @@ def test_a_variant_is_large_enough_for_what_it_is_picked_for(size: int) -> None:
             assert module_variant is not None
             assert module_variant.constants["SIZE"] >= size
             assert not module_variant.divisible or size % 16 == 0
+
+
+@pytest.mark.parametrize(
+    "size, value_size, length, kinds, dense",
+    [
+        (64, 32, 200, (0, 0), True),
+        (48, 48, 200, (0, 0), True),
+        (64, 64, 201, (1, 0), True),
+        (64, 64, 200, (1, 0), False),
+        (64, 64, 200, (2, 3), True),
+        (64, 64, 200, (0, 1), True),
+    ],
+)
+def test_what_tiles_do_not_take(size: int, value_size: int, length: int, kinds: tuple[int, int], dense: bool) -> None:
+    for large in (False, True):
+        pick = hstu_hierarchical_attention.pick_tiles
+        assert pick("bf16", size, value_size, length, kinds, dense, large) is None
+        assert pick("fp32", 64, 64, 200, (0, 0), True, large) is None
+        assert pick("bf16", 64, 64, 201, (0, 0), False, large) is not None
+
+
+def test_every_architecture_has_a_kernel() -> None:
+    """Of those that only some architectures have there are two, which have them all."""
+    for variant in VARIANTS:
+        other = NAMES.get(
+            variant.name.removesuffix(".large") if variant.name.endswith(".large") else f"{variant.name}.large"
+        )
+        others = other.architectures if other else frozenset()
+        assert variant.architectures | others == set(ARCHITECTURES) and not variant.architectures & others
 
 
 def test_what_has_no_variant_is_refused() -> None:
@@ -162,6 +194,8 @@ for variant in catalogue.variants():
     source = ASTSource(variant.function, signature, dict(variant.constants), attributes)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
     for architecture, kilobytes in ((80, 99), (90, 227)):
+        if architecture not in variant.architectures:
+            continue
         made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
         assert made.metadata.shared <= kilobytes * 1024, (variant.name, architecture, made.metadata.shared)
         assert made.metadata.global_scratch_size == made.metadata.profile_scratch_size == 0, variant.name
@@ -178,6 +212,8 @@ SAMPLE = (
     "fused_swish.fp16",
     "hierarchical_sequence_fusion.bf16.l16",
     "hstu_hierarchical_attention.silu.fp16.d64",
+    "hstu_hierarchical_attention.tiles.fp16.d128.bias.mask",
+    "hstu_hierarchical_attention.tiles.bf16.d64.mask.large",
     "interaction_triton_fast.fp16.f32",
     "linear.fp32.h128",
     "norm_rows.fp16.1024",

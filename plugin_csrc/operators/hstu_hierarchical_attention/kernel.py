@@ -11,10 +11,14 @@
 
 Keys at and beyond `lengths` do not count, rows there are 0. Norm and gate are part of the kernel where the norm is that of one
 head; a LayerNorm over several heads is a second launch, of norm_rows.
+
+"silu" has two kernels: `hstu_tiles` for the heads and inputs that occur most, with what there is as constants (`pick_tiles`), and
+`hstu_silu`, which asks inside its loop, for all others.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,8 +47,9 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     tile,
     variant,
 )
-from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
+from onnx_fuse.plugin_csrc.kernels.manifest import ARCHITECTURES, TYPES, Variant
 from onnx_fuse.plugin_csrc.kernels.norm_rows import GATES, NO_GATE, activate
+from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention.tiles import step
 
 
 @triton.jit
@@ -228,6 +233,131 @@ def hstu_silu(
 
 
 @triton.jit
+def hstu_tiles(
+    q,
+    k,
+    v,
+    bias,
+    mask,
+    scale,
+    lengths,
+    u,
+    gamma,
+    beta,
+    output,
+    length,
+    heads,
+    size,
+    value_size,
+    bias_batch,
+    bias_head,
+    bias_row,
+    bias_column,
+    mask_batch,
+    mask_head,
+    mask_row,
+    mask_column,
+    scale_batch,
+    scale_row,
+    lengths_step,
+    gamma_head,
+    gamma_column,
+    beta_head,
+    beta_column,
+    alpha,
+    bias_factor,
+    inverse_length,
+    epsilon,
+    causal,
+    head_norm,
+    activation,
+    bias_kind,
+    mask_kind,
+    scale_kind,
+    lengths_kind,
+    gamma_kind,
+    beta_kind,
+    output_kind,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SIZE: tl.constexpr,
+    BIAS: tl.constexpr,
+    MASK: tl.constexpr,
+    TANH: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """`hstu_silu` for heads of SIZE: see tiles.py. Strides of bias and mask are multiples of 8 and their last axes dense; `size`,
+    `value_size`, bias_kind and mask_kind are told by constants. Where SCALED, the weights lack the factor alpha."""
+    SCALED: tl.constexpr = (
+        BIAS == ABSENT and not TANH and v.dtype.element_ty == tl.bfloat16
+    )  # float16 might not hold them
+    tiles = tl.cdiv(length, ROWS)
+    tile_row = tiles - 1 - tl.program_id(0) % tiles  # the longest first, where the mask is causal
+    head = tl.program_id(0) // tiles % heads
+    batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
+    limit = valid_length(lengths, lengths_kind, lengths_step, batch, length)
+
+    part = tl.arange(0, SIZE)
+    row = tile_row * ROWS + tl.arange(0, ROWS)
+    width = heads * SIZE
+    start_of_head = batch * length * width + head * SIZE
+    offsets = start_of_head + row.to(tl.int64)[:, None] * width + part[None, :]
+    inside = (row < length)[:, None]
+    queries = tl.load(q + offsets, mask=inside, other=0.0)
+    first_row = tl.cast(tile_row * ROWS, tl.int64)
+    near = tl.minimum(
+        tl.arange(0, ROWS), length - 1 - tile_row * ROWS
+    )  # what is read for rows beyond the end is that of the last
+    bias_step = bias_row // 8 * 8
+    bias += (bias_batch // 8 * batch + bias_head // 8 * head + bias_row // 8 * first_row) * 8
+    mask_step = mask_row // 8 * 8
+    mask += (mask_batch // 8 * batch + mask_head // 8 * head + mask_row // 8 * first_row) * 8
+
+    end = tl.where(tile_row * ROWS < limit, limit, 0)
+    full = tl.where(causal != 0, tl.minimum(end, tile_row * ROWS), end) // COLUMNS * COLUMNS
+    end = tl.where(causal != 0, tl.minimum(end, (tile_row + 1) * ROWS), end)
+    bound = tl.where(causal != 0, tl.minimum(limit, row + 1), limit)
+    o = tl.zeros([ROWS, SIZE], tl.float32)
+    for first in tl.range(0, full, COLUMNS, num_stages=STAGES):
+        o = step(
+            o, queries, k + start_of_head, v + start_of_head, bias, mask, near * bias_step, near * mask_step, first, bound, limit,
+            width, alpha, bias_factor, False, BIAS, MASK, TANH, SCALED, COLUMNS,
+        )  # fmt: skip
+    for first in tl.range(full, end, COLUMNS, num_stages=1):
+        o = step(
+            o, queries, k + start_of_head, v + start_of_head, bias, mask, near * bias_step, near * mask_step, first, bound, limit,
+            width, alpha, bias_factor, True, BIAS, MASK, TANH, SCALED, COLUMNS,
+        )  # fmt: skip
+
+    factor = load_optional(scale, scale_kind, batch * scale_batch + row * scale_row, row < length, inverse_length)
+    if SCALED:
+        factor *= alpha
+    finish(
+        o * factor[:, None],
+        u,
+        gamma,
+        beta,
+        output,
+        offsets,
+        head,
+        row,
+        limit,
+        inside & (part < SIZE)[None, :],
+        SIZE,
+        gamma_head,
+        gamma_column,
+        beta_head,
+        beta_column,
+        epsilon,
+        head_norm,
+        activation,
+        gamma_kind,
+        beta_kind,
+        output_kind,
+    )
+
+
+@triton.jit
 def hstu_level_softmax(
     q,
     k,
@@ -381,11 +511,13 @@ def held_size(size: int, value_size: int, dense: bool) -> tuple[int, bool] | Non
 
 def pick(element: str, mode: str, size: int, value_size: int, dense: bool = True) -> Variant | None:
     """The variant for heads of these sizes; None for heads larger than 256. Sizes that are no multiples of 16 have `.any`, as has
-    a bias or mask that broadcasts its last axis."""
+    a bias or mask that broadcasts its last axis. In 16-bit types heads of 32 mostly have a variant of `pick_tiles`."""
     found = held_size(size, value_size, dense)
     if found is None:
         return None
     held, aligned = found
+    if mode == "silu" and aligned and element != "fp32":
+        held = max(held, 64)
     if mode == "level_softmax":  # seldom used: two variants for each type
         held, aligned = (64, True) if held <= 64 and aligned else (256, False)
     function, types = (hstu_silu, _SILU_TYPES) if mode == "silu" else (hstu_level_softmax, _LEVEL_TYPES)
@@ -406,9 +538,58 @@ def pick(element: str, mode: str, size: int, value_size: int, dense: bool = True
     )
 
 
+LARGE = frozenset({90, 100})
+"""Architectures that have the shared memory for large tiles; the others have 99 KB, or share machine code with those that do."""
+TILES = {
+    # Head -> rows, columns and stages of the loads.
+    True: {32: (128, 128, 2), 64: (128, 128, 2), 128: (128, 128, 2), 256: (128, 64, 2)},
+    False: {32: (128, 64, 2), 64: (128, 64, 2), 128: (128, 64, 2), 256: (64, 64, 1)},
+}
+EXTRAS = {
+    # Kinds of bias and mask -> the end of the variant's name. What is not here is seldom, and taken by `hstu_silu`.
+    (0, 0): "",
+    (1, 0): ".bias",
+    (2, 0): ".bias32",
+    (0, 3): ".mask",
+    (1, 3): ".bias.mask",
+}
+
+
+def pick_tiles(
+    element: str, size: int, value_size: int, length: int, kinds: tuple[int, int], dense: bool, large: bool
+) -> Variant | None:
+    """The variant of `hstu_tiles`, `.large` for the architectures in `LARGE`; None where there is none: for float32, heads of other
+    sizes, kinds of bias and mask that `EXTRAS` does not have, and those whose rows do not begin at multiples of 8 elements."""
+    extra = EXTRAS.get(kinds)
+    if element == "fp32" or size != value_size or size not in TILES[large] or extra is None:
+        return None
+    if extra and (length % 8 or not dense):
+        return None
+    rows, columns, stages = TILES[large][size]
+    bias, mask = kinds
+    constants = {
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "SIZE": size,
+        "BIAS": bias,
+        "MASK": mask,
+        # Where special instructions would bind, and no bias takes keys out by a large number.
+        "TANH": element == "bf16" and size <= 64 and not bias,
+        "STAGES": stages,
+    }
+    types = {**_SILU_TYPES, "bias": "*fp32" if bias == 2 else "*T", "mask": "*i8"}
+    name = f"hstu_hierarchical_attention.tiles.{element}.d{size}{extra}" + ".large" * large
+    where = LARGE if large else frozenset(ARCHITECTURES) - LARGE
+    return variant(name, hstu_tiles, element, types, constants, num_warps=8, num_stages=stages, architectures=where)
+
+
 def variants() -> Iterator[Variant]:
-    silu = [("silu", size) for size in (32, 64, 128, 256, 63, 255)]
     for element in TYPES:
+        for large, size, kinds in itertools.product((False, True), TILES[True], EXTRAS):
+            tiled = pick_tiles(element, size, size, 8, kinds, True, large)
+            if tiled is not None:
+                yield tiled
+        silu = [("silu", size) for size in (32, 64, 128, 256, 63, 255) if element == "fp32" or size != 32]
         for mode, size in (*silu, ("level_softmax", 64), ("level_softmax", 256)):
             chosen = pick(element, mode, size, size)
             assert chosen is not None
@@ -438,6 +619,7 @@ def launch(
     mode: str = "silu",
     num_levels: int = 1,
     decay: float = 0.9,
+    architecture: int = 80,
 ) -> Any:
     """y [B, N, h dv] of the type T of q, k [B, N, h d] and v, u [B, N, h dv].
 
@@ -455,6 +637,7 @@ def launch(
     alpha, bias_factor (1, or alpha for "inside_alpha"), inverse_length (1 / norm_length, 1 / N where that is 0),
     epsilon; causal, head_norm, activation (`GATES`, 0 without u or where norm_rows does it); kinds of bias, mask, scale,
     lengths, gamma, beta, output.
+    `hstu_tiles` and `hstu_silu` take the same.
     Of "level_softmax": the same without bias, scale, u, causal and their like, with levels, decay, alpha, epsilon; see the
     signature. Grid of both: B h ceil(N / ROWS).
     """
@@ -462,7 +645,12 @@ def launch(
 
     batch, length, width = q.shape
     size, value_size = width // num_heads, v.shape[-1] // num_heads
-    chosen = pick(element_of(q), mode, size, value_size, are_dense(length, bias, mask))
+    dense = are_dense(length, bias, mask)
+    chosen = pick(element_of(q), mode, size, value_size, dense)
+    if mode == "silu":
+        kinds_of_both = (kind_of(bias, q), kind_of(mask, q))
+        tiled = pick_tiles(element_of(q), size, value_size, length, kinds_of_both, dense, architecture in LARGE)
+        chosen = tiled or chosen
     if chosen is None:
         raise ValueError(f"heads of {max(size, value_size)}: at most 256 are taken")
     if mode == "level_softmax" and (causal or any(item is not None for item in (bias, scale, u))):

@@ -57,7 +57,9 @@ class HSTUHierarchicalAttention final : public Operator {
     int64_t const length = q.size(1);
     int64_t const valueSize = v.size(2) / mHeads;
     bool const isDense = run.aligned() && run.isDense({"bias", "mask"}, length);
-    KernelVariant const& kernel = findKernel(kernelName(run.type(), q.size(2) / mHeads, valueSize, isDense));
+    std::string const tiled = tilesName(run, q.size(2) / mHeads, valueSize, isDense);
+    KernelVariant const& kernel = tiled.empty() ? findKernel(kernelName(run.type(), q.size(2) / mHeads, valueSize, isDense))
+                                                : findKernel(tiled + ".large", tiled);
     bool const headNorm = mNorm != Norm::kNone && !isNormedAfter();
     Arguments arguments;
     arguments.pointer(q.data).pointer(run.input("k").data).pointer(v.data);
@@ -114,11 +116,31 @@ class HSTUHierarchicalAttention final : public Operator {
   // As `pick` in hstu_hierarchical_attention.py.
   std::string kernelName(char const* type, int64_t size, int64_t valueSize, bool dense) const {
     HeldSize held = heldSize(size, valueSize, dense);
+    if (!mLevels && held.aligned && type != std::string("fp32")) {
+      held.size = std::max<int64_t>(held.size, 64);
+    }
     if (mLevels) {
       bool const small = held.aligned && held.size <= 64;
       held = {small ? 64 : 256, small};
     }
     return std::string("hstu_hierarchical_attention.") + (mLevels ? "level_softmax." : "silu.") + type + "." + held.suffix();
+  }
+
+  // As `pick_tiles` there; empty where it has none.
+  std::string tilesName(Run const& run, int64_t size, int64_t valueSize, bool dense) const {
+    int32_t const bias = run.kind("bias");
+    int32_t const mask = run.kind("mask");
+    bool const known = mask == 0 || (mask == 3 && bias != 2);
+    bool const aligned = bias == 0 && mask == 0 ? run.aligned() : dense && run.input("q").size(1) % 8 == 0;
+    bool const sized = size == valueSize && (size == 32 || size == 64 || size == 128 || size == 256);
+    if (mLevels || run.type() == std::string("fp32") || !known || !aligned || !sized) {
+      return "";
+    }
+    return std::string("hstu_hierarchical_attention.tiles.") + run.type() + ".d" + std::to_string(size) +
+           (bias == 1   ? ".bias"
+            : bias == 2 ? ".bias32"
+                        : "") +
+           (mask == 3 ? ".mask" : "");
   }
 
   int64_t mHeads{1};
