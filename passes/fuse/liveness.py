@@ -105,6 +105,7 @@ class Liveness:
             dead: positions of the nodes that go.
             covers: positions of the nodes that the match covers.
         """
+        covers = self._closed(covers)
         pending, seen = [node], {node.position}
         while pending:
             item = pending.pop(0)
@@ -118,3 +119,18 @@ class Liveness:
                 pending += readers
                 seen.update(reader.position for reader in readers)
         return node, "what it makes would be read by the fused node as well"
+
+    def _closed(self, covers: frozenset[int]) -> frozenset[int]:
+        """The covered nodes and what lies between them: a node that only leads from one to another is not outside."""
+        nodes, producers = self.graph.nodes, self.graph.producers
+        reached: set[int] = set()
+        for position in range(min(covers), max(covers) + 1):
+            makers = (producers.get(value) for value in nodes[position].inputs)
+            if position in covers or any(maker is not None and maker.position in reached for maker in makers):
+                reached.add(position)
+        between = set(covers)
+        for position in sorted(reached, reverse=True):
+            if position in between:
+                makers = (producers.get(value) for value in nodes[position].inputs)
+                between.update(maker.position for maker in makers if maker is not None and maker.position in reached)
+        return frozenset(between)

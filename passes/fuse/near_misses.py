@@ -100,7 +100,7 @@ def worth_telling(
     records += [
         _record(miss, fusion.name, graph)
         for fusion, miss in _furthest(attempts)
-        if not _ran_into_another(miss, fusion, planned)
+        if not _ran_into_another(miss, fusion, planned) and not _is_told(miss, fusion, view)
     ]
     for fusion in fusions:
         own = [attempt.miss for attempt in attempts if attempt.fusion is fusion]
@@ -138,6 +138,12 @@ def _ran_into_another(miss: NearMiss, fusion: Fusion, planned: Sequence[Planned]
     return bool(anchors) and anchors <= fused
 
 
+def _is_told(miss: NearMiss, fusion: Fusion, view: View) -> bool:
+    """Whether a rule has said of all that made an attempt look like the fusion why it is left as it is."""
+    anchors = {position for op_type, position in miss.reached if op_type == fusion.anchor}
+    return bool(anchors) and anchors <= {node.position for node, _ in view.refusals}
+
+
 def _unexplained(fusion: Fusion, view: View, plan: Plan, attempts: Sequence[NearMiss]) -> list[NearMiss]:
     """A near miss for each anchor that was neither fused nor reached by any attempt: nothing goes without a sentence."""
     if fusion.anchor is None or not fusion.explain_every_anchor:
@@ -145,8 +151,11 @@ def _unexplained(fusion: Fusion, view: View, plan: Plan, attempts: Sequence[Near
     explained = {position for miss in attempts for op_type, position in miss.reached if op_type == fusion.anchor}
     candidates = [item.candidate for item in plan.planned] + [item.candidate for item in plan.refusals]
     explained |= {position for candidate in candidates for position in candidate.covers}
+    explained |= {node.position for node, _ in view.refusals}
     pattern = fusion.patterns[0]
-    misses = [NearMiss(pattern, node, node.name, 0, reason, frozenset()) for node, reason in view.refusals]
+    fused = {position for item in plan.planned for position in item.candidate.covers}
+    told = ((node, reason) for node, reason in view.refusals if node.position not in fused)
+    misses = [NearMiss(pattern, node, node.name, 0, reason, frozenset()) for node, reason in told]
     for node in view.nodes([("", fusion.anchor)]):
         if node.position in explained:
             continue
@@ -176,13 +185,18 @@ def _misses_at(node: Node, fusion: Fusion, view: View) -> list[NearMiss]:
 
 
 def _losers(plan: Plan) -> Iterator[Refusal]:
-    """The matches that were refused and whose root no match of the same fusion replaces."""
+    """The matches that were refused and whose root no match of the same fusion replaces: of each root the longest ones."""
     replaced_by = {
         (item.candidate.fusion.name, position) for item in plan.planned for position in item.replacement.dead
     }
+    longest: dict[tuple[str, int], int] = {}
+    for refusal in plan.refusals:
+        key = (refusal.candidate.fusion.name, refusal.candidate.root.position)
+        longest[key] = max(longest.get(key, 0), len(refusal.candidate.match.nodes))
     for refusal in plan.refusals:
         # A core whose root the same fusion replaces anyway was fused with its rim: it is no loser.
-        if (refusal.candidate.fusion.name, refusal.candidate.root.position) not in replaced_by:
+        key = (refusal.candidate.fusion.name, refusal.candidate.root.position)
+        if key not in replaced_by and len(refusal.candidate.match.nodes) == longest[key]:
             yield refusal
 
 

@@ -12,9 +12,12 @@ from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.shapes.inference import Info
-from onnx_fuse.passes.view.layout_transform import Move, write_move
+from onnx_fuse.passes.view.layout_transform import MOVES, Move, write_move
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
+
+_BEFORE_MERGE = frozenset({"Cast", "Identity", "Dropout"})
+"""Operators that may stand before the moves by which heads are merged."""
 
 
 def decompose_attention(view: View, node: Node) -> bool:
@@ -57,6 +60,10 @@ def decompose_attention(view: View, node: Node) -> bool:
     undefined = view.add("IsNaN", [probabilities], like=node, covers=[node])
     probabilities = view.add("Where", [undefined, number(0.0), probabilities], like=node, covers=[node])
     if view.rank(node.inputs[0]) == 4:
+        if not _is_merged(view, name):
+            sizes = ", ".join(map(str, view.shape(name) or ()))
+            sentence = f"its output {name} [{sizes}] stays in heads: the operator gives [B, S, h*d], by a Transpose and a Reshape"
+            view.refusals.append((node, f"{sentence} that merge them, and none follow it"))
         view.replace(name, "MatMul", [probabilities, value], like=node, covers=[node])
         return True
     context = view.add("MatMul", [probabilities, value], like=node, covers=[node])
@@ -64,6 +71,18 @@ def decompose_attention(view: View, node: Node) -> bool:
     merged = view.array(np.array([0, 0, _size(view, value, 3, heads.query)], dtype=np.int64), name)
     view.replace(name, "Reshape", [context, merged], like=node, covers=[node])
     return True
+
+
+def _is_merged(view: View, value: str) -> bool:
+    """Whether a move follows a value."""
+    pending = [value]
+    while pending:
+        for reader in view.graph.readers.get(pending.pop(), ()):
+            if reader.domain == "" and reader.op_type in MOVES:
+                return True
+            if reader.domain == "" and reader.op_type in _BEFORE_MERGE:
+                pending.append(reader.outputs[0])
+    return False
 
 
 def _beyond(view: View, node: Node) -> str | None:

@@ -21,6 +21,7 @@ from onnx_fuse.passes.normalize import (
     norms,
     reshape_transpose,
     scales,
+    score_steps,
     scores,
     silu_weights,
     split_heads,
@@ -58,6 +59,7 @@ RULES: Rules = {
         scores.batched_matmul_before_move,
         split_heads.batch_axes_in_order,
         linear.matmul_before_move,
+        score_steps.weights_in_order,
     ),
     "Add": (
         einsum.drop_zero,
@@ -76,7 +78,7 @@ RULES: Rules = {
         silu_weights.weights_before_merge,
     ),
     "Swish": (silu_weights.swish_before_merge,),
-    "Softmax": (scores.softmax_before_move,),
+    "Softmax": (scores.softmax_before_move, score_steps.scores_in_order),
     "LayerNormalization": (linear.norm_before_move,),
     "RMSNormalization": (linear.norm_before_move,),
     "Div": (

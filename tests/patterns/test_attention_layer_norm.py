@@ -716,9 +716,11 @@ ONNX_ATTENTION = {
 }
 
 
-def onnx_attention(text: str, inputs: Mapping[str, str] | None = None, **steps: str) -> ModelProto:
+def onnx_attention(
+    text: str, inputs: Mapping[str, str] | None = None, outputs: Mapping[str, str] | None = None, **steps: str
+) -> ModelProto:
     shapes = {"q": "[B,2,S,4]", "k": "[B,2,S,4]", "v": "[B,2,S,4]", **(inputs or {})}
-    return attention(opset=23, inputs=shapes, **{**ONNX_ATTENTION, "context": text, **steps})
+    return attention(opset=23, inputs=shapes, outputs=outputs, **{**ONNX_ATTENTION, "context": text, **steps})
 
 
 def test_onnx_attention() -> None:
@@ -824,36 +826,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "found other::Softmax, pattern wants Where or Cast or Softmax",
         {"softmax": "probabilities = other.Softmax <axis = -1> ({})"},
     ),
-    "a mask that multiplies": (
-        "found Mul, pattern wants Cast or MatMul",
-        {"inputs": {"m": "[B,1,1,S]"}, "mask": "masked = Mul({}, m)"},
-    ),
-    "a mask that is subtracted": (
-        "found Sub, pattern wants ",
-        {"inputs": {"m": "[B,1,1,S]"}, "mask": "masked = Sub({}, m)"},
-    ),
-    "a bias after the mask": (
-        "found Where, pattern wants ",
-        {
-            "inputs": {"m": "[B,1,1,S]", "keep": "bool[B,1,1,S]"},
-            "mask": "kept = Where(keep, {}, infinity)\nmasked = Add(kept, m)",
-        },
-    ),
-    "a scale after the bias": (
-        "found Add, pattern wants ",
-        {"inputs": {"m": "[B,1,1,S]"}, "scale": "with_bias = Add(product, m)\nscaled = Mul(with_bias, half)"},
-    ),
     "a soft cap": (
         "found Tanh, pattern wants ",
         {"mask": "capped = Div({}, four)\nbent = Tanh(capped)\nmasked = Mul(bent, four)"},
-    ),
-    "a scale for each head": (
-        "per_head is not a constant with one element (scale)",
-        {"scale": "scaled = Mul({}, per_head)", "weights": {"per_head": drawn(1, 2, 1, 1)}},
-    ),
-    "a scale that is computed": (
-        "s is not a constant with one element (scale)",
-        {"scale": "scaled = Mul({}, s)", "inputs": {"s": "[1]"}},
     ),
     "a mask value that is computed": (
         "s is not a constant with one element (mask_value)",
@@ -1048,6 +1023,41 @@ def test_a_decomposed_norm_that_is_none_stays(sentence: str, text: str) -> None:
     assert any("centred" in item for item in found.record.left_out)
     assert sentence in [miss.reason for miss in found.report.near_misses]
     assert {"ReduceMean", "Sqrt", "Div"} <= {node.op_type for node in found.model.graph.node}
+
+
+def test_weights_that_are_averaged_over_the_heads_are_named_as_what_stops_it() -> None:
+    """torch.nn.MultiheadAttention with need_weights: heads in the batch, and a scale that no moved product covers."""
+    steps = {
+        "query": "q3 = Reshape(q, batch)\nqh = Transpose <perm = [1, 0, 2]> (q3)",
+        "key": "k3 = Reshape(k, batch)\nkt = Transpose <perm = [1, 2, 0]> (k3)",
+        "value": "v3 = Reshape(v, batch)\nvh = Transpose <perm = [1, 0, 2]> (v3)",
+        "guard": "in_heads = Reshape(probabilities, split)\nshown = ReduceMean <axes = [1]> (in_heads)",
+        "context": "context = MatMul(probabilities, vh)",
+        "merge": "moved = Transpose <perm = [1, 0, 2]> ({})\nmerged = Reshape(moved, flat_first)",
+        "residual": "",
+        "norm": "",
+    }
+    weights = {
+        "batch": np.array([5, 6, 4]),
+        "split": np.array([3, 2, 5, 5]),
+        "flat_first": np.array([15, 8]),
+    }
+    inputs = dict.fromkeys(("q", "k", "v"), "[5,3,8]")
+    model = attention(inputs=inputs, outputs={"shown": "[3,1,5,5]", "biased": "[15,8]"}, weights=weights, **steps)
+    result = onnx_fuse.fuse(model, fusions=[NAME], verify=False)
+    assert result.report.fused == {}
+    (miss,) = result.report.near_misses
+    assert miss.failed_at == "Softmax_probabilities"
+    assert "probabilities is also read by Reshape_in_heads outside the match" in miss.reason
+    assert "need_weights=False" in miss.advice
+
+
+@pytest.mark.parametrize("after", ["", "shown = Relu(context)", "shown = Identity(context)"])
+def test_onnx_attention_whose_heads_are_never_merged(after: str) -> None:
+    steps = {**CORE, "merge": ""}
+    text = f"context = Attention(q, k, v)\n{after}"
+    (sentence,) = refused(onnx_attention(text, outputs={"shown" if after else "context": "[B,2,S,4]"}, **steps))
+    assert "its output context [B, 2, S, 4] stays in heads" in sentence
 
 
 @pytest.mark.parametrize(
