@@ -13,17 +13,28 @@ from onnx_fuse.patterns.language.interface import Match, View
 from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
 from onnx_fuse.patterns.parts.norm import affine_problem, norm_of
 
+MOST_TABLES = 8
+"""That the operator's kernel takes."""
+_MOST_SUMMANDS = 32
+"""Up to here a sum is read at all: more than `MOST_TABLES` are refused in words."""
+
 
 @pattern
 def embed_layer_norm(op, table, ids, rows: Constant, gamma: Optional, beta: Optional, epsilon: Attribute):  # type: ignore[no-untyped-def]
     look_up = op.Gather(op.shape(table, "_ H"), ids, axis=0)
     # An exporter that knows the positions has looked them up already: a constant [1, S, H].
     term = op.any_of(look_up, op.shape(rows, "1 _ H"))
-    total = op.named("total", op.tree("Add", term, least=1, most=8, count="num_tables"))
+    total = op.named("total", op.tree("Add", term, least=1, most=_MOST_SUMMANDS, count="num_tables"))
     return op.any_of(
         op.named("layer", op.LayerNormalization(total, gamma, beta, axis=-1, epsilon=epsilon)),
         op.named("rms", op.RMSNormalization(total, gamma, axis=-1, epsilon=epsilon)),
     )
+
+
+@embed_layer_norm.require
+def there_are_not_too_many_tables(match: Match, view: View) -> str | None:
+    count = match["num_tables"]
+    return None if count <= MOST_TABLES else f"{count} look-ups are summed, the operator takes {MOST_TABLES} tables"
 
 
 @embed_layer_norm.require
@@ -37,18 +48,25 @@ def looks_something_up(match: Match, view: View) -> str | None:
 def ids_make_rows(match: Match, view: View) -> str | None:
     total = view.shape(match["total"])
     if total is None or len(total) != 3:
-        return "the sum is not [B, S, H]"
+        shape = "unknown" if total is None else f"[{', '.join(map(str, total))}]"
+        return f"the sum {match['total']} has shape {shape}, pattern wants [B, S, H]"
     whole = False
     for number in range(1, match["num_tables"] + 1):
         ids = match.get(f"ids_{number}")
         if ids is None:
             continue
-        shape = view.shape(ids)
+        shape = _in_rows(view.shape(ids))
         if shape is None or len(shape) != 2 or (shape[1] == 1 != total[1]) or not view.broadcasts_to(ids, total[:2]):
+            shape = view.shape(ids)
             found = "unknown" if shape is None else f"[{', '.join(map(str, shape))}]"
             return f"the ids {ids} have shape {found}, pattern wants [{total[0]} or 1, {total[1]}]"
         whole = whole or shape[0] == total[0]
     return None if whole else "no ids have the batch axis of the sum"
+
+
+def _in_rows(shape: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    """The shape of ids of one axis, [S], as [1, S]; every other one as it is."""
+    return (1, *shape) if shape is not None and len(shape) == 1 else shape
 
 
 @embed_layer_norm.require
@@ -88,13 +106,16 @@ FusedEmbedLayerNorm = FusedOp.declared(
 
 def build(match: Match, view: View) -> Fused:
     inputs: dict[str, str | None] = {}
+    first = view.array(np.zeros(1, dtype=np.int64), match.root.outputs[0])
     for number in range(1, match["num_tables"] + 1):
         rows = match.get(f"rows_{number}")
         if rows is None:
-            inputs[f"ids_{number}"], inputs[f"table_{number}"] = match[f"ids_{number}"], match[f"table_{number}"]
+            ids = match[f"ids_{number}"]
+            if view.rank(ids) == 1:
+                ids = view.add("Unsqueeze", [ids, first], like=match.root)
+            inputs[f"ids_{number}"], inputs[f"table_{number}"] = ids, match[f"table_{number}"]
             continue
         length = (view.shape(rows) or (1, 0))[1]
-        first = view.array(np.zeros(1, dtype=np.int64), rows)
         inputs[f"ids_{number}"] = view.array(np.arange(length, dtype=np.int64)[None], rows)
         inputs[f"table_{number}"] = view.add("Squeeze", [rows, first], like=match.root)
     attributes = {

@@ -258,7 +258,7 @@ def simplified_layer_norm(view: View, node: Node) -> bool:
 def embed_layer_norm(view: View, node: Node) -> bool:
     """EmbedLayerNormalization: norm(words[ids] + positions[position_ids or 0, 1, ...] + segments[segment_ids])."""
     ids, segments = node.inputs[:2]
-    if _read(view, node, (1,)) or view.rank(ids) != 2 or not _input(node, 6):
+    if view.rank(ids) != 2 or not _input(node, 6):
         return False
     op = _Maths(view, node)
     positions = _input(node, 8)

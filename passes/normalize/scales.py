@@ -22,7 +22,7 @@ def multiply_by_reciprocal(view: View, node: Node) -> bool:
     dtype = view.dtype(node.inputs[1]) or view.dtype(node.inputs[0])
     if dtype not in _FLOATS or not _keeps_shape(view, node.inputs[0], node.inputs[1]):
         return False
-    factor = _scalar_like(view, 1.0 / divisor, dtype, node)
+    factor = scalar_like(view, 1.0 / divisor, dtype, node)
     if factor is None:
         return False
     view.replace(node.outputs[0], "Mul", [node.inputs[0], factor], like=node, covers=[node])
@@ -39,7 +39,7 @@ def merge_scales(view: View, node: Node) -> bool:
     inner = scaled(view, inner_node)
     if inner is None or inner_node is None:
         return False
-    factor = _scalar_like(view, inner[1] * outer[1], view.dtype(node.outputs[0]), node)
+    factor = scalar_like(view, inner[1] * outer[1], view.dtype(node.outputs[0]), node)
     if factor is None:
         return False
     view.replace(node.outputs[0], "Mul", [inner[0], factor], like=node, covers=[inner_node, node])
@@ -53,7 +53,7 @@ def scale_after_move(view: View, node: Node) -> bool:
     found = scaled(view, factor_node)
     if found is None or factor_node is None:
         return False
-    factor = _scalar_like(view, found[1], view.dtype(node.outputs[0]), node)
+    factor = scalar_like(view, found[1], view.dtype(node.outputs[0]), node)
     if factor is None:
         return False
     attributes = {item.name: helper.get_attribute_value(item) for item in node.proto.attribute}
@@ -76,7 +76,7 @@ def scale_after_matmul(view: View, node: Node) -> bool:
             inputs[index] = found[0]
             factor *= found[1]
             covers.append(producer)
-    scale = _scalar_like(view, factor, view.dtype(node.outputs[0]), node) if covers else None
+    scale = scalar_like(view, factor, view.dtype(node.outputs[0]), node) if covers else None
     if scale is None:
         return False
     product = view.add("MatMul", inputs, like=node, covers=[node])
@@ -106,7 +106,7 @@ def _keeps_shape(view: View, value: str, factor: str) -> bool:
     return rank is not None and factor_rank is not None and factor_rank <= rank
 
 
-def _scalar_like(view: View, number: float, dtype: int, node: Node) -> str | None:
+def scalar_like(view: View, number: float, dtype: int, node: Node) -> str | None:
     """The number as a constant; None where the type has no number like it (3.4e38 is no float16)."""
     dtype = dtype or TensorProto.FLOAT
     if dtype not in _FLOATS:

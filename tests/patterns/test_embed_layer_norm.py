@@ -35,6 +35,7 @@ CONSTANTS: dict[str, Array] = {
     "arange": np.arange(5)[None],
     "epsilon": np.array(1e-5, np.float32),
     "two": np.array(2.0, np.float32),
+    "last": np.array([-1]),
 }
 INPUTS = {"ids": "int64[B,S]", "pos": "int64[B,S]", "kind": "int64[B,S]"}
 WORD = "w = Gather(words, ids)"
@@ -172,6 +173,54 @@ def test_positions_that_are_constant_stay_constant() -> None:
     assert list(node.input) == ["ids", "words", "arange", "positions", "gamma", "beta"]
 
 
+OTHER_FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ids of one axis": (f"{WORD}\n{POSITION}\ns = Add(w, p)", {"inputs": {"pos": "int64[S]"}}),
+    "ids of one axis first": (f"{POSITION}\n{WORD}\ns = Add(p, w)", {"inputs": {"pos": "int32[S]"}}),
+    "times a constant": (f"{WORD}\n{POSITION}\nc = Mul(w, two)\ns = Add(c, p)", {}),
+    "both times constants": (f"{WORD}\n{POSITION}\nc = Mul(two, w)\nd = Div(p, epsilon)\ns = Add(c, d)", {}),
+    "one table with a factor and without": ("a = Gather(words, ids)\nb = Gather(words, pos)\nc = Mul(a, two)\ns = Add(c, b)", {}),
+    "one table with a factor twice": (
+        "a = Gather(words, ids)\nb = Gather(words, pos)\nc = Mul(a, two)\nd = Mul(b, two)\ns = Add(c, d)",
+        {},
+    ),
+    "a factor in float16": (f"{WORD}\n{POSITION}\nc = Mul(w, two)\ns = Add(c, p)", {"dtype": np.float16}),
+    "ids of eight bits": (f"i = Cast <to = 7> (small)\nw = Gather(words, i)\n{POSITION}\ns = Add(w, p)", {"inputs": {"small": "uint8[B,S]"}}),
+    "GatherND": (f"i = Unsqueeze(ids, last)\nw = GatherND(words, i)\n{POSITION}\ns = Add(w, p)", {}),
+    "GatherND of ids with an axis more": (f"w = GatherND(words, more)\n{POSITION}\ns = Add(w, p)", {"inputs": {"more": "int64[B,S,1]"}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "options"), OTHER_FORMS.values(), ids=OTHER_FORMS)
+def test_look_ups_in_other_words(text: str, options: dict[str, Any]) -> None:
+    original = embedding(text, **options)
+    model, _, report = fused(original)
+    assert not {"Add", "GatherND", "LayerNormalization"} & {node.op_type for node in model.graph.node}
+    assert report.near_misses == []
+    tolerance = 2e-2 if "dtype" in options else 1e-5
+    for sizes in ({"B": 2, "S": 3}, {"B": 1, "S": 1}, {"B": 3, "S": 1}):
+        helpers.assert_same_results(original, model, tolerance=tolerance, **sizes)
+
+
+def test_a_look_up_that_is_read_without_its_factor_stays_for_it() -> None:
+    text = f"{WORD}\n{POSITION}\nc = Mul(w, two)\ns = Add(c, p)"
+    original = embedding(text, NORM.replace("y =", "n =") + "\ny = Add(n, w)")
+    model, _, _ = fused(original)
+    helpers.assert_same_results(original, model)
+
+
+def test_a_sum_that_is_a_residual_further_on() -> None:
+    """A pre-LN model: the sum goes on beside its norm."""
+    text = (
+        NORM.replace("y =", "n =")
+        + "\nr = Relu(n)\nt = Add(s, r)\nm = LayerNormalization(t, gamma, beta)\ny = Add(t, m)"
+    )
+    original = embedding(BERT, text)
+    result = onnx_fuse.fuse(original, enable=["FusedSkipLayerNorm"])
+    assert result.report.fused[NAME] == 1
+    node = next(node for node in result.model.graph.node if node.op_type == NAME)
+    assert list(node.output) == ["n", "s"]
+
+
 NORMS: dict[str, tuple[str, dict[str, Any], int]] = {
     "no shift": ("y = LayerNormalization(s, gamma)", {"epsilon": 1e-5}, 17),
     "no epsilon attribute": ("y = LayerNormalization <axis = 2> (s, gamma, beta)", {"epsilon": 1e-5}, 17),
@@ -263,12 +312,42 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"text": f"{WORD}\ns = Add(w, x)", "inputs": {"x": "float[B,S,8]"}},
     ),
     "ids of three axes": (
-        "the sum is not [B, S, H]",
+        "the sum s has shape [B, S, T, 8], pattern wants [B, S, H]",
         {"text": "s = Gather(words, ids)", "inputs": {"ids": "int64[B,S,T]"}, "outputs": {"y": "float[B,S,T,8]"}},
     ),
-    "ids of one axis": (
-        "the ids pos have shape [S], pattern wants [B or 1, S]",
-        {"text": f"{WORD}\n{POSITION}\ns = Add(w, p)", "inputs": {"pos": "int64[S]"}},
+    "ids of one axis alone": (
+        "the sum s has shape [S, 8], pattern wants [B, S, H]",
+        {"text": "s = Gather(words, ids)", "inputs": {"ids": "int64[S]"}, "outputs": {"y": "float[S,8]"}},
+    ),
+    "ids of one axis that is 1": (
+        "the ids pos have shape [1], pattern wants [B or 1, S]",
+        {"text": f"{WORD}\n{POSITION}\ns = Add(w, p)", "inputs": {"pos": "int64[1]"}},
+    ),
+    "a look-up times something computed": (
+        "found Mul, pattern wants Gather",
+        {"text": f"{WORD}\n{POSITION}\nc = Mul(w, f)\ns = Add(p, c)", "inputs": {"f": "float[1]"}},
+    ),
+    "a look-up times a vector": (
+        "found Mul, pattern wants Gather",
+        {"text": f"{WORD}\n{POSITION}\nc = Mul(w, gamma)\ns = Add(p, c)"},
+    ),
+    "a look-up times a number, in a table that is no constant": (
+        "found Mul, pattern wants Gather",
+        {"text": f"{WORD}\n{POSITION}\nc = Mul(w, two)\ns = Add(p, c)", "inputs": {"words": "float[V,8]"}},
+    ),
+    "GatherND of two columns": (
+        "found GatherND, pattern wants Gather",
+        {
+            "text": f"{POSITION}\nw = GatherND(blocks, pairs)\ns = Add(p, w)",
+            "inputs": {"pairs": "int64[B,S,2]", "blocks": "float[V,3,8]"},
+        },
+    ),
+    "GatherND by batch": (
+        "found GatherND, pattern wants Gather",
+        {
+            "text": f"{POSITION}\nw = GatherND <batch_dims = 1> (blocks, pairs)\ns = Add(p, w)",
+            "inputs": {"pairs": "int64[B,S,1]", "blocks": "float[B,3,8]"},
+        },
     ),
     "ids of one column": (
         "the ids pos have shape [B, 1], pattern wants [B or 1, S]",
@@ -285,7 +364,8 @@ def test_other_sums_stay_and_are_explained(sentence: str, options: dict[str, Any
 def test_there_is_an_end_to_the_look_ups() -> None:
     text = "\n".join(f"g{i} = Gather(words, ids)\nt{i} = Add({f't{i - 1}' if i else 'w'}, g{i})" for i in range(8))
     fused(embedding(f"{WORD}\n{text.replace('t6 =', 's =').split('g7')[0]}"))
-    assert refused(embedding(f"{WORD}\n{text.replace('t7 =', 's =')}")) == []
+    sentence = "9 look-ups are summed, the operator takes 8 tables"
+    assert refused(embedding(f"{WORD}\n{text.replace('t7 =', 's =')}")) == [sentence]
 
 
 def test_a_decomposed_norm_that_is_none_stays() -> None:
@@ -298,3 +378,30 @@ def test_a_decomposed_norm_that_is_none_stays() -> None:
         if "three" in text:
             model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(3.0, np.float32), "three"))
         assert sentence in refused(model)
+
+
+CONTRIB_INPUTS = {"ids": "int32[B,S]", "kind": "int32[B,S]", "m": "int32[B,S]", "pos": "int32[B,S]"}
+CONTRIB = "n, counts, sum = com.microsoft.EmbedLayerNormalization({})"
+# name -> (inputs of the node, the look-ups that are fused)
+CONTRIB_FORMS: dict[str, tuple[str, int]] = {
+    "words, positions and kinds": ("ids, kind, words, positions, kinds, gamma, beta", 3),
+    "without kinds": ('ids, "", words, positions, "", gamma, beta', 2),
+    "with a mask": ("ids, kind, words, positions, kinds, gamma, beta, m", 3),
+    "with positions": ('ids, kind, words, positions, kinds, gamma, beta, "", pos', 3),
+}
+
+
+@pytest.mark.parametrize("summed", [False, True], ids=["norm", "norm and sum"])
+@pytest.mark.parametrize(("inputs", "count"), CONTRIB_FORMS.values(), ids=CONTRIB_FORMS)
+def test_embed_layer_normalization_of_onnx_runtime(inputs: str, count: int, summed: bool) -> None:
+    text = CONTRIB.format(inputs) if summed else CONTRIB.format(inputs).replace(", sum", "")
+    original = embedding(text, "y = Add(n, sum)" if summed else "y = Identity(n)", inputs=CONTRIB_INPUTS)
+    _, node, _ = fused(original)
+    assert attributes(node)["num_tables"] == count
+    assert len(node.output) == 1 + summed
+
+
+def test_a_mask_index_that_is_read_is_named() -> None:
+    text = CONTRIB.format(CONTRIB_FORMS["with a mask"][0]).replace(", sum", "")
+    original = embedding(text, "y = Identity(n)", inputs=CONTRIB_INPUTS, outputs={"counts": "int32[B]"})
+    assert refused(original) == ["its output counts is a graph output"]
