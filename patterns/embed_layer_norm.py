@@ -55,18 +55,13 @@ def ids_make_rows(match: Match, view: View) -> str | None:
         ids = match.get(f"ids_{number}")
         if ids is None:
             continue
-        shape = _in_rows(view.shape(ids))
-        if shape is None or len(shape) != 2 or (shape[1] == 1 != total[1]) or not view.broadcasts_to(ids, total[:2]):
-            shape = view.shape(ids)
-            found = "unknown" if shape is None else f"[{', '.join(map(str, shape))}]"
-            return f"the ids {ids} have shape {found}, pattern wants [{total[0]} or 1, {total[1]}]"
-        whole = whole or shape[0] == total[0]
+        found = view.shape(ids)
+        rows = (1, *found) if found is not None and len(found) == 1 else found  # [S] is [1, S]
+        if rows is None or len(rows) != 2 or (rows[1] == 1 != total[1]) or not view.broadcasts_to(ids, total[:2]):
+            named = "unknown" if found is None else f"[{', '.join(map(str, found))}]"
+            return f"the ids {ids} have shape {named}, pattern wants [{total[0]} or 1, {total[1]}]"
+        whole = whole or rows[0] == total[0]
     return None if whole else "no ids have the batch axis of the sum"
-
-
-def _in_rows(shape: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-    """The shape of ids of one axis, [S], as [1, S]; every other one as it is."""
-    return (1, *shape) if shape is not None and len(shape) == 1 else shape
 
 
 @embed_layer_norm.require

@@ -41,6 +41,8 @@ def blocks_of(view: View, features: str) -> list[Block]:
 def is_first_row(view: View, value: str, features: str) -> bool:
     """Whether a value [B, D] is row 0 of E [B, F, D]."""
     value, blocks = view.resolve(value), blocks_of(view, features)
+    if _is_joined_first(view, value, features):
+        return True
     if not blocks:
         return False
     if blocks[0].single and blocks[0].value == value:
@@ -63,6 +65,36 @@ def is_first_row(view: View, value: str, features: str) -> bool:
     if node.op_type != "Reshape" or view.shape(value) != _without_rows(view, source):
         return False
     return source in holders or _is_first_slice(view, source, holders)
+
+
+def _is_joined_first(view: View, value: str, features: str) -> bool:
+    """Whether a value [B, D] comes first in what is concatenated to E [B, F, D], whatever is known of what follows it.
+
+    As many elements as E has, B rows of them, of which the first D are the value's: row 0 of E is the value.
+    """
+    whole, shape = view.shape(features), view.shape(value)
+    if whole is None or len(whole) != 3 or shape not in ((whole[0], whole[2]), (whole[0], 1, whole[2])):
+        return False
+    item = view.resolve(features)
+    while (node := view.producer(item)) is not None and node.domain == "":
+        if item == value:
+            return True
+        first = view.shape(node.inputs[0])
+        if node.op_type == "Concat":
+            axes = (1, -1) if first is not None and len(first) == 2 else (1, -2)
+            if (
+                first is None
+                or len(first) not in (2, 3)
+                or first[0] != whole[0]
+                or view.attribute(node, "axis") not in axes
+            ):
+                return False
+            if len(first) == 3 and first[2] != whole[2]:
+                return False
+        elif node.op_type != "Reshape":
+            return False
+        item = view.resolve(node.inputs[0])
+    return item == value
 
 
 def _parts(view: View, value: str, whole: Any) -> list[str] | None:

@@ -468,3 +468,48 @@ def test_the_body_against_numpy(triangle: str, diagonal: int, dense: str, inputs
 def test_an_empty_batch() -> None:
     model, _ = fused(selecting("f = Flatten(z)  y = Gather <axis = 1> (f, pick)", weights={"pick": places(LOWER)}))
     assert helpers.run(model, {"e": np.empty((0, F, D), np.float32)})[0].shape == (0, len(LOWER))
+
+
+# -- features of which only the first is known -------------------------------------------------------------------------
+
+# The bag of an EmbeddingBag is a loop over sequences, whose shape nobody knows.
+JOINED = """
+    sequence = SequenceConstruct(bag)
+    looked_up = ConcatFromSequence <axis = 0> (sequence)
+    CAT
+    e = Reshape(cat, whole)
+    t = Transpose <perm = [0, 2, 1]> (e)
+    z = MatMul(e, t)
+    f = Reshape(z, flat)
+    p = Gather <axis = 1> (f, pick)
+    y = Concat <axis = 1> (dense, p)"""
+
+
+def joined(cat: str, dense: str = "float[3,8] dense") -> ModelProto:
+    weights = {"whole": np.array([3, F, D]), "flat": np.array([3, F * F]), "pick": places(LOWER)}
+    text = JOINED.replace("CAT", cat)
+    return helpers.model(f"({dense}, float[3,32] bag, float[3,8] x) => (float[3,P] y) {{ {text} }}", weights=weights)
+
+
+@pytest.mark.parametrize(
+    "cat",
+    ["cat = Concat <axis = 1> (dense, looked_up)", "two = Concat <axis = -1> (dense, looked_up)  cat = Identity(two)"],
+)
+def test_the_dense_feature_is_found_before_what_nobody_knows(cat: str) -> None:
+    _, node = fused(joined(cat))
+    assert (attributes(node)["concat_dense"], attributes(node)["inputs"]) == ("first", "E")
+
+
+@pytest.mark.parametrize(
+    "cat",
+    [
+        "cat = Concat <axis = 1> (looked_up, dense)",
+        "cat = Concat <axis = 1> (x, looked_up)",
+        "dt = Relu(dense)  cat = Concat <axis = 1> (dt, looked_up)",
+    ],
+    ids=["last", "another", "changed"],
+)
+def test_what_is_not_the_first_of_them_stays_beside(cat: str) -> None:
+    result = onnx_fuse.fuse(joined(cat), fusions=[NAME])
+    node = next(node for node in result.model.graph.node if node.op_type == NAME)
+    assert attributes(node)["concat_dense"] == "none"
