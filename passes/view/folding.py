@@ -36,6 +36,8 @@ _OPERATORS = (
 FOLDED = frozenset(_OPERATORS.split())
 """ONNX's operators that are folded: they give the same each time, and their rule tells how much before they run."""
 
+_MOVES = frozenset({"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
+"""What they make of a constant is one, whatever it holds."""
 _MOST_SESSIONS = 256
 _LARGEST_EXACT = 1 << 53
 """Up to here every whole number is a Python float."""
@@ -102,7 +104,15 @@ class Folding:
     def is_constant(self, value: str) -> bool:
         """Whether the value is stored, of whatever size and wherever it lies, or can be computed from what is."""
         value = self._overlay.resolve(value)
-        return self._stored.has(value) or self.constant(value) is not None
+        while not self._stored.has(value) and self.constant(value) is None:
+            # What is too large to be computed here, such as the weight of a Gemm that was turned, is constant all the same.
+            node = self._overlay.producer(value)
+            if node is None or node.domain or node.op_type not in _MOVES or not self._may_be_constant(value):
+                return False
+            if not all(self.is_constant(item) for item in node.inputs[1:] if item):
+                return False
+            value = self._overlay.resolve(node.inputs[0])
+        return True
 
     def notice(self, node: MadeNode) -> None:
         """Says that a view-only node makes its output from now on."""
@@ -164,6 +174,8 @@ class Folding:
             for node in graph.nodes:
                 if node.op_type in ("Shape", "Size", "Constant") or self._candidates.issuperset(node.inputs):
                     self._candidates.update(node.outputs)
+            for made in self._overlay.made_nodes():
+                self.notice(made)
         if value in self._candidates:
             return True
         return value not in graph.producers and self._stored.has(value)

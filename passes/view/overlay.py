@@ -92,6 +92,10 @@ class Overlay:
         """(domain, operator type) of what was ever in the view, in order of first appearance."""
         return list(self._by_key)
 
+    def made_nodes(self) -> Sequence[MadeNode]:
+        """The nodes that only the view has, in the order in which they were made."""
+        return list(self._canonical.values())
+
     def is_canonical(self, node: Node) -> bool:
         """Whether the node makes at least one of its outputs in the view, for a reader that is still there."""
         if id(node) in self._superseded:

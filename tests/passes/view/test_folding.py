@@ -178,3 +178,31 @@ def test_what_a_caller_of_a_function_gives_is_not_folded() -> None:
 def test_a_default_of_an_input_is_not_folded(ir: int) -> None:
     made = model("(float[2] x, float[1] w) => (float[2] y) <float[1] w = {2}> { n = Neg(w) y = Mul(x, n) }", ir=ir)
     assert view_of(made, canonical=False).constant("n") is None
+
+
+@pytest.mark.parametrize("size", [4, 1100], ids=["small", "too large to be folded"])
+def test_the_turned_weight_of_every_gemm_is_a_constant(size: int) -> None:
+    """Of the first one too, whose Transpose the view made before anybody asked for a constant."""
+    text = f"""(float[B,{size}] x) => (float[B,{size}] y) {{
+        a = Gemm<transB=1>(x, w)
+        b = Gemm<transB=1>(a, w)
+        y = Gemm<transB=1>(b, w)
+    }}"""
+    made = model(text, weights={"w": np.zeros((size, size), np.float32)})
+    view = view_of(made)
+    for output in ("a", "b", "y"):
+        node = view.producer(output)
+        assert node is not None and node.op_type == "MatMul"
+        assert view.is_constant(node.inputs[1])
+        assert not view.is_constant(node.inputs[0])
+
+
+def test_what_moves_an_input_is_none_however_it_is_moved() -> None:
+    text = """(float[1200,1200] x, int64[2] shape) => (float[k] y, float[k] z) {
+        t = Transpose<perm=[1,0]>(x)
+        c = Cast<to=10>(t)
+        y = Cast<to=1>(c)
+        z = Reshape(w, shape)
+    }"""
+    view = view_of(model(text, weights={"w": np.zeros((1200, 1200), np.float32)}))
+    assert not view.is_constant("y") and not view.is_constant("z")
