@@ -225,6 +225,13 @@ INLINE void prefetchTile(Plane const& plane, HstuTask const& task, int64_t head,
   for (int64_t i = 0; i < kGroupRows; ++i) prefetchRows<3>(plane.operand, at + i * plane.row, count);
 }
 
+INLINE uint8_t extentOf(Hstu const& a, Plane const& plane, uint8_t const* extents, int64_t batch, int64_t head, int64_t row,
+                        int64_t block) {
+  int64_t const groups = plane.row == 0 ? 1 : groupsOf(a.length), heads = plane.head == 0 ? 1 : a.heads;
+  int64_t const at = (plane.batch == 0 ? 0 : batch) * heads + (plane.head == 0 ? 0 : head);
+  return extents[(at * groups + (plane.row == 0 ? 0 : row / kGroupRows)) * blocksOf(a.length) + block];
+}
+
 // All that a block of keys adds to the rows of a task.
 INLINE void addBlock(HstuTask const& task, int64_t key, int64_t count, int64_t last, float factor) {
   Hstu const& a = task.a;
@@ -240,13 +247,13 @@ INLINE void addBlock(HstuTask const& task, int64_t key, int64_t count, int64_t l
       int64_t const members = smaller(kGroupRows, rows - row);
       Tiles tiles{nullptr, nullptr, 0, 0, {}};
       int64_t seen = count;
-      if (a.mask.operand.data != nullptr) {
-        int64_t const groups = a.mask.row == 0 ? 1 : groupsOf(a.length), blocks = blocksOf(a.length);
-        int64_t const heads = a.mask.head == 0 ? 1 : a.heads, batch = a.mask.batch == 0 ? 0 : task.batch;
-        int64_t const group = a.mask.row == 0 ? 0 : row / kGroupRows, plane = batch * heads + (a.mask.head == 0 ? 0 : head);
-        uint8_t const extent = a.extents[(plane * groups + group) * blocks + block];
+      if (a.maskExtents != nullptr) {
+        uint8_t const extent = extentOf(a, a.mask, a.maskExtents, task.batch, head, row, block);
         seen = smaller(seen, (extent & 0x7f) - offset);
         if ((extent & kAllOnes) == 0) tiles.mask = task.mask;
+      }
+      if (a.biasExtents != nullptr) {
+        seen = smaller(seen, extentOf(a, a.bias, a.biasExtents, task.batch, head, row, block) - offset);
       }
       int64_t columns = 0;
       for (int64_t i = 0; i < members; ++i) {
@@ -415,35 +422,47 @@ void hstu(Hstu const& a, int64_t batch, int64_t row, int64_t end, float* scratch
   finishRows(task, room);
 }
 
-// One extent for each group of rows and block of keys: one past the last column of which an element is not 0, and whether all
-// up to there are 1. So a mask that is a triangle costs as little as `causal`, however it came to be.
-void hstuExtents(Hstu const& a, int64_t begin, int64_t end, uint8_t* extents) {
-  int64_t const groups = a.mask.row == 0 ? 1 : groupsOf(a.length), blocks = blocksOf(a.length);
-  int64_t const heads = a.mask.head == 0 ? 1 : a.heads;
+// One extent for each group of rows and block of keys of a mask or a bias: one past the last column that has a weight, and for a
+// mask whether all up to there are 1. So what is a triangle costs as little as `causal`, however it came to be.
+void hstuExtents(Hstu const& a, bool ofBias, int64_t begin, int64_t end, uint8_t* extents) {
+  Plane const& plane = ofBias ? a.bias : a.mask;
+  int64_t const groups = plane.row == 0 ? 1 : groupsOf(a.length), blocks = blocksOf(a.length);
+  int64_t const heads = plane.head == 0 ? 1 : a.heads;
+  float const factor = a.biasInsideAlpha ? a.alpha : 1.F;
   float room[kGroupRows * kBlockKeys];
   for (int64_t i = begin; i < end; ++i) {
-    int64_t const row = i % groups * kGroupRows, plane = i / groups;
-    int64_t const members = a.mask.row == 0 ? 1 : smaller(kGroupRows, a.length - row);
+    int64_t const row = i % groups * kGroupRows, at = i / groups;
+    int64_t const members = plane.row == 0 ? 1 : smaller(kGroupRows, a.length - row);
     for (int64_t block = 0; block < blocks; ++block) {
       int64_t const key = block * kBlockKeys, count = smaller(kBlockKeys, a.length - key);
       Integers some[kBlockKeys / LANES] = {}, ones[kBlockKeys / LANES];
       for (auto& part : ones) part = Integers{} - 1;
       for (int64_t r = 0; r < members; ++r) {
         int64_t apart = 0;
-        float const* const line = tileOf<1>(a.mask, plane / heads, plane % heads, row + r, key, count, a.length, room, apart);
+        float const* const line = tileOf<1>(plane, at / heads, at % heads, row + r, key, count, a.length, room, apart);
         for (int64_t j = 0; j < count; j += LANES) {
           Vector const x = load(line + j);
-          some[j / LANES] |= x != 0.F;
+          some[j / LANES] |= ofBias ? ~(x * factor <= kNoWeight) : x != 0.F;
           ones[j / LANES] &= x == 1.F;
         }
       }
       int64_t extent = count;
       while (extent > 0 && some[(extent - 1) / LANES][(extent - 1) % LANES] == 0) --extent;
-      bool full = true;
+      bool full = !ofBias;
       for (int64_t j = 0; j < extent; ++j) full = full && ones[j / LANES][j % LANES] != 0;
       extents[i * blocks + block] = static_cast<uint8_t>(extent | (full ? kAllOnes : 0));
     }
   }
+}
+
+float hstuSquare(Operand const& vectors, int64_t size, int64_t begin, int64_t end, float* scratch) {
+  float most = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    copyRow(vectors, i * size, size, scratch);
+    float const square = product(scratch, scratch, size);
+    most = square <= most ? most : square == square ? square : __builtin_inff();
+  }
+  return most;
 }
 
 }  // namespace

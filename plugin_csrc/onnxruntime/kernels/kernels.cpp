@@ -13,6 +13,7 @@ extern "C" Kernels const TABLE{
     hstuScratch,
     hstu,
     hstuExtents,
+    hstuSquare,
     interactionScratch,
     interaction,
     normSumScratch,

@@ -47,12 +47,15 @@ struct Hstu {
   Gate gate;
   int64_t levels;  // 0: SiLU
   float decay;
-  uint8_t const* extents;  // by `hstuExtents`: [batch, head, group of rows, block of keys] of the mask
+  // By `hstuExtents`: [batch, head, group of rows, block of keys] of the mask and of the bias. Null: nothing is left out.
+  uint8_t const *maskExtents, *biasExtents;
   Target y;
 };
 constexpr int64_t kGroupRows = 6;   // rows that a kernel works on at a time
 constexpr int64_t kBlockKeys = 64;  // keys that a kernel works on at a time
 constexpr uint8_t kAllOnes = 0x80;  // of an extent: all that it covers are 1
+// A score this low has a weight of 0, even where half as much is added to it.
+constexpr float kNoWeight = -1e4F;
 
 // InteractionTritonFast, samples [begin, end).
 struct Interaction {
@@ -127,8 +130,10 @@ struct Kernels {
   char const* name;
   int64_t (*hstuScratch)(Hstu const&, int64_t rows);
   void (*hstu)(Hstu const&, int64_t batch, int64_t row, int64_t end, float* scratch);
-  // The extents of groups [begin, end), counted over all batches and heads of the mask.
-  void (*hstuExtents)(Hstu const&, int64_t begin, int64_t end, uint8_t* extents);
+  // The extents of groups [begin, end), counted over all batches and heads of the mask or the bias.
+  void (*hstuExtents)(Hstu const&, bool ofBias, int64_t begin, int64_t end, uint8_t* extents);
+  // The greatest square of the length of a head's vector in rows [begin, end) of q or k; infinity where one is NaN.
+  float (*hstuSquare)(Operand const&, int64_t size, int64_t begin, int64_t end, float* scratch);
   int64_t (*interactionScratch)(Interaction const&);
   void (*interaction)(Interaction const&, int64_t begin, int64_t end, float* scratch);
   int64_t (*normSumScratch)(NormSum const&);

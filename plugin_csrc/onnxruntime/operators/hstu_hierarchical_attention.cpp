@@ -81,8 +81,9 @@ class HSTUHierarchicalAttention final : public Operator {
     a.y = run.output("y", v.sizes, q.type);
     if (v.elements() == 0) return;
 
-    std::vector<uint8_t> const extents = maskExtents(run, a);
-    a.extents = extents.data();
+    std::vector<uint8_t> const maskExtents = extentsOf(run, a, false), biasExtents = biasExtentsOf(run, a);
+    a.maskExtents = maskExtents.empty() ? nullptr : maskExtents.data();
+    a.biasExtents = biasExtents.empty() ? nullptr : biasExtents.data();
     // The rows of a task share the packed keys and the values: many rows, but tasks enough for the threads.
     int64_t const all = batches * length;
     int64_t const rows = all >= 8 * 384 ? 384 : all >= 8 * 192 ? 192 : all >= 8 * 96 ? 96 : 48;
@@ -103,17 +104,40 @@ class HSTUHierarchicalAttention final : public Operator {
     return run.has(name) ? run.input(name).operand() : Operand{nullptr, Element::kFloat32};
   }
 
-  // See `hstuExtents`; empty without a mask.
-  static std::vector<uint8_t> maskExtents(Run const& run, Hstu const& a) {
-    if (a.mask.operand.data == nullptr) return {};
-    int64_t const planes = (a.mask.batch == 0 ? 1 : a.batches) * (a.mask.head == 0 ? 1 : a.heads);
-    int64_t const groups = planes * (a.mask.row == 0 ? 1 : (a.length + kGroupRows - 1) / kGroupRows);
+  // See `hstuExtents`; empty where there is none.
+  static std::vector<uint8_t> extentsOf(Run const& run, Hstu const& a, bool ofBias) {
+    Plane const& plane = ofBias ? a.bias : a.mask;
+    if (plane.operand.data == nullptr) return {};
+    int64_t const planes = (plane.batch == 0 ? 1 : a.batches) * (plane.head == 0 ? 1 : a.heads);
+    int64_t const groups = planes * (plane.row == 0 ? 1 : (a.length + kGroupRows - 1) / kGroupRows);
     int64_t const blocks = (a.length + kBlockKeys - 1) / kBlockKeys, step = std::max<int64_t>(1, 4096 / blocks);
     std::vector<uint8_t> extents(static_cast<size_t>(groups * blocks));
     run.parallel((groups + step - 1) / step, 0, [&](int64_t task, float*) {
-      kernels().hstuExtents(a, task * step, std::min((task + 1) * step, groups), extents.data());
+      kernels().hstuExtents(a, ofBias, task * step, std::min((task + 1) * step, groups), extents.data());
     });
     return extents;
+  }
+
+  // The same of a bias that masks, such as one of -1e9 above the diagonal. A bias is read for it where the first row's last
+  // column is that low; and it masks where no product of q and k can make up for it.
+  static std::vector<uint8_t> biasExtentsOf(Run const& run, Hstu const& a) {
+    if (a.bias.operand.data == nullptr || a.bias.row == 0 || a.bias.column == 0) return {};
+    Hstu last = a;
+    last.length = 1;  // one row, one column: the corner
+    last.bias.operand.data =
+        static_cast<char const*>(a.bias.operand.data) + (a.length - 1) * (a.bias.operand.element == Element::kFloat32 ? 4 : 2);
+    uint8_t corner = 0;
+    kernels().hstuExtents(last, true, 0, 1, &corner);
+    if (corner != 0) return {};
+    int64_t const vectors = a.batches * a.length * a.heads, step = 1024, tasks = (vectors + step - 1) / step;
+    std::vector<float> q(static_cast<size_t>(tasks)), k(static_cast<size_t>(tasks));
+    run.parallel(tasks, (a.size + 63) / 64 * 64, [&](int64_t task, float* scratch) {
+      int64_t const begin = task * step, end = std::min(begin + step, vectors);
+      q[static_cast<size_t>(task)] = kernels().hstuSquare(a.q, a.size, begin, end, scratch);
+      k[static_cast<size_t>(task)] = kernels().hstuSquare(a.k, a.size, begin, end, scratch);
+    });
+    float const bound = *std::max_element(q.begin(), q.end()) * *std::max_element(k.begin(), k.end()) * a.alpha * a.alpha;
+    return bound <= kNoWeight * kNoWeight / 4 ? extentsOf(run, a, true) : std::vector<uint8_t>{};
   }
 
   int64_t mHeads;

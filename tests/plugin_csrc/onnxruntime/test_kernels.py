@@ -184,19 +184,39 @@ def test_sizes_at_the_edges_of_vectors(size: int, kernels: Path) -> None:
         check(node, values, by_kernels(session(model_of(node), kernels), node, values))
 
 
-@pytest.mark.parametrize("kind", ["float32", "bool", "causal"])
+@pytest.mark.parametrize("kind", ["causal", "mask of float32", "mask of bool", "bias", "bias inside"])
 def test_what_a_triangle_masks_is_left_out_whole(kind: str, kernels: Path) -> None:
-    """Tiles that it masks are not even read, so that a mask costs as little as `causal` does: NaN there changes nothing."""
+    """Tiles that it masks are not even computed, so that it costs as little as `causal` does: infinite values change nothing."""
     shape = (1, 1, 256, 256)
-    node = hstu(256, causal=1) if kind == "causal" else hstu(256, mask=(kind, shape))
+    triangle = np.tril(np.ones(shape, dtype=bool))
+    order = "inside_alpha" if kind == "bias inside" else "outside_alpha"
+    node = hstu(256, causal=int(kind == "causal"), bias_order=order)
+    if kind.startswith("mask"):
+        node = hstu(256, mask=(kind.split()[-1], shape))
     values = values_of(node, 1)
-    if kind != "causal":
-        values["mask"] = np.tril(np.ones(shape)).astype(kind)
+    if kind.startswith("mask"):
+        values["mask"] = triangle.astype(values["mask"].dtype)
+    elif kind.startswith("bias"):
+        values["bias"] = np.where(triangle, values["bias"], np.float32(-1e9))
     opened = session(model_of(node), kernels)
     clean = by_kernels(opened, node, values)["y"]
     check(node, values, {"y": clean})
-    values["k"][:, 192:], values["v"][:, 192:] = np.nan, np.nan
+    values["v"][:, 192:] = np.inf
     np.testing.assert_array_equal(by_kernels(opened, node, values)["y"][:, :192], clean[:, :192])
+
+
+def test_a_low_bias_that_scores_make_up_for_masks_nothing(kernels: Path) -> None:
+    node = hstu(128)
+    values = values_of(node, 1)
+    triangle = np.tril(np.ones((1, 1, 128, 128), dtype=bool))
+    values["bias"] = np.where(triangle, values["bias"], np.float32(-2e4))
+    for name in "qk":
+        values[name] = np.abs(values[name]) * 200
+    found = by_kernels(session(model_of(node), kernels), node, values)["y"]
+    check(node, values, {"y": found})
+    # The last keys score above the bias: leaving them out would show.
+    values["v"][:, 64:] = 0
+    assert not np.allclose(by_kernels(session(model_of(node), kernels), node, values)["y"][:, :64], found[:, :64])
 
 
 @pytest.mark.parametrize("levels", [1, 2, 5, 40])
