@@ -283,6 +283,38 @@ def products(case: Any, launch: Launch) -> float:
     return whole if launch.variant.name.startswith("linear") else whole - sum(products(case, item) for item in behind)
 
 
+def tiles_of_scores(launch: Launch) -> tuple[int, int]:
+    """(tiles of an attention kernel in which every key counts, tiles with the diagonal or the end), of all its blocks."""
+    given, constants = launch.arguments, launch.variant.constants
+    rows, columns = constants["ROWS"], constants["COLUMNS"]
+    queries = given.get("length", given.get("queries"))
+    keys = given.get("length", given.get("keys"))
+    full = rim = 0
+    for first in range(0, queries, rows):
+        end = min(keys, first + rows) if given.get("causal") else keys
+        whole = min(end, first if given.get("causal") else end) // columns
+        full += whole
+        rim += math.ceil(end / columns) - whole
+    blocks = launch.programs // math.ceil(queries / rows)
+    return full * blocks, rim * blocks
+
+
+def seconds_of_products(case: Any, launch: Launch, row: Mapping[str, Any], architecture: int) -> float:
+    """How long its products take, all blocks together: whole tiles, and each at the share that its loop leaves."""
+    if not row["share_of_products"]:
+        return 0.0
+    if row["main"]["unit"] != "score" or "projected" in launch.variant.name:
+        return products(case, launch) / (row["share_of_products"] * MATRIX)
+    main, constants = row["main"], launch.variant.constants
+    instructions = (main["shortest"], row["rim"][0][0] if row["rim"] else main["shortest"])
+    seconds = 0.0
+    for count, of_a_score in zip(tiles_of_scores(launch), instructions, strict=True):
+        work = 4.0 * constants["SIZE"] * constants["ROWS"] * constants["COLUMNS"] * count
+        share = roofline.share_of_products(architecture, 4 * 32 * constants["SIZE"], of_a_score, main["special"])
+        seconds += work / (share * MATRIX)
+    return seconds
+
+
 def predicted(case: Any, rows: Mapping[tuple[str, int], Mapping[str, Any]], architecture: int) -> dict[str, Any]:
     """The roofline of a case on a device of this architecture, in bfloat16."""
     dtype, device = "bfloat16", cost_model.DEVICES[DEVICE]
@@ -304,9 +336,7 @@ def predicted(case: Any, rows: Mapping[tuple[str, int], Mapping[str, Any]], arch
         waves = launch.programs / (row["resident_blocks"] * device.multiprocessors)
         seconds = {
             "memory": moved / (bandwidth * COPY),
-            "products": work / (row["share_of_products"] * MATRIX) * (math.ceil(waves) / waves)
-            if work and row["share_of_products"]
-            else 0.0,
+            "products": seconds_of_products(case, launch, row, architecture) * (math.ceil(waves) / waves),
             "launch": cost_model.LAUNCH,
         }
         what = max(seconds, key=lambda name: seconds[name])
@@ -405,13 +435,18 @@ def listed(found: Mapping[str, int]) -> str:
 
 
 def report(
-    operators: Sequence[str] | None, architectures: Sequence[int], progress: Callable[[str], None]
+    operators: Sequence[str] | None,
+    architectures: Sequence[int],
+    before: Sequence[Mapping[str, Any]],
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The costs of the variants, and the roofline of every case whose variants are among them."""
+    """The costs of the variants of some operators (or all), with those of the others from `before`, and the roofline of every case
+    whose variants are among them."""
     from benchmarks import kernels
 
-    found = costs(named(operators), architectures, progress)
-    rows = {(row["variant"], row["architecture"]): row for row in found}
+    rows = {(row["variant"], row["architecture"]): row for row in before}
+    rows |= {(row["variant"], row["architecture"]): row for row in costs(named(operators), architectures, progress)}
+    places = [(variant.name, each) for _, variant in named(None) for each in sorted(variant.architectures)]
     architecture = cost_model.DEVICES[DEVICE].capability
     cases = [
         predicted(case, rows, architecture)
@@ -419,24 +454,29 @@ def report(
         if all((launch.variant.name, architecture) in rows for launch in launches(case, "bfloat16"))
     ]
     return {
-        "command": common.command_line(),
         "versions": installed_versions(["onnx-fuse", "triton"]),
         "assumed": {"device": DEVICE, "copy_bytes_per_second": COPY, "matrix_flops_per_second": MATRIX},
         "cases": cases,
-        "variants": found,
+        "variants": [rows[place] for place in places if place in rows],
     }
 
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--operators", nargs="+", help="only variants whose names start so, such as norm_rows")
+    arguments.add_argument(
+        "--operators",
+        nargs="+",
+        help="only variants whose names start so, such as norm_rows; the result file keeps what it has of others",
+    )
     arguments.add_argument("--architectures", nargs="+", type=int, default=ARCHITECTURES, help="compute capabilities")
     arguments.add_argument("--dtype", default="bf16", help="the type whose variants --print shows")
     arguments.add_argument("--print", action="store_true", help="show the tables, and write no file")
     arguments.add_argument("--out", type=Path, default=RESULT, help="the result file")
     given = arguments.parse_args()
     os.environ.setdefault("TRITON_CACHE_DIR", str(common.ROOT / ".cache" / "triton"))
-    content = report(given.operators, given.architectures, lambda text: print(text, file=sys.stderr))
+    kept = json.loads(given.out.read_text())["variants"] if given.operators and given.out.is_file() else []
+    before = [] if given.print else kept
+    content = report(given.operators, given.architectures, before, lambda text: print(text, file=sys.stderr))
     if given.print:
         for architecture in given.architectures:
             print(table(content, dtype=given.dtype, architecture=architecture))

@@ -304,7 +304,7 @@ def kernel_costs() -> str:
     """What the machine code of the kernels tells, and what it predicts."""
     data = results("kernel_costs")
     text: str = from_benchmarks("kernel_costs").table(data)
-    return f"`{data['command']}`\n\n{text}"
+    return text
 
 
 # --- README.md -------------------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def test_a_variant_is_large_enough_for_what_it_is_picked_for(size: int) -> None:
         (48, 48, 200, (0, 0), True),
         (64, 64, 201, (1, 0), True),
         (64, 64, 200, (1, 0), False),
-        (64, 64, 200, (2, 3), True),
+        (64, 64, 200, (2, 0), True),
         (64, 64, 200, (0, 1), True),
     ],
 )

@@ -549,7 +549,6 @@ EXTRAS = {
     # Kinds of bias and mask -> the end of the variant's name. What is not here is seldom, and taken by `hstu_silu`.
     (0, 0): "",
     (1, 0): ".bias",
-    (2, 0): ".bias32",
     (0, 3): ".mask",
     (1, 3): ".bias.mask",
 }
@@ -577,7 +576,7 @@ def pick_tiles(
         "TANH": element == "bf16" and size <= 64 and not bias,
         "STAGES": stages,
     }
-    types = {**_SILU_TYPES, "bias": "*fp32" if bias == 2 else "*T", "mask": "*i8"}
+    types = {**_SILU_TYPES, "mask": "*i8"}
     name = f"hstu_hierarchical_attention.tiles.{element}.d{size}{extra}" + ".large" * large
     where = LARGE if large else frozenset(ARCHITECTURES) - LARGE
     return variant(name, hstu_tiles, element, types, constants, num_warps=8, num_stages=stages, architectures=where)

@@ -130,17 +130,14 @@ class HSTUHierarchicalAttention final : public Operator {
   std::string tilesName(Run const& run, int64_t size, int64_t valueSize, bool dense) const {
     int32_t const bias = run.kind("bias");
     int32_t const mask = run.kind("mask");
-    bool const known = mask == 0 || (mask == 3 && bias != 2);
+    bool const known = bias <= 1 && (mask == 0 || mask == 3);
     bool const aligned = bias == 0 && mask == 0 ? run.aligned() : dense && run.input("q").size(1) % 8 == 0;
     bool const sized = size == valueSize && (size == 32 || size == 64 || size == 128 || size == 256);
     if (mLevels || run.type() == std::string("fp32") || !known || !aligned || !sized) {
       return "";
     }
     return std::string("hstu_hierarchical_attention.tiles.") + run.type() + ".d" + std::to_string(size) +
-           (bias == 1   ? ".bias"
-            : bias == 2 ? ".bias32"
-                        : "") +
-           (mask == 3 ? ".mask" : "");
+           (bias == 1 ? ".bias" : "") + (mask == 3 ? ".mask" : "");
   }
 
   int64_t mHeads{1};

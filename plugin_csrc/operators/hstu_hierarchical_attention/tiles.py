@@ -5,9 +5,10 @@ bounds and no causal mask, and are loaded ahead; then come those with the diagon
 is a constant (`BIAS`, `MASK`), so that the loop over full tiles has nothing in it but loads, two products and the activation.
 
 `TANH`, for bfloat16 without a bias: sigmoid(x) = (1 + tanh(x / 2)) / 2 with tanh.approx.f32, one special instruction where exp2 and
-a reciprocal are two. NVIDIA promises tanh to 2^-11 relative, so that a weight silu(x) is off by at most |x| / 2 * 2^-11: a quarter
-of what rounding a weight of x to bfloat16 costs. With exp2 it is off by a few units of float32's last place, whatever x is, as a
-bias needs that takes keys out by being very negative.
+a reciprocal are two. NVIDIA promises tanh to 2^-11 relative, so that a weight silu(x) is off by at most |x| / 2 * 2^-11. Rounding
+the weight x of a large score to bfloat16 costs eight times as much; a very negative score, whose weight is nearly 0, is off by as
+much as a positive one of that size. With exp2 a weight is off by a few units of float32's last place, whatever x is. float16, whose
+own rounding is finer, needs that, as does a bias that takes keys out by being very negative; heads of 128 and 256 have the time.
 """
 
 from __future__ import annotations
