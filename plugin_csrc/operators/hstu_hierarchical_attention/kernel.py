@@ -524,6 +524,8 @@ def pick(element: str, mode: str, size: int, value_size: int, dense: bool = True
     name = f"hstu_hierarchical_attention.{mode}.{element}.d{held}" + ("" if aligned else ".any")
     divisible = ("size", "value_size") if aligned else ()
     constants, warps = tile_of(element, held)
+    if element == "fp32" and held > 64:
+        warps = 8  # the sums of large heads do not fit into the registers of 4
     stages = 1 if element == "fp32" else 2
     return variant(
         name,
