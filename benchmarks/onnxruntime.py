@@ -428,9 +428,22 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells += [f"{row['ratio'][side]:.2f}" if side in row["ratio"] else "" for side in sides[1:]]
         cells.append(", ".join(f"{side} {size:.3g}" for side, size in row.get("run_mb", {}).items()))
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    means = [f"{statistics.geometric_mean(found):.2f}" for side in sides[1:] if (found := _ratios(rows, side))]
-    lines.append(f"| **geometric mean** |  |  |  |  |  | {' | '.join(means)} |  |")
+    alone = [row for row in rows if row["threads"] == 1]  # the others need an idle machine
+    means = [f"{statistics.geometric_mean(found):.2f}" for side in sides[1:] if (found := _ratios(alone, side))]
+    lines.append(f"| **geometric mean** |  |  | 1 |  |  | {' | '.join(means)} |  |")
     return "\n".join(lines) + "\n"
+
+
+def heading(content: Mapping[str, Any]) -> str:
+    """Where and with what it was measured."""
+    machine, kernels = content["machine"], content["kernels"]
+    told = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
+    used = f" ({kernels} kernels)" if kernels else ""
+    return (
+        f"`{content['command']}`, on {machine['cores']} cores of {machine['cpu']}{used}, load average "
+        f"{content['load_average']:g}; {told}. Columns of sides: time of the original's; on one thread CPU time, on several time, "
+        "which tells little on a busy machine."
+    )
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -512,11 +525,7 @@ def main() -> None:
         "results": rows,
     }
     common.write_json(arguments.out / "onnxruntime.json", content)
-    told = ", ".join(f"{package} {version}" for package, version in versions.items())
-    (arguments.out / "onnxruntime.md").write_text(
-        f"`{content['command']}`, on {machine['cores']} cores of {machine['cpu']}"
-        f"{f' ({kernels} kernels)' if kernels else ''}; {told}. Columns of sides: time of the original's.\n\n{text}"
-    )
+    (arguments.out / "onnxruntime.md").write_text(f"{heading(content)}\n\n{text}")
     plot(rows, arguments.out / "onnxruntime.png")
     print(text)
 

@@ -6,6 +6,7 @@ That the blocks of all pages run is asked in test_docs.py.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import runpy
 import subprocess
@@ -17,6 +18,7 @@ import onnx
 import pytest
 
 import onnx_fuse
+from tests.runtime.onnxruntime.libraries import library
 from tests.test_docs import PAGES, Block, blocks, furnish, run_python
 
 ROOT = Path(__file__).parents[1]
@@ -158,3 +160,25 @@ def test_the_docs_count_patterns_and_rules_as_they_are() -> None:
     assert f"builds {len(zoo.ARCHITECTURES)} architectures" in (ROOT / "docs" / "testing.md").read_text(
         encoding="utf-8"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_library", [True, False])
+def test_the_demo_of_a_recommender(with_library: bool, tmp_path: Path) -> None:
+    """With the kernel library and without; it says how to get the library."""
+    named = str(library()) if with_library else ""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "hstu" / "demo.py"), "--out", str(tmp_path), "--rounds", "2"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ONNX_FUSE_KERNEL_LIBRARY": named},
+        check=False,
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+    assert "Verified: equal" in done.stdout and "of the original's time (2 calls of each, in turns)" in done.stdout
+    assert len(re.findall(r"^ +[0-3] +\d+ +[\d.]+ +[\d.]+$", done.stdout, re.MULTILINE)) == 12
+    assert ("by the kernel library (" in done.stdout) == with_library
+    assert (
+        "`onnx-fuse plugins build --for onnxruntime`" in done.stdout.replace("\n", " ").replace("  ", " ")
+    ) != with_library
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hstu.fused.onnx", "hstu.onnx"]
