@@ -269,10 +269,10 @@ void Run::parallel(int64_t count, int64_t floats, std::function<void(int64_t, fl
 }
 
 KnownTensor KnownTensor::axes(std::initializer_list<size_t> kept) const {
-  KnownTensor result{type, ranked, {}, {}};
+  KnownTensor result{type, {}, {}};
   for (size_t axis : kept) {
-    if (axis >= sizes.size()) return {type, false, {}, {}};
-    result.append(sizes[axis], symbols[axis]);
+    bool const known = axis < sizes.size();
+    result.append(known ? sizes[axis] : -1, known ? symbols[axis] : "");
   }
   return result;
 }
@@ -329,7 +329,6 @@ KnownTensor Inference::input(std::string_view name) const {
   check(api::elementType(ortTable, info, &result.type));
   size_t rank = 0;
   check(api::rank(ortTable, info, &rank));
-  result.ranked = rank > 0;
   result.sizes.resize(rank);
   std::vector<char const*> symbols(rank);
   check(api::sizes(ortTable, info, result.sizes.data(), rank));
@@ -345,12 +344,10 @@ void Inference::output(std::string_view name, KnownTensor const& tensor) const {
   check(api::createTensorInfo(ortTable, &info));
   std::unique_ptr<api::TensorInfo, Release> const owner(info);
   check(api::setElementType(ortTable, info, tensor.type));
-  if (tensor.ranked) {
-    std::vector<char const*> symbols;
-    for (size_t i = 0; i < tensor.sizes.size(); ++i) symbols.push_back(tensor.sizes[i] < 0 ? tensor.symbols[i].c_str() : "");
-    check(api::setSizes(ortTable, info, tensor.sizes.data(), tensor.sizes.size()));
-    check(api::setSymbols(ortTable, info, symbols.data(), symbols.size()));
-  }
+  std::vector<char const*> symbols;
+  for (size_t i = 0; i < tensor.sizes.size(); ++i) symbols.push_back(tensor.sizes[i] < 0 ? tensor.symbols[i].c_str() : "");
+  check(api::setSizes(ortTable, info, tensor.sizes.data(), tensor.sizes.size()));
+  check(api::setSymbols(ortTable, info, symbols.data(), symbols.size()));
   check(api::setInferredOutput(ortTable, mContext, static_cast<size_t>(place - mOutputs.begin()), info));
 }
 

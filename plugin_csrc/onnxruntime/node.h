@@ -122,11 +122,11 @@ class Run {
 // What is known of a node before it runs. Sizes that are not known are -1, with the name that the model has for them, if any.
 struct KnownTensor {
   int32_t type{api::kUndefined};
-  bool ranked{false};
   std::vector<int64_t> sizes;
   std::vector<std::string> symbols;
 
-  // This tensor with these axes alone; unranked where one of them does not exist.
+  // This tensor with these axes alone; of one that is not known nothing is known. ONNX Runtime takes a tensor without sizes for
+  // a scalar, so that an output needs its axes even where nothing is known of the inputs.
   KnownTensor axes(std::initializer_list<size_t> kept) const;
   KnownTensor& append(int64_t size, std::string const& symbol = "");
 };

@@ -49,23 +49,18 @@ class FusedEmbedLayerNorm final : public NormOfSum {
 };
 
 void infer(Inference const& known) {
-  KnownTensor const table = known.input("table_1");
+  KnownTensor const table = known.input("table_1").axes({1});
   KnownTensor output = known.input("ids_1").axes({0, 1});
   for (int64_t i = 2; i <= known.integer("num_tables"); ++i) {
     KnownTensor const ids = known.input("ids_" + std::to_string(i)).axes({0, 1});
-    if (!ids.ranked) output = ids;
-    for (size_t axis = 0; output.ranked && axis < 2; ++axis) {
+    for (size_t axis = 0; axis < 2; ++axis) {
       if (output.sizes[axis] != 1) continue;  // these ids are the same along it
       output.sizes[axis] = ids.sizes[axis];
       output.symbols[axis] = ids.symbols[axis];
     }
   }
   output.type = table.type;
-  if (table.sizes.size() == 2) {
-    output.append(table.sizes[1], table.symbols[1]);
-  } else {
-    output.ranked = false;
-  }
+  output.append(table.sizes[0], table.symbols[0]);
   for (char const* name : {"output", "embedding_sum"}) known.output(name, output);
 }
 

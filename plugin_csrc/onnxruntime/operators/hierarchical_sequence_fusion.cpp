@@ -62,14 +62,10 @@ class HierarchicalSequenceFusion final : public Operator {
 };
 
 void infer(Inference const& known) {
-  KnownTensor const x = known.input("x"), embeddings = known.input("level_embeddings");
-  known.output("y", x);
+  KnownTensor const x = known.input("x"), levels = known.input("level_embeddings").axes({0});
+  known.output("y", x.axes({0, 1, 2}));
   KnownTensor weights = x.axes({0, 1});
-  if (embeddings.sizes.size() == 2) {
-    weights.append(embeddings.sizes[0], embeddings.symbols[0]);
-  } else {
-    weights.ranked = false;
-  }
+  weights.append(levels.sizes[0], levels.symbols[0]);
   known.output("level_weights", weights);
 }
 

@@ -153,7 +153,7 @@ class HSTUHierarchicalAttention final : public Operator {
 };
 
 void infer(Inference const& known) {
-  KnownTensor y = known.input("v");
+  KnownTensor y = known.input("v").axes({0, 1, 2});
   y.type = known.input("q").type;
   known.output("y", y);
 }

@@ -64,10 +64,9 @@ void infer(Inference const& known) {
   for (std::string const& name : known.names()) {
     KnownTensor const found = known.input(name);
     bool const many = name == "E" || name == "sparse";
-    if (found.sizes.size() != (many ? 3U : 2U)) return known.output("output", output.axes({9}));
-    int64_t const count = many ? found.sizes[1] : 1;
+    int64_t const count = many ? found.axes({1}).sizes[0] : 1;
     features = count < 0 || features < 0 ? -1 : features + count;
-    size = found.sizes.back();
+    size = found.axes({many ? 2U : 1U}).sizes[0];
   }
   bool const dense = known.text("concat_dense") != "none";
   bool const unknown = features < 0 || (dense && size < 0);
