@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.patterns.language.body import Body
@@ -272,9 +273,9 @@ def _operands(match: Match, view: View) -> tuple[str, int, list[str]]:
     if shared[0] is not None and shared[1] is not None and shared[0][1] == shared[1][1]:
         (key, groups), (value, _) = shared[0], shared[1]
     whole = [
-        before_split(view, match["query"], heads),
-        before_split(view, match["key_t"] if key is None else key, groups, key=key is None),
-        before_split(view, value, groups),
+        before_split(view, match["query"], heads, match.root),
+        before_split(view, match["key_t"] if key is None else key, groups, match.root, key=key is None),
+        before_split(view, value, groups, match.root),
     ]
     if None not in whole:
         return "BSH", groups, [str(item) for item in whole]
@@ -314,9 +315,11 @@ def _before_repeat(view: View, value: str, heads: int, *, key: bool = False) -> 
     groups, times = after[1], after[2]
     if not isinstance(groups, int) or not isinstance(times, int) or groups * times != heads:
         return None
-    if before != (after[0], groups, 1, *after[3:]) or source != (after[0], groups, *after[3:]):
+    if before != (after[0], groups, 1, *after[3:]):
         return None
-    return view.resolve(split.inputs[0]), groups
+    if groups == 1 and source == (after[0], *after[3:]):
+        return view.add("Unsqueeze", [split.inputs[0], view.array(np.array([1]), value)], like=split), groups
+    return (view.resolve(split.inputs[0]), groups) if source == (after[0], groups, *after[3:]) else None
 
 
 def _untransposed(view: View, key_t: str, like: Any) -> str:

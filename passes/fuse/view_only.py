@@ -54,7 +54,8 @@ def writable_maker(value: str, view: View) -> Node | None:
             perm = np.argsort(view.attribute(reader, "perm")).tolist()
             proto = helper.make_node("Transpose", [reader.outputs[0]], [value], perm=perm)
             return Node(proto, reader.position)
-    return None
+    # Only what it reads may be missing, and that may be had in the same way.
+    return node if view.may_stand(node) else None
 
 
 def carriers(value: str, view: View) -> tuple[list[Node], set[str]]:

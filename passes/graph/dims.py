@@ -118,7 +118,24 @@ def subtract(a: Dim, b: Dim) -> Dim:
         return 0
     if b == 0:
         return a
+    # a - max(0, a - n) is the smaller of the two.
+    less = str(b).removeprefix(f"max(0,({a}-").removesuffix("))")
+    if str(b) == f"max(0,({a}-{less}))" and less.isidentifier():
+        return minimum(a, symbol(less))
     return _named(f"({a}-{b})")
+
+
+def maximum(a: Dim, b: Dim) -> Dim | None:
+    """max(a, b), where one is 0 or they are equal; None where it is not known."""
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b)
+    if a == b:
+        return a
+    for number, size in ((a, b), (b, a)):
+        # A difference may be less than 0, and a digest stand for one; a size is not.
+        if number == 0:
+            return _named(f"max(0,{size})") if {"-", "#"} & set(str(size)) else size
+    return None
 
 
 def minimum(a: Dim, b: Dim) -> Dim:

@@ -12,6 +12,7 @@ from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.shapes.inference import Info
+from onnx_fuse.passes.normalize.split_heads import weighs_values
 from onnx_fuse.passes.view.layout_transform import MOVES, Move, write_move
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
@@ -142,7 +143,7 @@ def _operands(view: View, node: Node, heads: _Heads) -> list[str]:
     if heads.side_by_side:
         operands = [_split(view, value, count, node) for value, count in zip(operands, counts, strict=True)]
     if heads.repeats > 1:
-        operands[1:] = [_repeated(view, value, heads, node) for value in operands[1:]]
+        operands[1:] = [repeated(view, value, heads.repeats, node) for value in operands[1:]]
     return operands
 
 
@@ -160,14 +161,33 @@ def _split(view: View, value: str, heads: Dim, node: Node) -> str:
     return view.add("Transpose", [split], {"perm": [0, 2, 1, 3]}, like=node, covers=[node])
 
 
-def _repeated(view: View, value: str, heads: _Heads, node: Node) -> str:
-    """Each key-value head, as many times in a row as heads of the query share it."""
+def repeated(view: View, value: str, times: int, node: Node) -> str:
+    """[B, hkv, S, d] with each key-value head so many times in a row."""
 
     def ints(*numbers: Dim) -> str:
         return view.array(np.array(numbers, dtype=np.int64), node.outputs[0])
 
     five = view.add("Unsqueeze", [value, ints(2)], like=node, covers=[node])
-    five = view.add("Expand", [five, ints(1, 1, heads.repeats, 1, 1)], like=node, covers=[node])
+    five = view.add("Expand", [five, ints(1, 1, times, 1, 1)], like=node, covers=[node])
     sizes = dict(enumerate(view.shape(five) or ()))
     move = Move(five, sizes, ((0,), (1,), (2,), (3,), (4,)), ((0,), (1, 2), (3,), (4,)))
     return write_move(view, move, node, covers=[node])
+
+
+def repeat_one_head(view: View, node: Node) -> bool:
+    """MatMul of [B, h, n, k] and one key-value head [B, 1, k, m], which it broadcasts, has that head repeated (multi-query)."""
+    left, right = (view.shape(value) for value in node.inputs)
+    if left is None or right is None or len(left) != 4 or len(right) != 4 or left[0] != right[0]:
+        return False
+    heads = left[1]
+    if not isinstance(heads, int) or heads < 2 or right[1] != 1 or view.is_constant(node.inputs[1]):
+        return False
+    # Of a key what it is before it is transposed is repeated: it is that which the operator reads.
+    value, key = node.inputs[1], not weighs_values(view, node.outputs[0])
+    if key:
+        value = view.add("Transpose", [value], {"perm": [0, 1, 3, 2]}, like=node, covers=[node])
+    value = repeated(view, value, heads, node)
+    if key:
+        value = view.add("Transpose", [value], {"perm": [0, 1, 3, 2]}, like=node, covers=[node])
+    view.replace(node.outputs[0], "MatMul", [node.inputs[0], value], like=node, covers=[node])
+    return True

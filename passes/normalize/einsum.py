@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import replace
 
 from onnx_fuse.passes.graph.dims import Dim
@@ -9,6 +10,8 @@ from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.layout_transform import MOVES, Groups, Move, find_move, is_writable, permutation, write_move
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
+
+_ELLIPSIS = "..."
 
 
 def einsum_as_matmul(view: View, node: Node) -> bool:
@@ -36,10 +39,13 @@ def einsum_as_matmul(view: View, node: Node) -> bool:
     summed = "".join(letter for letter in left if letter in right and letter not in out)
     if any(letter not in out and letter not in summed for letter in left + right):
         return False
-    kept = [(letter,) for letter in batch] + ([tuple(rows)] if batch else [(letter,) for letter in rows])
+    # A key-value head that all heads share has no axis for them: it is broadcast, and the heads stay an axis.
+    shared = [()] if len(batch) == 1 and len(rows) == 2 and len(columns) == 1 else []
+    kept = [(letter,) for letter in batch] + ([tuple(rows)] if batch and not shared else [(letter,) for letter in rows])
+    others = [*((letter,) for letter in batch), *shared, tuple(summed), tuple(columns)]
     moves = [
         _move(operands[0], left, sizes, [*kept, tuple(summed)]),
-        _move(operands[1], right, sizes, [*((letter,) for letter in batch), tuple(summed), tuple(columns)]),
+        _move(operands[1], right, sizes, others),
     ]
     number = {letter: atom for atom, letter in enumerate(sizes)}
     before = tuple(tuple(number[letter] for letter in group) for group in [*kept, tuple(columns)])
@@ -59,7 +65,14 @@ def _letters(view: View, node: Node) -> tuple[str, str, str] | None:
     terms = (*inputs.split(","), out)
     if not arrow or len(node.inputs) != 2 or len(terms) != 3:
         return None
-    # An ellipsis, a diagonal or a broadcast stays what it is.
+    if all(term.count(_ELLIPSIS) == 1 for term in terms):
+        ranks = [view.rank(value) for value in node.inputs]
+        axes = {0 if rank is None else rank + 3 - len(term) for rank, term in zip(ranks, terms, strict=False)}
+        spare = [letter for letter in string.ascii_letters if letter not in equation]
+        if len(axes) > 1 or not 0 < (count := axes.pop()) <= len(spare):
+            return None
+        terms = tuple(term.replace(_ELLIPSIS, "".join(spare[:count])) for term in terms)
+    # A diagonal or a broadcast stays what it is.
     if any(len(set(term)) != len(term) or not term.isalpha() for term in terms):
         return None
     return (terms[0], terms[1], terms[2])

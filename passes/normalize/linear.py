@@ -97,6 +97,25 @@ def norm_before_move(view: View, node: Node) -> bool:
     return _before_move(view, node, node.inputs[0], list(node.inputs[1:]), attributes)
 
 
+@reads(*MOVES)
+def residual_before_move(view: View, node: Node) -> bool:
+    """move(a) + r is move(a + r moved back) for the a that attention makes: r may have tokens first, or on two axes."""
+    for value, residual in (node.inputs, tuple(reversed(node.inputs))):
+        if not is_moved(view, value):
+            continue
+        move = find_move(view, value)
+        if move is None or move.base not in view.settled or view.shape(residual) != move.shape:
+            continue
+        back = Move(view.resolve(residual), move.sizes, move.after, move.before)
+        if not is_writable(back, move):
+            continue
+        result = view.add("Add", [move.base, write_move(view, back, node)], like=node, covers=[node])
+        view.settled.add(result)
+        write_move(view, replace(move, base=result), node, node.outputs[0], [node])
+        return True
+    return False
+
+
 def _before_move(
     view: View, node: Node, value: str, others: list[str], attributes: dict[str, Any] | None = None
 ) -> bool:
@@ -106,7 +125,8 @@ def _before_move(
     move = find_move(view, value)
     if width is None or move is None or move.base == view.resolve(value) or len(move.after) < 2 or not move.after[-1]:
         return False
-    parts = _factor(move)
+    settled = move.base in view.settled
+    parts = _factor(move, apart=settled)
     if parts is None:
         return False
     merge, rows = parts
@@ -116,14 +136,19 @@ def _before_move(
         return False
     moved = write_move(view, merge, node)
     result = view.add(node.op_type, [moved, *others], attributes, like=node, covers=[node])
+    if settled:
+        view.settled.add(result)
     write_move(view, replace(move_after, base=result), node, node.outputs[0], [node])
     return True
 
 
-def _factor(move: Move) -> tuple[Move, Move] | None:
+def _factor(move: Move, *, apart: bool) -> tuple[Move, Move] | None:
     """The move as two: one that only merges what becomes the last axis, one that only moves the other axes.
 
     None where the first does all of it already.
+
+    Args:
+        apart: whether a move that only moves axes of size 1 is worth it.
     """
     last = move.after[-1]
     kept: list[tuple[int, ...]] = []
@@ -132,7 +157,7 @@ def _factor(move: Move) -> tuple[Move, Move] | None:
         if rest or not group:
             kept.append(rest)
     groups: Groups = (*kept, last)
-    if groups == move.after or _ones_apart(groups, move):
+    if groups == move.after or (not apart and _ones_apart(groups, move)):
         return None
     merge = Move(move.base, move.sizes, move.before, groups)
     whole = max(move.sizes) + 1

@@ -8,10 +8,21 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph.node import Node
+from onnx_fuse.passes.normalize.split_heads import weighs_values
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
+
+
+def drop_one(view: View, node: Node) -> bool:
+    """x / 1 and x * 1 are x: an output scale that was left at 1."""
+    places = ((0, 1),) if node.op_type == "Div" else ((0, 1), (1, 0))
+    for value, one in ((node.inputs[index], node.inputs[other]) for index, other in places):
+        if view.scalar(one) == 1.0 and view.dtype(one) in _FLOATS and _keeps_shape(view, value, one):
+            view.alias(node.outputs[0], value)
+            return True
+    return False
 
 
 def multiply_by_reciprocal(view: View, node: Node) -> bool:
@@ -82,6 +93,46 @@ def scale_after_matmul(view: View, node: Node) -> bool:
     product = view.add("MatMul", inputs, like=node, covers=[node])
     view.replace(node.outputs[0], "Mul", [product, scale], like=node, covers=covers)
     return True
+
+
+@reads("Add", "MatMul")
+def scale_into_projection(view: View, node: Node) -> bool:
+    """(heads W + b) * c is heads (W * c) + b * c, for constants: a residual that is weighed."""
+    found = scaled(view, node)
+    inner = None if found is None else view.producer(found[0])
+    if found is None or inner is None:
+        return False
+    product, bias = inner, ""
+    if inner.key == ("", "Add"):
+        made = [view.producer(value) for value in inner.inputs]
+        place = next((place for place, maker in enumerate(made) if maker and maker.key == ("", "MatMul")), None)
+        if place is None:
+            return False
+        product, bias = made[place] or inner, inner.inputs[1 - place]
+    if product.key != ("", "MatMul") or not _merges_heads(view, product.inputs[0]):
+        return False
+    weight = product.inputs[1]
+    vectors = [weight, bias] if bias else [weight]
+    if view.rank(weight) != 2 or (bias and view.rank(bias) != 1) or not all(map(view.is_constant, vectors)):
+        return False
+    factor = _scalar_like(view, found[1], view.dtype(node.outputs[0]), node)
+    if factor is None:
+        return False
+    weighed = [view.add("Mul", [vector, factor], like=node, covers=[node]) for vector in vectors]
+    covers = list({id(item): item for item in (product, inner, node)}.values())
+    if not bias:
+        view.replace(node.outputs[0], "MatMul", [product.inputs[0], weighed[0]], like=node, covers=covers)
+        return True
+    projected = view.add("MatMul", [product.inputs[0], weighed[0]], like=node, covers=[product])
+    view.replace(node.outputs[0], "Add", [projected, weighed[1]], like=node, covers=covers)
+    return True
+
+
+def _merges_heads(view: View, value: str) -> bool:
+    """Whether a value is attention's [B, h, S, d] turned and merged to [B, S, h*d]."""
+    merge = view.producer(value)
+    turn = None if merge is None or merge.key != ("", "Reshape") else view.producer(merge.inputs[0])
+    return turn is not None and turn.key == ("", "Transpose") and weighs_values(view, turn.inputs[0])
 
 
 def scaled(view: View, node: Node | None) -> tuple[str, float] | None:

@@ -9,6 +9,7 @@ from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize.scales import scaled
+from onnx_fuse.passes.normalize.split_heads import are_heads
 from onnx_fuse.passes.view.layout_transform import (
     MOVES,
     Move,
@@ -41,30 +42,36 @@ def merge_biases(view: View, node: Node) -> bool:
 
 @reads(*MOVES)
 def batched_matmul_before_move(view: View, node: Node) -> bool:
-    """MatMul of [B*h, n, k] and [B*h, k, m] that were [B, h, n, k] and [B, h, k, m] before is the MatMul of those, merged."""
+    """MatMul of [B*h, n, k] and [B*h, k, m] that were [B, h, n, k] and [B, h, k, m] before is the MatMul of those, merged.
+
+    A batch of 1 leaves no trace in [h, n, k]: that its first axis are heads is told by where it comes from.
+    """
     if not all(is_moved(view, value) for value in node.inputs):
         return False
     moves = [find_move(view, value) for value in node.inputs]
     left, right = moves[0], moves[1]
     if left is None or right is None or len(left.after) != 3 or len(right.after) != 3:
         return False
-    parts = [_batch_parts(move) for move in (left, right)]
-    if parts[0] != parts[1] or len(parts[0]) != 2:
+    parts = [[move.sizes[atom] for atom in _batch_atoms(move)] for move in (left, right)]
+    if parts[0] != parts[1]:
         return False
-    operands = []
-    for move in (left, right):
-        batch = tuple((atom,) for group in move.after[:-2] for atom in group if move.sizes[atom] != 1)
-        operands.append(replace(move, after=(*batch, *move.after[-2:])))
-    merged = regroup(identity("", (*parts[0], left.shape[-2], right.shape[-1])), (*left.shape[:-1], right.shape[-1]))
-    if merged is None or not is_writable(*operands, merged):
+    batch = parts[0]
+    if len(batch) == 1 and any(are_heads(move, _batch_atoms(move)[0]) for move in (left, right)):
+        batch = [1, *batch]
+    if len(batch) != 2:
+        return False
+    split = [regroup(move, (*batch, *move.shape[-2:])) for move in (left, right)]
+    operands = [move for move in split if move is not None]
+    merged = regroup(identity("", (*batch, left.shape[-2], right.shape[-1])), (*left.shape[:-1], right.shape[-1]))
+    if len(operands) < 2 or merged is None or not is_writable(*operands, merged):
         return False
     product = view.add("MatMul", [write_move(view, move, node) for move in operands], like=node, covers=[node])
     write_move(view, replace(merged, base=product), node, node.outputs[0], [node])
     return True
 
 
-def _batch_parts(move: Move) -> list[Dim]:
-    return [move.sizes[atom] for group in move.after[:-2] for atom in group if move.sizes[atom] != 1]
+def _batch_atoms(move: Move) -> list[int]:
+    return [atom for group in move.after[:-2] for atom in group if move.sizes[atom] != 1]
 
 
 @reads("Mul", *MOVES)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
+from onnx_fuse.passes.graph import dims as d
+from onnx_fuse.passes.graph.dims import Dim
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.layout_transform import (
     MOVES,
@@ -14,6 +18,7 @@ from onnx_fuse.passes.view.layout_transform import (
     is_writable,
     permutation,
     write_move,
+    written_as,
 )
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
@@ -47,6 +52,51 @@ def concat_of_split(view: View, node: Node) -> bool:
 
 
 @reads(*MOVES)
+def pick_before_merge(view: View, node: Node) -> bool:
+    """Query, key or value picked from [3, B*h, S, d] is picked from what was not merged yet, and moved then.
+
+    By Gather with one index, or as a part of a Split into single ones.
+    """
+    move = find_move(view, node.inputs[0]) if is_moved(view, node.inputs[0]) else None
+    axis = view.attribute(node, "axis")
+    if move is None or not isinstance(axis, int):
+        return False
+    axis %= len(move.after)
+    merged = [sum(move.sizes[atom] != 1 for atom in group) > 1 for group in move.after[:-1]]
+    places = _picked(view, node, move.shape[axis])
+    if len(move.after[axis]) != 1 or not any(merged) or not places:
+        return False
+    (picked,) = move.after[axis]
+    atoms = [atom for group in move.before for atom in group]
+    split = replace(move, after=tuple((atom,) for atom in atoms))
+    sizes = {atom: size for atom, size in move.sizes.items() if atom != picked}
+    before = tuple((atom,) for atom in atoms if atom != picked)
+    kept = () if node.op_type == "Gather" else ((),)
+    back = Move("", sizes, before, (*move.after[:axis], *kept, *move.after[axis + 1 :]))
+    if not is_writable(split, back):
+        return False
+    whole = write_move(view, split, node)
+    for output, place in places.items():
+        index = view.array(np.array(place, dtype=np.int64), output)
+        part = view.add("Gather", [whole, index], {"axis": atoms.index(picked)}, like=node, covers=[node])
+        write_move(view, replace(back, base=part), node, output, [node])
+    return True
+
+
+def _picked(view: View, node: Node, size: Dim) -> dict[str, int]:
+    """For each output the place of the one entry it holds; nothing where it holds several."""
+    if node.op_type == "Gather":
+        index = view.constant(node.inputs[1])
+        return {} if index is None or index.ndim else {node.outputs[0]: int(index)}
+    lengths = [
+        shape and shape[int(view.attribute(node, "axis")) % len(shape)] for shape in map(view.shape, node.outputs)
+    ]
+    if len(node.outputs) != size or any(length != 1 for length in lengths):
+        return {}
+    return {output: place for place, output in enumerate(node.outputs)}
+
+
+@reads(*MOVES)
 def batch_axes_in_order(view: View, node: Node) -> bool:
     """MatMul of [h, B, n, k] and [h, B, k, m] that came from [B, .., h, ..] is that of [B, h, n, k] and [B, h, k, m], moved."""
     left, right = (find_move(view, value) if is_moved(view, value) else None for value in node.inputs)
@@ -71,13 +121,30 @@ def batch_axes_in_order(view: View, node: Node) -> bool:
 
 
 def _batch_order(move: Move) -> list[int] | None:
-    """The batch axes in the order their atoms have in the base; None where they are in it, or are not one atom each."""
+    """The batch axes in the order their atoms have in the base; None where they are in it, or are not one atom each.
+
+    A batch of 1 has no place of its own there: it comes before the heads.
+    """
+    large = [tuple(atom for atom in group if move.sizes[atom] != 1) for group in move.after[:-2]]
+    if [len(group) for group in large] == [1, 0]:
+        return [1, 0] if are_heads(move, large[0][0]) else None
     batch = move.after[:-2]
     if any(len(group) != 1 for group in batch):
         return None
     atoms = [atom for group in move.before for atom in group]
     order = sorted(range(len(batch)), key=lambda axis: atoms.index(batch[axis][0]))
     return None if order == list(range(len(batch))) else order
+
+
+def are_heads(move: Move, atom: int) -> bool:
+    """Whether the axis of a batch of 1 that is no axis of size 1 holds heads, by where it comes from.
+
+    They are split off one axis with what each of them has, or they are an inner axis of four.
+    """
+    split = any(
+        atom in group and any(move.sizes[other] != 1 for other in group if other != atom) for group in move.before
+    )
+    return split or (len(move.before) == 4 and (atom,) in move.before[1:3])
 
 
 @reads(*MOVES)
@@ -99,3 +166,57 @@ def guard_before_permutation(view: View, node: Node) -> bool:
     result = view.add("Where", [undefined, node.inputs[1], move.base], like=node, covers=[node])
     write_move(view, replace(move, base=result), node, node.outputs[0], [node])
     return True
+
+
+@reads("MatMul", *MOVES)
+def merge_before_move(view: View, node: Node) -> bool:
+    """A move of attention's product [B, h, S, d] that has its heads side by side is one of them merged, [B, S, h*d].
+
+    Tokens before the batch, a batch of 1 that is left out, channels first: whatever the exporter makes of it comes after.
+    """
+    value = view.resolve(node.outputs[0])
+    move = find_move(view, value)
+    if move is None or len(move.before) != 4 or not weighs_values(view, move.base):
+        return False
+    batch, heads, rows, size = move.before
+    width = d.product(move.sizes[atom] for atom in (*heads, *size))
+    if not isinstance(width, int) or not _side_by_side(move):
+        return False
+    chain = written_as(view, value, move.base)
+    shape = view.shape(move.base) or ()
+    if [item.op_type for item in chain] == ["Transpose", "Reshape"] and move.shape == (shape[0], shape[2], width):
+        return False
+    rest = Move("", move.sizes, (batch, rows, (*heads, *size)), move.after)
+    if not is_writable(rest):
+        return False
+    merged = view.shared.get(("merged", move.base))
+    if merged is None:
+        turned = view.add("Transpose", [move.base], {"perm": [0, 2, 1, 3]}, like=node, covers=chain)
+        target = view.array(np.array([0, 0, width], dtype=np.int64), node.outputs[0])
+        merged = view.add("Reshape", [turned, target], like=node, covers=chain)
+        view.shared["merged", move.base] = merged
+        view.settled.add(merged)
+    write_move(view, replace(rest, base=view.resolve(merged)), node, value, chain)
+    return True
+
+
+def weighs_values(view: View, value: str) -> bool:
+    """Whether a value is a product of a Softmax, widened, narrowed or guarded, and something computed."""
+    product = view.producer(value)
+    if product is None or product.key != ("", "MatMul") or view.rank(product.inputs[1]) != 4:
+        return False
+    weights = view.producer(product.inputs[0])
+    while weights is not None and weights.key in (("", "Cast"), ("", "Where")):
+        weights = view.producer(weights.inputs[0 if weights.op_type == "Cast" else 2])
+    return weights is not None and weights.key == ("", "Softmax")
+
+
+def _side_by_side(move: Move) -> bool:
+    """Whether the heads and what each has of [B, h, S, d] are in one axis of the result, in their order."""
+
+    def large(group: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(atom for atom in group if move.sizes[atom] != 1)
+
+    wanted = large((*move.before[1], *move.before[3]))
+    groups = [large(group) for group in move.after]
+    return any(wanted == group[place : place + len(wanted)] for group in groups for place in range(len(group)))

@@ -35,6 +35,7 @@ _MOVE_RULES: tuple[Rule, ...] = (
     casts.cast_after_move,
     scales.scale_after_move,
     reshape_transpose.merge_moves,
+    split_heads.merge_before_move,
 )
 
 RULES: Rules = {
@@ -72,6 +73,7 @@ RULES: Rules = {
         linear.bias_before_move,
         einsum.head_bias_before_move,
         einsum.sum_before_move,
+        linear.residual_before_move,
     ),
     "Where": (
         scores.mask_before_merge,
@@ -80,15 +82,20 @@ RULES: Rules = {
     ),
     "Swish": (silu_weights.swish_before_merge,),
     "Softmax": (scores.softmax_before_move, score_steps.scores_in_order),
-    "LayerNormalization": (linear.norm_before_move,),
-    "RMSNormalization": (linear.norm_before_move,),
+    "LayerNormalization": (norms.flat_affine, linear.norm_before_move),
+    "RMSNormalization": (norms.flat_affine, linear.norm_before_move),
+    "GlobalAveragePool": (norms.mean_of_pool,),
     "Div": (
+        scales.drop_one,
         norms.bare_norm,
         scales.multiply_by_reciprocal,
         silu_weights.weights_before_merge,
     ),
     "Mul": (
+        scales.drop_one,
+        norms.mean_of_sum,
         scales.merge_scales,
+        scales.scale_into_projection,
         norms.bare_norm,
         tensorflow_norms.scaled_norm,
         norms.norm_scale,
@@ -102,13 +109,15 @@ RULES: Rules = {
 READING: Rules = {
     **RULES,
     **contrib.RULES,
-    **dict.fromkeys((*gather_pairs.PICKS, "Split"), (gather_pairs.selection,)),
-    "Gather": (gather_pairs.selection, gather_pairs.gather_before_transpose),
+    **dict.fromkeys(gather_pairs.PICKS, (gather_pairs.selection,)),
+    "Split": (gather_pairs.selection, split_heads.pick_before_merge),
+    "Gather": (gather_pairs.selection, gather_pairs.gather_before_transpose, split_heads.pick_before_merge),
     "GatherND": (gather_pairs.selection, gather_pairs.gather_columns, look_ups.look_up_of_rows),
     "Mul": (*RULES["Mul"], look_ups.scale_before_look_up),
     "Concat": (*RULES["Concat"], gather_pairs.selection),
     "Reshape": (gather_pairs.masked_selection, *_MOVE_RULES),
     "Einsum": (einsum.einsum_as_matmul,),
+    "MatMul": (*RULES["MatMul"], attention.repeat_one_head),
     "InstanceNormalization": (group_norm.group_norm_of_rows,),
     "GroupNormalization": (group_norm.group_norm_of_rows,),
 }

@@ -88,13 +88,13 @@ def is_moved(view: View, value: str) -> bool:
 def find_move(view: View, value: str) -> Move | None:
     """The longest chain of data movement that ends in `value`; None where its shape is unknown.
 
-    A value that no movement makes is its own base.
+    A value that no movement makes is its own base, and so is one that is settled.
     """
     value = view.resolve(value)
     chain: list[Node] = []
     base = value
     node = view.producer(base)
-    while node is not None and node.domain == "" and node.op_type in MOVES:
+    while node is not None and node.domain == "" and node.op_type in MOVES and base not in view.settled:
         chain.append(node)
         base = view.resolve(node.inputs[0])
         node = view.producer(base)
@@ -240,12 +240,11 @@ def steps_of(move: Move) -> list[Step] | None:
     """The canonical nodes of a coalesced move; None where a Reshape target cannot be told from the shape before it."""
     steps: list[Step] = []
     shape = move.base_shape
-    if not move.keeps_order:
-        atoms = [atom for group in move.before for atom in group]
-        split = tuple(move.sizes[atom] for atom in atoms)
+    turn = None if move.keeps_order else _turn(move)
+    if turn is not None:
+        split, perm = turn
         if split != shape:
             steps.append(Step("Reshape", have=shape, want=split))
-        perm = tuple(atoms.index(atom) for atom in move.order)
         steps.append(Step("Transpose", perm=perm))
         shape = tuple(split[axis] for axis in perm)
     if shape != move.shape:
@@ -255,6 +254,39 @@ def steps_of(move: Move) -> list[Step] | None:
         if len(unknown) > 1 or 0 in step.want:
             return None
     return steps
+
+
+def _turn(move: Move) -> tuple[Shape, tuple[int, ...]] | None:
+    """(shape, permutation) of the Transpose of a move that does not keep the order; None where a Reshape does it.
+
+    Axes of size 1 lie wherever a Reshape puts them. They stay at their places in the base or in the result, if one of the two is
+    turned as it is, so that heads [S, 1, h*d] -> [1, h, S, d] are split as those of a batch are: [1, S, h, d], then 0, 2, 1, 3.
+    """
+    atoms = [atom for group in move.before for atom in group]
+    large = [atom for atom in atoms if move.sizes[atom] != 1]
+    moved = [atom for atom in move.order if move.sizes[atom] != 1]
+    split = tuple(move.sizes[atom] for atom in atoms)
+    perm = tuple(atoms.index(atom) for atom in move.order)
+    alone = split == move.base_shape and tuple(split[axis] for axis in perm) == move.shape
+    if alone or len(large) == len(atoms) == len(move.after):
+        return split, perm
+    if large == moved:
+        return None
+    groups = next((groups for groups in (move.before, move.after) if _is_plain(move, groups)), ())
+    places: list[int | None] = list(large)
+    turned: list[int | None] = list(moved)
+    for axis, group in enumerate(groups):
+        # One that was put in is put in last, but for a batch.
+        if all(move.sizes[atom] == 1 for atom in group) and (group or axis == 0):
+            places.insert(axis, None)
+            turned.insert(axis, None)
+    sizes = tuple(1 if atom is None else move.sizes[atom] for atom in places)
+    return sizes, tuple(axis if atom is None else places.index(atom) for axis, atom in enumerate(turned))
+
+
+def _is_plain(move: Move, groups: Groups) -> bool:
+    """Whether no axis holds more than one atom, those of size 1 left aside."""
+    return all(sum(move.sizes[atom] != 1 for atom in group) <= 1 for group in groups)
 
 
 def is_writable(*moves: Move) -> bool:

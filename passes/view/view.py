@@ -45,6 +45,7 @@ class View(Overlay):
         refusals: nodes that a rule left as they are, and why.
         agreed: what was checked already, for whoever checks.
         shared: what a rule made for one node and may use for another, by a key of its own.
+        settled: moved values that have the form in which patterns look for them: no chain of moves goes on through them.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class View(Overlay):
         self.refusals: list[tuple[Node, str]] = []
         self.agreed: set[Hashable] = set()
         self.shared: dict[Any, str] = {}
+        self.settled: set[str] = set()
         self._stored = StoredConstants(self, folder)
         self._folding = Folding(self, self._stored, self.info, self.attribute)
         self._facts = Facts(self, self._stored, self._folding, fallback_types, partial(_info_outside, graph))
@@ -106,6 +108,8 @@ class View(Overlay):
         written = node.to_write()
         if written is not node:
             self.write_as(value, written.op_type, written.inputs, _attributes(written))
+        if node.outputs[0] in self.settled:
+            self.settled.add(value)
         self.alias(node.outputs[0], value)
 
     def write_as(
@@ -132,7 +136,7 @@ class View(Overlay):
         covered = self.covers_of(covers) or self.covers(like)
         node = MadeNode(op_type, inputs, output, attributes or {}, like.label, domain, like.position, tuple(covered))
         self.place(node)
-        if not self._may_stand(node) or not self._unwritable.isdisjoint(self.inputs(node)):
+        if not self.may_stand(node) or not self._unwritable.isdisjoint(self.inputs(node)):
             self._unwritable.add(id(node))
             if output not in self.graph.producers:
                 self._unwritable.add(output)
@@ -149,7 +153,8 @@ class View(Overlay):
         """Whether a value can be had in the model: it is there, or what makes it in the view may stand there."""
         return self.resolve(value) not in self._unwritable
 
-    def _may_stand(self, node: Node) -> bool:
+    def may_stand(self, node: Node) -> bool:
+        """Whether a node may stand in the model if all that it needs can be had there."""
         if node.domain == VIEW_DOMAIN:
             return False
         if node.domain != "" or node.op_type not in _RECOGNISED:

@@ -27,18 +27,34 @@ def producer(view: View, value: str, op_type: str) -> Any:
     return node if node is not None and node.domain == "" and node.op_type == op_type else None
 
 
-def before_split(view: View, value: str, heads: int, *, key: bool = False) -> str | None:
-    """x [B, S, h*d] where `value` is x split into heads, [B, h, S, d] (or [B, h, d, S] for a transposed key)."""
+def before_split(view: View, value: str, heads: int, like: Any, *, key: bool = False) -> str | None:
+    """x [B, S, h*d] where `value` is x split into heads, [B, h, S, d] (or [B, h, d, S] for a transposed key).
+
+    Tokens that lie on other axes in what was split, as on two or behind an axis of size 1, are put on these two.
+    """
+    shape = view.shape(value)
+    if shape is None or len(shape) != 4:
+        return None
+    batch, rows, size = shape[0], shape[3 if key else 2], shape[2 if key else 3]
     transpose = producer(view, value, "Transpose")
-    if transpose is None or list(view.attribute(transpose, "perm") or []) != ([0, 2, 3, 1] if key else [0, 2, 1, 3]):
+    perm = None if transpose is None else list(view.attribute(transpose, "perm") or [])
+    if transpose is not None and perm == ([0, 2, 3, 1] if key else [0, 2, 1, 3]):
+        reshape = producer(view, transpose.inputs[0], "Reshape")
+    elif rows == 1 or (heads == 1 and not key):
+        reshape = producer(view, value, "Reshape") or producer(view, value, "Unsqueeze")  # there is nothing to turn
+    else:
         return None
-    reshape = producer(view, transpose.inputs[0], "Reshape")
-    if reshape is None:
+    before = None if reshape is None else view.shape(reshape.inputs[0])
+    if before is None or shape[1] != heads or not isinstance(size, int):
         return None
-    before, after = view.shape(reshape.inputs[0]), view.shape(reshape.outputs[0])
-    if before is None or after is None or len(before) != 3 or len(after) != 4:
+    if before == (batch, rows, heads * size):
+        return view.resolve(reshape.inputs[0])
+    if before[-1:] != (heads * size,) and before[-2:] != (heads, size):
         return None
-    return view.resolve(reshape.inputs[0]) if before[:2] == after[:2] and after[2] == heads else None
+    target = [dim if isinstance(dim, int) else -1 for dim in (batch, rows)]
+    if target.count(-1) > 1:
+        return None
+    return view.add("Reshape", [reshape.inputs[0], view.array(np.array([*target, heads * size]), value)], like=like)
 
 
 def rows(view: View, value: str, heads: int | None, like: Any, *, key: bool = False) -> str:
@@ -49,13 +65,12 @@ def rows(view: View, value: str, heads: int | None, like: Any, *, key: bool = Fa
     """
     if heads is None:
         return _turned(view, value, [0, 2, 1], like) if key else value
-    whole = before_split(view, value, heads, key=key)
+    whole = before_split(view, value, heads, like, key=key)
     if whole is not None:
         return whole
     reshape = producer(view, value, "Reshape")
-    if reshape is not None and heads == 1 and view.rank(reshape.inputs[0]) == 3:
-        whole = view.resolve(reshape.inputs[0])
-        return _turned(view, whole, [0, 2, 1], like) if key else whole
+    if key and reshape is not None and heads == 1 and view.rank(reshape.inputs[0]) == 3:
+        return _turned(view, view.resolve(reshape.inputs[0]), [0, 2, 1], like)
     shape = view.shape(value) or ()
     four = _turned(view, value, [0, 3, 1, 2] if key else [0, 2, 1, 3], like)
     target = view.array(np.array([0, 0, heads * shape[2 if key else 3]], dtype=np.int64), value)

@@ -32,6 +32,7 @@ TRANSFORMERS = ("bert", "distilbert", "roberta", "vit", "gpt2")
 TORCH = ("encoder_post", "encoder_pre")
 EXPORTERS = (("script", 14), ("script", 17), ("dynamo", 18), ("dynamo", 20), ("dynamo", 23))
 WIDE_EXPORTERS = (("script", 13), ("script", 17), ("script", 20), ("dynamo", 18), ("dynamo", 23))
+SINGLE_EXPORTERS = (("script", 17), ("dynamo", 18))
 BETWEEN = (
     (("script", 14), ("script", 15), ("script", 16), ("script", 18), ("script", 19)),
     (("dynamo", 19), ("dynamo", 20), ("dynamo", 21), ("dynamo", 22)),
@@ -41,7 +42,11 @@ BETWEEN = (
 
 @dataclass(frozen=True)
 class Export:
-    """One cell of the export matrix."""
+    """One cell of the export matrix.
+
+    Attributes:
+        single: whether the batch is 1, as engines for one request at a time have it; only with static shapes.
+    """
 
     architecture: str
     exporter: str
@@ -49,10 +54,11 @@ class Export:
     attention: str
     dynamic: bool
     half: bool = False
+    single: bool = False
 
     @property
     def name(self) -> str:
-        shapes = "dynamic" if self.dynamic else "static"
+        shapes = "dynamic" if self.dynamic else "single" if self.single else "static"
         return f"{self.architecture}-{self.exporter}{self.opset}-{self.attention}-{shapes}" + "-float16" * self.half
 
     @property
@@ -73,9 +79,9 @@ class Export:
         return next((error for glob, error in fails.items() if fnmatchcase(self.settings, glob)), None)
 
     @property
-    def source(self) -> tuple[str, str, str, bool, bool]:
+    def source(self) -> tuple[str, str, str, bool, bool, bool]:
         """What one run of the exporter's front end serves: dynamo captures a module once for all opsets."""
-        return self.exporter, self.architecture, self.attention, self.dynamic, self.half
+        return self.exporter, self.architecture, self.attention, self.dynamic, self.half, self.single
 
 
 def matrix() -> list[Export]:
@@ -92,6 +98,18 @@ def wide() -> list[Export]:
     """All other architectures, in float16 too, as far as they can be exported; not every combination, but every pair."""
     names = [name for name in ARCHITECTURES if name not in (*TRANSFORMERS, *TORCH)]
     return pairwise([cell for name in names for cell in settings_of(name) if cell.error is None])
+
+
+def single() -> list[Export]:
+    """Every architecture with a batch of 1, by one exporter and the other in turn, where that one can."""
+    cells = []
+    for turn, (name, architecture) in enumerate(ARCHITECTURES.items()):
+        either = [
+            Export(name, exporter, opset, architecture.attentions[-1], dynamic=False, single=True)
+            for exporter, opset in SINGLE_EXPORTERS[:: 1 if turn % 2 else -1]
+        ]
+        cells.append(next(cell for cell in either if cell.error is None))
+    return cells
 
 
 def settings_of(name: str) -> list[Export]:
@@ -183,13 +201,13 @@ def cached(cell: Export) -> Path:
 
 def export(cell: Export, path: Path) -> Path:
     """Exports one cell to `path`."""
-    module, inputs, axes = _built(cell.architecture, cell.attention, cell.half)
+    module, inputs, axes = _built(cell.architecture, cell.attention, cell.half, cell.single)
     arguments = tuple(inputs.values())
     options: dict[str, Any] = {"input_names": list(inputs), "opset_version": cell.opset, "verbose": False}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _exporter_ready():
         warnings.simplefilter("ignore")
         if cell.exporter == "dynamo":
-            program, shapes = _captured(cell.architecture, cell.attention, cell.dynamic, cell.half)
+            program, shapes = _captured(cell.architecture, cell.attention, cell.dynamic, cell.half, cell.single)
             torch.onnx.export(program, arguments, str(path), dynamo=True, dynamic_shapes=shapes, **options)
         else:
             dynamic_axes = axes if cell.dynamic else None
@@ -198,17 +216,21 @@ def export(cell: Export, path: Path) -> Path:
 
 
 @functools.lru_cache(maxsize=1)
-def _built(architecture: str, attention: str, half: bool) -> Built:
+def _built(architecture: str, attention: str, half: bool, single: bool) -> Built:
     module, inputs, axes = zoo.build(architecture, attention)
+    if single:
+        inputs = {name: value[:1] for name, value in inputs.items()}
     if half:
         inputs = {name: value.half() if value.is_floating_point() else value for name, value in inputs.items()}
     return module.half() if half else module, inputs, axes
 
 
 @functools.lru_cache(maxsize=1)
-def _captured(architecture: str, attention: str, dynamic: bool, half: bool) -> tuple[torch.export.ExportedProgram, Any]:
+def _captured(
+    architecture: str, attention: str, dynamic: bool, half: bool, single: bool
+) -> tuple[torch.export.ExportedProgram, Any]:
     """The module as torch.onnx.export would capture it, once for all opsets, and its dynamic shapes."""
-    module, inputs, axes = _built(architecture, attention, half)
+    module, inputs, axes = _built(architecture, attention, half, single)
     shapes: Any = None
     if dynamic:
         dims = {label: torch.export.Dim(label, min=1, max=64) for of in axes.values() for label in of.values()}

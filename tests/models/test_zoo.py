@@ -1,6 +1,7 @@
 """All architectures of `zoo.py`: every attention block fuses as the configuration says it should, and computes the same.
 
-One export of each; with ONNX_FUSE_ALL_MODELS=1 (`make test-models`) all those of `exports.wide`.
+One export of each, and a few with a batch of 1; with ONNX_FUSE_ALL_MODELS=1 (`make test-models`) all those of `exports.wide`,
+and of `exports.single`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ pytest.importorskip("transformers")
 from tests.models import exports, zoo
 
 ALL = bool(os.environ.get("ONNX_FUSE_ALL_MODELS"))
+SINGLE = ("encoder_post", "bloom", "multihead_attention", "autoint")
+"""Those whose axes a batch of 1 changes most: heads and batch in one axis, tokens or heads before the batch."""
 CELLS = exports.wide() if ALL else exports.sparse(exports.wide())
+CELLS += [cell for cell in exports.single() if ALL or cell.architecture in SINGLE]
 ATTENTION = "FusedAttentionLayerNorm"
 FAILURES = [(name, glob) for name, architecture in zoo.ARCHITECTURES.items() for glob in architecture.fails]
 

@@ -920,7 +920,7 @@ def test_what_is_not_softmax_is_no_near_miss() -> None:
 ODD_AXES = DECOMPOSED.replace("SQUARE", "Pow(centred, two)").replace("[-1]", "[-2]")
 CUBE = DECOMPOSED.replace("SQUARE", "Pow(centred, four)")
 AFFINE = "\nscaled_ = Mul(bare, gamma)\nnormed = Add(scaled_, beta)"
-ODD = {"odd": drawn(3, 8, centre=1.0), "odd_1": drawn(1, centre=1.0), "odd_3": drawn(1, 1, 8, centre=1.0)}
+ODD = {"odd": drawn(3, 8, centre=1.0), "odd_1": drawn(1, centre=1.0), "odd_3": drawn(1, 3, 8, centre=1.0)}
 # name -> (parts that fuse, what is said of the rest, steps)
 PARTLY: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
     "norm over another axis": (
@@ -1011,7 +1011,7 @@ def test_what_can_fuse_does_and_the_rest_is_explained(
         ("attribute axes is [-2], pattern wants [-1]", ODD_AXES + AFFINE),
         ("the constant is 4, pattern wants 2", CUBE + AFFINE),
         ("the scale odd has shape [3, 8], pattern wants [8]", (DECOMPOSED.replace("SQUARE", "Pow(centred, two)") + AFFINE).replace("gamma", "odd")),
-        ("the scale odd_3 has shape [1, 1, 8], pattern wants [8]", (DECOMPOSED.replace("SQUARE", "Pow(centred, two)") + AFFINE).replace("gamma", "odd_3")),
+        ("the scale odd_3 has shape [1, 3, 8], pattern wants [8]", (DECOMPOSED.replace("SQUARE", "Pow(centred, two)") + AFFINE).replace("gamma", "odd_3")),
         ("gamma is not a constant with one element (epsilon)", (DECOMPOSED.replace("SQUARE", "Pow(centred, two)") + AFFINE).replace("epsilon", "gamma")),
     ],
     ids=["axis", "exponent", "scale of two axes", "scale of three axes", "epsilon"],

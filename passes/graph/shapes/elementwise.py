@@ -10,7 +10,15 @@ from onnx import TensorProto
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim
 from onnx_fuse.passes.graph.node import Node
-from onnx_fuse.passes.graph.shapes.inference import Content, Inference, Info, Rule
+from onnx_fuse.passes.graph.shapes.inference import (
+    WHOLE_FLOATS,
+    Content,
+    Inference,
+    Info,
+    Rule,
+    held_as_float,
+    whole_numbers,
+)
 
 _LIKE_FIRST_INPUT = (
     "Identity Relu Sqrt Erf Tanh Sigmoid Exp Log Neg Abs Not Softmax LogSoftmax Gelu Reciprocal Clip Floor Ceil Round Sign Swish "
@@ -25,7 +33,9 @@ def _like_first_input(inference: Inference, node: Node) -> Info | tuple[Info, ..
     info = inference.info(node.inputs[0])
     if node.op_type == "Identity":
         return info
-    if node.op_type == "Neg" and info.content is not None:
+    if node.op_type in ("Floor", "Ceil", "Round") and info.content is not None:
+        return info
+    if node.op_type == "Neg" and info.content is not None and info.dtype not in WHOLE_FLOATS:
         negated = tuple(-item if isinstance(item, int) else None for item in info.content)
         return Info(info.dtype, info.shape, negated)
     first = Info(info.dtype, info.shape)
@@ -35,9 +45,11 @@ def _like_first_input(inference: Inference, node: Node) -> Info | tuple[Info, ..
 def _cast(inference: Inference, node: Node) -> Info:
     info = inference.info(node.inputs[0])
     dtype = inference.attribute(node, "to") if node.op_type == "Cast" else inference.info(node.inputs[1]).dtype
-    integral = dtype in (TensorProto.INT64, TensorProto.INT32)
+    content = info.content if dtype in (TensorProto.INT64, TensorProto.INT32) else None
+    if dtype in WHOLE_FLOATS and info.content is not None:
+        content = held_as_float(info.content)
     known = dtype in TensorProto.DataType.values()  # a damaged model may ask for any number
-    return Info(dtype if known else 0, info.shape, info.content if integral else None)
+    return Info(dtype if known else 0, info.shape, content)
 
 
 def _predicate(inference: Inference, node: Node) -> Info:
@@ -58,7 +70,7 @@ def _equal(a: Dim, b: Dim) -> Dim | None:
 
 
 def _combine(inference: Inference, node: Node, function: Callable[[Dim, Dim], Dim | None]) -> Content | None:
-    left, right = (inference.content(item) for item in node.inputs[:2])
+    left, right = (whole_numbers(inference, item) for item in node.inputs[:2])
     if left is None or right is None:
         return None
     size = max(len(left), len(right))
@@ -99,8 +111,15 @@ _ARITHMETIC: dict[str, Callable[[Dim, Dim], Dim | None]] = {
     "Div": _quotient,
     "Mod": _remainder,
     "Min": d.minimum,
-    "Max": lambda a, b: max(a, b) if isinstance(a, int) and isinstance(b, int) else (a if a == b else None),
+    "Max": d.maximum,
 }
+_ON_FLOATS: dict[str, Callable[[Dim, Dim], Dim | None]] = {
+    "Add": d.add,
+    "Sub": d.subtract,
+    "Mul": d.multiply,
+    "Div": d.divide,
+}
+"""Of sizes as floats: what gives a whole number without rounding."""
 
 
 def _arithmetic(inference: Inference, node: Node) -> Info:
@@ -112,6 +131,9 @@ def _arithmetic(inference: Inference, node: Node) -> Info:
     content = None
     if function is not None and len(infos) == 2 and infos[0].dtype in (TensorProto.INT64, TensorProto.INT32):
         content = _combine(inference, node, function)
+    elif infos[0].dtype in WHOLE_FLOATS and node.op_type in _ON_FLOATS and any(info.content for info in infos):
+        found = _combine(inference, node, _ON_FLOATS[node.op_type])
+        content = None if found is None else held_as_float(found)
     return Info(infos[0].dtype, shape, content)
 
 

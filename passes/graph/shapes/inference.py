@@ -25,6 +25,11 @@ CONTENT_LIMIT = 64
 
 Content = tuple["Dim | None", ...]
 
+WHOLE_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE})
+"""Float types that hold every size as it is: contents of theirs are followed where they are whole numbers."""
+_LARGEST_FLOAT = 1 << 24
+"""Up to here every whole number is one in float32."""
+
 _LIMITS: dict[int, tuple[int, int]] = {
     TensorProto.BOOL: (0, 1),
     **{
@@ -234,6 +239,23 @@ def _held(info: Info) -> Content | None:
 
 def _size(dim: Dim) -> int:
     return dim if isinstance(dim, int) else -1
+
+
+def held_as_float(content: Content) -> Content:
+    """The content of a float tensor without 0, which may be -0, and without what float32 rounds."""
+    return tuple(item if not isinstance(item, int) or 0 < abs(item) <= _LARGEST_FLOAT else None for item in content)
+
+
+def whole_numbers(inference: Inference, value: str) -> Content | None:
+    """The elements of a small tensor that are whole numbers; for a constant of floats too."""
+    info = inference.info(value)
+    if info.content is not None or info.dtype not in WHOLE_FLOATS or info.shape not in ((), (1,)):
+        return info.content
+    array = inference.array(value)
+    number = None if array is None else float(array.reshape(-1)[0])
+    if number is None or not number.is_integer() or abs(number) > _LARGEST_FLOAT:
+        return None
+    return (int(number),)
 
 
 def array_info(array: np.ndarray, dtype: int) -> Info:

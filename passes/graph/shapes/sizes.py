@@ -6,7 +6,7 @@ from onnx import TensorProto, numpy_helper
 
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.node import Node
-from onnx_fuse.passes.graph.shapes.inference import CONTENT_LIMIT, Content, Inference, Info, Rule
+from onnx_fuse.passes.graph.shapes.inference import CONTENT_LIMIT, Content, Inference, Info, Rule, whole_numbers
 
 
 def _shape(inference: Inference, node: Node) -> Info:
@@ -40,7 +40,7 @@ def _constant_of_shape(inference: Inference, node: Node) -> Info:
 
 def _range(inference: Inference, node: Node) -> Info:
     info = inference.info(node.inputs[0])
-    start, limit, delta = (inference.content(item) for item in node.inputs)
+    start, limit, delta = (whole_numbers(inference, item) for item in node.inputs)
     if start is not None and limit is not None and delta == (1,) and None not in (*start, *limit):
         size = d.subtract(limit[0] or 0, start[0] or 0)
         return Info(info.dtype, (max(size, 0) if isinstance(size, int) else size,))

@@ -29,7 +29,7 @@ def number(dim: Dim, sizes: dict[str, int]) -> int:
         return dim
     found: Any = dim.factor
     for name in dim.symbols:
-        found *= sizes[name] if name in sizes else eval(name, {"min": min}, sizes)
+        found *= sizes[name] if name in sizes else eval(name, {"min": min, "max": max}, sizes)
     return int(found)
 
 
@@ -44,6 +44,20 @@ def test_arithmetic_on_symbols_is_arithmetic_on_numbers() -> None:
             left, right = number(a, sizes), number(b, sizes)
             found = [number(result, sizes) for result in results]
             assert found == [left * right, left + right, left - right, min(left, right)]
+
+
+def test_the_larger_of_0_and_a_difference() -> None:
+    for a, b in pairs():
+        difference = d.subtract(a, b)
+        larger = d.maximum(0, difference)
+        left = None if larger is None else d.subtract(a, larger)
+        for sizes in SIZES if larger is not None and left is not None else ():
+            one, other = number(a, sizes), number(b, sizes)
+            assert number(larger, sizes) == max(0, one - other)
+            assert number(left, sizes) == min(one, other)
+        assert d.maximum(difference, 0) == larger
+    assert d.subtract(64, d.maximum(0, d.subtract(64, S)) or 0) == d.minimum(64, S)
+    assert d.maximum(0, S) == S and d.maximum(1, S) is None and d.maximum(3, 5) == 5
 
 
 def test_a_quotient_is_given_only_where_it_is_exact() -> None:
