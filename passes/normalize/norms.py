@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import helper
 
@@ -91,7 +93,8 @@ def mean_of_pool(view: View, node: Node) -> bool:
 
 
 def _replace_by_mean(view: View, value: str, node: Node, covers: list[Node]) -> None:
-    inputs, attributes = [value], {"keepdims": 1}
+    inputs = [value]
+    attributes: dict[str, Any] = {"keepdims": 1}
     if (view.graph.opset() or 1) < _AXES_AS_INPUT:
         attributes["axes"] = LAST_AXIS
     else:

@@ -70,25 +70,47 @@ def batched_matmul_before_move(view: View, node: Node) -> bool:
     return True
 
 
+def fold_windows(view: View, node: Node) -> bool:
+    """MatMul of [B, W, h, n, k] and [B, W, h, k, m] is that of [B*W, h, n, k] and [B*W, h, k, m], split: windows of a batch."""
+    left, right = (view.shape(value) for value in node.inputs)
+    if left is None or right is None or len(left) < 5 or left[:-2] != right[:-2]:
+        return False
+    lead = d.product(left[:-3])
+    moves = [find_move(view, value) for value in node.inputs]
+    folded = [None if move is None else regroup(move, (lead, *move.shape[-3:])) for move in moves]
+    operands = [move for move in folded if move is not None]
+    product = (lead, left[-3], left[-2], right[-1])
+    back = regroup(identity("", product), (*left[:-1], right[-1]))
+    if len(operands) < 2 or back is None or not is_writable(*operands, back):
+        return False
+    made = view.add("MatMul", [write_move(view, move, node) for move in operands], like=node, covers=[node])
+    write_move(view, replace(back, base=made), node, node.outputs[0], [node])
+    return True
+
+
 def _batch_atoms(move: Move) -> list[int]:
     return [atom for group in move.after[:-2] for atom in group if move.sizes[atom] != 1]
 
 
 @reads("Mul", *MOVES)
 def mask_before_merge(view: View, node: Node) -> bool:
-    """merge(scores) + bias, or Where(mask, merge(scores), value), is merge(scores + split(bias)), and so on."""
+    """merge(scores) + bias, or Where(mask, merge(scores), value), is merge(scores + split(bias)), and so on.
+
+    The same goes for scores of which the windows were folded into the batch, and are split off it.
+    """
     found = next(
         (
             (index, merged)
             for index, value in enumerate(node.inputs)
-            if (merged := merged_scores(view, value)) is not None
+            if (merged := _moved_scores(view, value, _merges_or_splits, is_scores)) is not None
         ),
         None,
     )
     if found is None:
         return False
     index, (move, factor) = found
-    splits = [split_like(view, value, move) for place, value in enumerate(node.inputs) if place != index]
+    like = fold_like if _splits(move) else split_like
+    splits = [like(view, value, move) for place, value in enumerate(node.inputs) if place != index]
     others = [split for split in splits if split is not None]
     if len(others) < len(splits) or not is_writable(*others, move):
         return False
@@ -104,7 +126,9 @@ def mask_before_merge(view: View, node: Node) -> bool:
 def softmax_before_move(view: View, node: Node) -> bool:
     """Softmax(merge(scores)) over the keys is merge(Softmax(scores)); so for scores whose batch axes are permuted."""
     rank = view.rank(node.inputs[0])
-    found = merged_scores(view, node.inputs[0]) or _moved_scores(view, node.inputs[0], _permutes, is_scores)
+    kinds = (_merges_or_splits, _permutes)
+    tried = (_moved_scores(view, node.inputs[0], kind, is_scores) for kind in kinds)
+    found = next(filter(None, tried), None)
     if found is None or rank is None or view.attribute(node, "axis") not in (-1, rank - 1):
         return False
     move, factor = found
@@ -148,8 +172,32 @@ def _merges(move: Move) -> bool:
     return all(any(set(group) <= set(whole) for whole in move.after) for group in move.before if group)
 
 
+def _splits(move: Move) -> bool:
+    """Whether a move does nothing but split the first of four axes."""
+    return move.keeps_order and len(move.before) == 4 < len(move.after) and move.after[-3:] == move.before[1:]
+
+
+def _merges_or_splits(move: Move) -> bool:
+    return _merges(move) or _splits(move)
+
+
 def _permutes(move: Move) -> bool:
     return permutation(move) is not None
+
+
+def fold_like(view: View, value: str, split: Move) -> Move | None:
+    """The move that gives `value`, which broadcasts with scores split by windows, the axes that the scores had before."""
+    shape = view.shape(value)
+    if shape is None or len(shape) > len(split.after):
+        return None
+    lead = len(split.after) - 3
+    whole = (1,) * (len(split.after) - len(shape)) + shape
+    if any(dim != 1 for dim in whole[:lead]) and whole[:lead] != split.shape[:lead]:
+        return None
+    if len(shape) <= 3:
+        return identity(view.resolve(value), shape)
+    move = find_move(view, value)
+    return None if move is None else regroup(move, (d.product(whole[:lead]), *whole[lead:]))
 
 
 def split_like(view: View, value: str, merge: Move) -> Move | None:

@@ -59,6 +59,7 @@ RULES: Rules = {
     "MatMul": (
         scales.scale_after_matmul,
         scores.batched_matmul_before_move,
+        scores.fold_windows,
         split_heads.batch_axes_in_order,
         linear.matmul_before_move,
         score_steps.weights_in_order,

@@ -348,3 +348,40 @@ def test_what_is_no_scale_of_the_weight_stays(text: str, inputs: dict[str, str],
     found = fused(original)
     assert found.record.parts == ("projection",)
     same(original, found.model, {"B": 2, "S": 3})
+
+
+WINDOWS = dict.fromkeys(("q", "k", "v"), "[B,3,2,S,4]")
+WINDOW_STEPS = {
+    "query": "qh = Identity(q)",
+    "key": "kt = Transpose <perm = [0, 1, 2, 4, 3]> (k)",
+    "value": "vh = Identity(v)",
+    "merge": "moved = Transpose <perm = [0, 1, 3, 2, 4]> ({})\nmerged = Reshape(moved, windows)",
+}
+WINDOW_WEIGHTS = {"windows": np.array([0, 0, 0, 8])}
+
+
+@pytest.mark.parametrize("mask", [None, "[S,S]", "[2,1,S]", "[1,1,1,1,S]", "[B,3,1,S,S]", "[B,3,2,1,S]"])
+def test_windows_beside_the_batch(mask: str | None) -> None:
+    """They are folded into it, with the residual and what the block makes."""
+    inputs = {**WINDOWS, "x": "[B,3,S,8]"} | ({} if mask is None else {"m": mask})
+    steps = WINDOW_STEPS | ({} if mask is None else {"mask": "masked = Add({}, m)"})
+    original = attention(inputs=inputs, weights=WINDOW_WEIGHTS, **steps)
+    found = fused(original)
+    assert found.record.parts == ("projection", "residual", "norm")
+    assert found.attributes["num_heads"] == 2
+    same(original, found.model, {"B": 1, "S": 1}, {"B": 2, "S": 5})
+
+
+WINDOW_LOOKALIKES = {
+    "a mask that repeats over the batch": ({**WINDOWS, "m": "[1,3,1,S,S]"}, {"mask": "masked = Add({}, m)"}),
+    "a softmax over queries": (WINDOWS, {"softmax": "probabilities = Softmax <axis = -2> ({})"}),
+    "windows of the key shared": ({**WINDOWS, "k": "[B,1,2,S,4]"}, {}),
+}
+
+
+@pytest.mark.parametrize(("inputs", "form"), WINDOW_LOOKALIKES.values(), ids=WINDOW_LOOKALIKES)
+def test_what_cannot_be_folded_stays(inputs: dict[str, str], form: dict[str, str]) -> None:
+    original = attention(
+        inputs=inputs, outputs={"merged": "[B,3,S,8]"}, weights=WINDOW_WEIGHTS, **(WINDOW_STEPS | form), **CORE
+    )
+    assert refused(original) != []
