@@ -36,7 +36,7 @@ def sources(values: Iterable[str], view: View) -> set[str] | None:
         node = writable_maker(value, view)
         if node is None:
             return None
-        pending.extend(view.inputs(node))
+        pending.extend(view.inputs(node.to_write()))
     return found
 
 
@@ -84,7 +84,18 @@ def carriers(value: str, view: View) -> tuple[list[Node], set[str]]:
 
 
 def read_beside(nodes: Sequence[Node], outputs: Iterable[str], view: View) -> list[str]:
-    """What carriers read besides the fused node's outputs and each other."""
+    """What carriers read besides the fused node's outputs and each other: what is joined, and what has the sizes of a target."""
     own = {*outputs, *(node.outputs[0] for node in nodes)}
-    read = [name for node in nodes if node.op_type == "Concat" for name in view.inputs(node)]
-    return [name for name in read if name not in own]
+    read = [name for node in nodes if node.op_type == "Concat" for name in view.inputs(node) if name not in own]
+    written = [node.to_write() for node in nodes]
+    pending = [view.resolve(node.inputs[1]) for node in written if node.op_type == "Reshape"]
+    while pending:
+        value = pending.pop()
+        if value in own or view.is_array(value):
+            continue
+        maker = None if view.exists_in_original(value) else view.producer(value)
+        if maker is None:
+            read.append(value)
+        else:
+            pending.extend(view.inputs(maker))  # Shape, Slice, Concat and arithmetic: written as they are
+    return read

@@ -107,7 +107,7 @@ def residual_before_move(view: View, node: Node) -> bool:
         if move is None or move.base not in view.settled or view.shape(residual) != move.shape:
             continue
         back = Move(view.resolve(residual), move.sizes, move.after, move.before)
-        if not is_writable(back, move):
+        if not is_writable(back, move, given=view.input_sizes.keys()):
             continue
         result = view.add("Add", [move.base, write_move(view, back, node)], like=node, covers=[node])
         view.settled.add(result)
@@ -132,7 +132,7 @@ def _before_move(
     merge, rows = parts
     last = rows.before[-1][0]
     move_after = replace(rows, sizes={**rows.sizes, last: width[-1]})
-    if not is_writable(merge, move_after):
+    if not is_writable(merge, move_after, given=view.input_sizes.keys() if settled else frozenset()):
         return False
     moved = write_move(view, merge, node)
     result = view.add(node.op_type, [moved, *others], attributes, like=node, covers=[node])

@@ -115,7 +115,7 @@ def scale_into_projection(view: View, node: Node) -> bool:
     vectors = [weight, bias] if bias else [weight]
     if view.rank(weight) != 2 or (bias and view.rank(bias) != 1) or not all(map(view.is_constant, vectors)):
         return False
-    factor = _scalar_like(view, found[1], view.dtype(node.outputs[0]), node)
+    factor = scalar_like(view, found[1], view.dtype(node.outputs[0]), node)
     if factor is None:
         return False
     weighed = [view.add("Mul", [vector, factor], like=node, covers=[node]) for vector in vectors]

@@ -81,7 +81,7 @@ def fold_windows(view: View, node: Node) -> bool:
     operands = [move for move in folded if move is not None]
     product = (lead, left[-3], left[-2], right[-1])
     back = regroup(identity("", product), (*left[:-1], right[-1]))
-    if len(operands) < 2 or back is None or not is_writable(*operands, back):
+    if len(operands) < 2 or back is None or not is_writable(*operands, back, given=view.input_sizes.keys()):
         return False
     made = view.add("MatMul", [write_move(view, move, node) for move in operands], like=node, covers=[node])
     write_move(view, replace(back, base=made), node, node.outputs[0], [node])
@@ -112,7 +112,7 @@ def mask_before_merge(view: View, node: Node) -> bool:
     like = fold_like if _splits(move) else split_like
     splits = [like(view, value, move) for place, value in enumerate(node.inputs) if place != index]
     others = [split for split in splits if split is not None]
-    if len(others) < len(splits) or not is_writable(*others, move):
+    if len(others) < len(splits) or not is_writable(*others, move, given=view.input_sizes.keys()):
         return False
     inputs = [write_move(view, split, node) for split in others]
     scores = move.base if factor is None else view.add("Mul", [move.base, factor], like=node)
@@ -132,7 +132,9 @@ def softmax_before_move(view: View, node: Node) -> bool:
     if found is None or rank is None or view.attribute(node, "axis") not in (-1, rank - 1):
         return False
     move, factor = found
-    if len(move.after[-1]) != 1 or move.after[-1] != move.before[-1] or not is_writable(move):
+    if len(move.after[-1]) != 1 or move.after[-1] != move.before[-1]:
+        return False
+    if not is_writable(move, given=view.input_sizes.keys()):
         return False
     scores = move.base if factor is None else view.add("Mul", [move.base, factor], like=node)
     result = view.add("Softmax", [scores], {"axis": -1}, like=node, covers=[node])

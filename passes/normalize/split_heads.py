@@ -187,7 +187,7 @@ def merge_before_move(view: View, node: Node) -> bool:
     if [item.op_type for item in chain] == ["Transpose", "Reshape"] and move.shape == (shape[0], shape[2], width):
         return False
     rest = Move("", move.sizes, (batch, rows, (*heads, *size)), move.after)
-    if not is_writable(rest):
+    if not is_writable(rest, given=view.input_sizes.keys()):
         return False
     merged = view.shared.get(("merged", move.base))
     if merged is None:

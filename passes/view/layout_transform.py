@@ -8,8 +8,9 @@ are then equal, and a pattern needs one form of head split and one of head merge
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -236,8 +237,12 @@ class Step:
         return None
 
 
-def steps_of(move: Move) -> list[Step] | None:
-    """The canonical nodes of a coalesced move; None where a Reshape target cannot be told from the shape before it."""
+def steps_of(move: Move, given: Set[Dim] = frozenset()) -> list[Step] | None:
+    """The canonical nodes of a coalesced move; None where a Reshape target cannot be told from the shape before it.
+
+    Args:
+        given: sizes that can be had from elsewhere.
+    """
     steps: list[Step] = []
     shape = move.base_shape
     turn = None if move.keeps_order else _turn(move)
@@ -250,7 +255,7 @@ def steps_of(move: Move) -> list[Step] | None:
     if shape != move.shape:
         steps.append(Step("Reshape", have=shape, want=move.shape))
     for step in steps:
-        unknown = [dim for dim in step.want if not isinstance(dim, int) and dim not in step.have]
+        unknown = [dim for dim in step.want if not isinstance(dim, int) and dim not in step.have and dim not in given]
         if len(unknown) > 1 or 0 in step.want:
             return None
     return steps
@@ -289,9 +294,13 @@ def _is_plain(move: Move, groups: Groups) -> bool:
     return all(sum(move.sizes[atom] != 1 for atom in group) <= 1 for group in groups)
 
 
-def is_writable(*moves: Move) -> bool:
-    """Whether canonical nodes can make all of these, to be asked before anything is made; of what a base is nothing depends."""
-    return all(steps_of(coalesce(move)) is not None for move in moves)
+def is_writable(*moves: Move, given: Set[Dim] = frozenset()) -> bool:
+    """Whether canonical nodes can make all of these, to be asked before anything is made; of what a base is nothing depends.
+
+    Args:
+        given: sizes that can be had from elsewhere, as `View.input_sizes` says.
+    """
+    return all(steps_of(coalesce(move), given) is not None for move in moves)
 
 
 def write_move(view: View, move: Move, like: Node, output: str | None = None, covers: Sequence[Node] = ()) -> str:
@@ -310,7 +319,7 @@ def write_move(view: View, move: Move, like: Node, output: str | None = None, co
         ValueError: if a Reshape target cannot be told from the shape before it.
     """
     move = coalesce(move)
-    steps = steps_of(move)
+    steps = steps_of(move) or steps_of(move, view.input_sizes.keys())
     if steps is None:
         raise ValueError(f"no Reshape leads from {move.base_shape} to {move.shape}")
     if not steps:
@@ -338,8 +347,8 @@ def _write_for_nothing(view: View, value: str, base: str, step: Step, like: Node
         op_type, axes = step.axes
         view.write_as(value, op_type, [base, view.array(np.array(axes, dtype=np.int64), like.outputs[0])])
         return
-    multiples: dict[Dim, tuple[int, str, int] | None] = {
-        dim: _multiple(step.have, dim) for dim in step.want if not isinstance(dim, int)
+    multiples = {
+        dim: _multiple(step.have, dim) or _of_input(view, dim) for dim in step.want if not isinstance(dim, int)
     }
     if None in multiples.values():
         return
@@ -348,14 +357,39 @@ def _write_for_nothing(view: View, value: str, base: str, step: Step, like: Node
     view.write_as(value, "Reshape", [base, _put_together(view, base, step.want, multiples, like)], whole)
 
 
-def _multiple(have: Shape, dim: Dim) -> tuple[int, str, int] | None:
-    """Of which axis a size is that of (Mul, 1), a multiple (Mul) or a part (Div)."""
-    for place, old in enumerate(have):
-        if not isinstance(old, int):
-            for op_type, factor in (("Mul", d.divide(dim, old)), ("Div", d.divide(old, dim))):
-                if isinstance(factor, int):
-                    return place, op_type, factor
+class _Size(NamedTuple):
+    """How a size is made: of the sizes of these axes, multiplied, then of a factor.
+
+    Attributes:
+        axes: one or two.
+        op_type: Mul, or Div by the factor.
+        factor: 1 for the sizes as they are.
+        owner: the value whose axes these are; None for what is reshaped.
+    """
+
+    axes: tuple[int, ...]
+    op_type: str = "Mul"
+    factor: int = 1
+    owner: str | None = None
+
+
+def _multiple(have: Shape, dim: Dim) -> _Size | None:
+    """Of which axis a size is that of, a multiple or a part, or of which two it is a multiple of the product."""
+    axes = [axis for axis, old in enumerate(have) if not isinstance(old, int)]
+    for axis in axes:
+        for op_type, factor in (("Mul", d.divide(dim, have[axis])), ("Div", d.divide(have[axis], dim))):
+            if isinstance(factor, int):
+                return _Size((axis,), op_type, factor)
+    for pair in itertools.combinations(axes, 2):
+        factor = d.divide(dim, d.product(have[axis] for axis in pair))
+        if isinstance(factor, int):
+            return _Size(pair, "Mul", factor)
     return None
+
+
+def _of_input(view: View, dim: Dim) -> _Size | None:
+    found = view.input_sizes.get(dim)
+    return None if found is None else _Size((found[1],), owner=found[0])
 
 
 def _take_over(view: View, base: str, output: str | None) -> str:
@@ -375,28 +409,32 @@ def _target(view: View, value: str, step: Step, like: Node) -> str:
     """The target of a Reshape: a constant (0 copies, one -1) where there is one, else put together from the shape before."""
     if step.constant is not None:
         return view.array(np.array(step.constant, dtype=np.int64), like.outputs[0])
-    same: dict[Dim, tuple[int, str, int] | None] = {
-        dim: (step.have.index(dim), "Mul", 1) for dim in step.want if dim in step.have
-    }
-    return _put_together(view, value, step.want, same, like)
+    sizes: dict[Dim, _Size | None] = {dim: _Size((step.have.index(dim),)) for dim in step.want if dim in step.have}
+    unknown = [dim for dim in step.want if not isinstance(dim, int) and dim not in sizes]
+    if len(unknown) > 1:
+        sizes |= {dim: _of_input(view, dim) for dim in unknown}
+    return _put_together(view, value, step.want, sizes, like)
 
 
-def _put_together(
-    view: View, value: str, want: Shape, multiples: Mapping[Dim, tuple[int, str, int] | None], like: Node
-) -> str:
-    """A target made of sizes of a value; -1 for a size that is none of its `multiples`."""
+def _put_together(view: View, value: str, want: Shape, sizes: Mapping[Dim, _Size | None], like: Node) -> str:
+    """A target made of sizes of a value; -1 for a size of which is not said how it is made."""
 
     def ints(*numbers: int) -> str:
         return view.array(np.array(numbers, dtype=np.int64), like.outputs[0])
 
-    shape = view.add("Shape", [value], like=like)
+    shapes: dict[str, str] = {}
     parts = []
     for dim in want:
-        found = multiples.get(dim)
+        found = sizes.get(dim)
         if isinstance(dim, int) or found is None:
             parts.append(ints(dim if isinstance(dim, int) else -1))
             continue
-        place, op_type, factor = found
-        size = view.add("Slice", [shape, ints(place), ints(place + 1), ints(0)], like=like)
-        parts.append(size if factor == 1 else view.add(op_type, [size, ints(factor)], like=like))
+        owner = found.owner or value
+        if owner not in shapes:
+            shapes[owner] = view.add("Shape", [owner], like=like)
+        each = [
+            view.add("Slice", [shapes[owner], ints(axis), ints(axis + 1), ints(0)], like=like) for axis in found.axes
+        ]
+        size = each[0] if len(each) == 1 else view.add("Mul", each, like=like)
+        parts.append(size if found.factor == 1 else view.add(found.op_type, [size, ints(found.factor)], like=like))
     return view.add("Concat", parts, {"axis": 0}, like=like)

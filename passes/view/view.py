@@ -9,7 +9,7 @@ node needs into the original (`onnx_fuse.passes.fuse.commit`).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,16 @@ class View(Overlay):
         """Number of axes, or None where unknown."""
         shape = self.shape(value)
         return None if shape is None else len(shape)
+
+    @cached_property
+    def input_sizes(self) -> Mapping[Dim, tuple[str, int]]:
+        """Symbolic size -> an input of the graph, which every node can read, and the axis of it that has this size."""
+        found: dict[Dim, tuple[str, int]] = {}
+        for name in self.graph.inputs:
+            for axis, dim in enumerate(self.shape(name) or ()):
+                if not isinstance(dim, int):
+                    found.setdefault(dim, (name, axis))
+        return found
 
     def dimension(self, value: str) -> Dim | None:
         """The size of an axis that a tensor of one element holds, if need be as a float; None where it is not known to."""

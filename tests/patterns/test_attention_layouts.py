@@ -372,6 +372,15 @@ def test_windows_beside_the_batch(mask: str | None) -> None:
     same(original, found.model, {"B": 1, "S": 1}, {"B": 2, "S": 5})
 
 
+def test_windows_whose_number_only_a_run_knows() -> None:
+    """Their number is read off an input of the graph."""
+    inputs = {**dict.fromkeys(("q", "k", "v"), "[B,W,2,S,4]"), "x": "[B,W,S,8]"}
+    original = attention(inputs=inputs, weights=WINDOW_WEIGHTS, **WINDOW_STEPS)
+    found = fused(original)
+    assert found.record.parts == ("projection", "residual", "norm")
+    same(original, found.model, {"B": 1, "W": 1, "S": 1}, {"B": 2, "W": 3, "S": 5})
+
+
 WINDOW_LOOKALIKES = {
     "a mask that repeats over the batch": ({**WINDOWS, "m": "[1,3,1,S,S]"}, {"mask": "masked = Add({}, m)"}),
     "a softmax over queries": (WINDOWS, {"softmax": "probabilities = Softmax <axis = -2> ({})"}),
