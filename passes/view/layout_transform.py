@@ -347,7 +347,7 @@ def _write_for_nothing(view: View, value: str, base: str, step: Step, like: Node
         op_type, axes = step.axes
         view.write_as(value, op_type, [base, view.array(np.array(axes, dtype=np.int64), like.outputs[0])])
         return
-    multiples = {
+    multiples: dict[Dim, _Size | None] = {
         dim: _multiple(step.have, dim) or _of_input(view, dim) for dim in step.want if not isinstance(dim, int)
     }
     if None in multiples.values():
