@@ -158,7 +158,7 @@ def fuse(
         simplify=simplify,
         say=progress or (lambda _: None),
     )
-    run.rewrite()
+    run.rewrite(verify=verify, timeout=verify_timeout)
     if select != "all":
         run.select(select, sizes=sizes, device=device, required=required)
     run.settle()

@@ -22,7 +22,7 @@ from onnx_fuse.passes.graph.function_bodies import Functions
 from onnx_fuse.passes.graph.inlining import drop_bodies, inline_bodies
 from onnx_fuse.passes.graph.spans import Source
 from onnx_fuse.passes.normalize.sweep import rule_names
-from onnx_fuse.passes.opset_conversion import OLDEST, Convert
+from onnx_fuse.passes.opset_conversion import OLDEST, Convert, opset_of
 from onnx_fuse.passes.pipeline import BodiesPass, Pass, Pipeline
 from onnx_fuse.passes.report import LayerRecord, Report
 from onnx_fuse.passes.select.decisions import Selection
@@ -159,13 +159,27 @@ class Fusing:
         self.report = given.new_report()
         self.changed = False
         self._opsets = _opsets(self.fused)
+        self._opset = opset_of(self.fused)
+        self._spoils: str | None = None
         self._outline = blocks.outline(self.fused)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def rewrite(self) -> None:
-        """The user's own passes, then the fusions, then the bodies of their operators."""
+    def rewrite(self, *, verify: bool, timeout: float | None) -> None:
+        """The user's own passes, then the fusions, then the bodies of their operators.
+
+        Where a model of an older opset was converted first and the converter has changed what it computes, it stays as it is.
+
+        Args:
+            verify: compare what was converted with the original.
+            timeout: seconds which that may take; None: no limit.
+        """
         self.fused = self._rewritten(self.fused, self.report)
+        if verify and self.report.matches and opset_of(self.fused) != self._opset:
+            self._spoils = self._changed_by_converter(timeout)
+        if self._spoils is not None:
+            self.report = self.given.new_report()
+            self.fused = self._rewritten(self.given.fresh(), self.report)
 
     def select(
         self,
@@ -260,7 +274,7 @@ class Fusing:
     def _rewritten(self, model: ModelProto, report: Report, only: Sequence[str] | None = None) -> ModelProto:
         """The model after all rewrites, or just those of these names: passes, roots of fused nodes, rules of the view."""
         steps = [item for item in self.own if only is None or item.name in only]
-        steps.append(Convert(SINCE if self.attention == "native" else OLDEST))
+        steps.append(Convert(self._least(), self._spoils))
         steps.append(FusePass(self.chosen, only=only, folder=self.given.folder))
         if self.simplify:
             steps.append(Simplify(self.domains, only))
@@ -269,6 +283,19 @@ class Fusing:
         pipeline = Pipeline(steps, progress=self.say if only is None else None, bodies=self.domains)
         model, _ = pipeline.run(model, report)
         return to_native(model, report) if self.attention == "native" else model
+
+    def _least(self) -> int:
+        """The opset to which older models are converted."""
+        return SINCE if self.attention == "native" else OLDEST
+
+    def _changed_by_converter(self, timeout: float | None) -> str | None:
+        """How the converted model differs from the given one, a clause; None where it does not, or nobody can tell."""
+        self.say("verifying the conversion")
+        converted, _ = Pipeline([Convert(self._least())]).run(self.given.fresh())
+        result = compare(self.given.model, converted, original_dir=self.given.folder, timeout=timeout)
+        if result.problem is None or result.inconclusive:
+            return None
+        return f"the model that it made computes something else: {result.problem}"
 
     def _again(self, only: Sequence[str], report: Report | None = None) -> ModelProto:
         """The original with just the rewrites of these names."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from onnx_fuse.patterns.language.body import Body
 from onnx_fuse.patterns.language.declaration import declare
 from onnx_fuse.patterns.language.dsl import pattern
@@ -16,17 +18,18 @@ from onnx_fuse.patterns.language.operator import Fused, FusedOp, Fusion
 
 
 @pattern
-def fm_interaction(op, E):  # type: ignore[no-untyped-def]
-    e = op.shape(E, "B F D")
-
+def fm_interaction(op, E, elements):  # type: ignore[no-untyped-def]
     def squared(value: Any) -> Any:
         return op.any_of(op.Pow(value, 2.0), op.Mul(value, value))
 
-    def difference(keepdims: int) -> Any:
+    def difference(e: Any, keepdims: int) -> Any:
         square_of_sum = squared(op.ReduceSum(e, axes=[1], keepdims=keepdims))
         return op.Sub(square_of_sum, op.ReduceSum(squared(e), axes=[1], keepdims=keepdims))
 
-    vector, row = difference(0), difference(1)  # [B, D], [B, 1, D]
+    e = op.shape(E, "B F D")
+    vector, row = difference(e, 0), difference(e, 1)  # [B, D], [B, 1, D]
+    # torchrec's FactorizationMachine: every element of the features laid side by side is a feature of width 1.
+    column = difference(op.shape(elements, "B W"), 1)
 
     def reduced(value: Any) -> Any:
         """The difference summed over D, as [B, 1]."""
@@ -44,12 +47,19 @@ def fm_interaction(op, E):  # type: ignore[no-untyped-def]
         return value
 
     pairs = op.any_of(vector, op.shape(op.Reshape(row), "B D"))
-    return op.any_of(op.named("reduced", op.any_of(halved(reduced(same)), reduced(halved))), halved(pairs))
+    return op.any_of(
+        op.named("reduced", op.any_of(halved(reduced(same)), reduced(halved))),
+        halved(pairs),
+        # A sum over the one column that is left changes nothing.
+        halved(op.any_of(op.ReduceSum(column, axes=[1], keepdims=1), column)),
+        op.ReduceSum(halved(column), axes=[1], keepdims=1),
+    )
 
 
 @fm_interaction.require
 def sizes_are_static(match: Match, view: View) -> str | None:
-    for name, what in (("F", "the number of features"), ("D", "the width of a feature")):
+    sizes = (("F", "the number of features"), ("D", "the width of a feature"))
+    for name, what in (("W", "the number of elements"),) if "elements" in match else sizes:
         if not isinstance(match[name], int):
             return f"{what} is {match[name]}, it must be known"
     return None
@@ -80,6 +90,10 @@ FMInteraction = FusedOp.declared(
 
 
 def build(match: Match, view: View) -> Fused:
+    if "elements" in match:
+        last = view.array(np.array([2], dtype=np.int64), match["elements"])
+        features = view.add("Unsqueeze", [match["elements"], last], like=match.root)
+        return Fused({"E": features}, {"output": match.root.outputs[0]}, {"reduce": 1})
     return Fused({"E": match["E"]}, {"output": match.root.outputs[0]}, {"reduce": int("reduced" in match)})
 
 

@@ -74,6 +74,42 @@ def test_every_form(name: str) -> None:
     assert reduce(node) == wanted
 
 
+# torchrec: everything side by side, each axis kept.
+FLAT = """s = ReduceSum <keepdims = 1> (e, one)  k = Mul(e, e)  r = ReduceSum <keepdims = 1> (k, one)  q = Mul(s, s)
+    d = Sub(q, r)  """
+ELEMENTS: dict[str, str] = {
+    "summed once more": f"{FLAT} t = ReduceSum <keepdims = 1> (d, one)  y = Mul(t, half)",
+    "halved first": f"{FLAT} h = Mul(d, half)  y = ReduceSum <keepdims = 1> (h, one)",
+    "not summed again": f"{FLAT} y = Mul(half, d)",
+    "squares as powers": f"{FLAT.replace('Mul(e, e)', 'Pow(e, two)').replace('Mul(s, s)', 'Pow(s, two)')} y = Div(d, two)",
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_every_element_is_a_feature(name: str) -> None:
+    original = model(ELEMENTS[name], inputs="float[B,40] e", output="B, 1")
+    made, node = fused(original)
+    assert helpers.operators(made) == ["Unsqueeze", NAME] and reduce(node) == 1
+    for sizes in ({"B": 1}, {"B": 3}):
+        helpers.assert_same_results(original, made, tolerance=1e-4, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (ELEMENTS["not summed again"].replace("half", "quarter"), "the constant is 0.25, pattern wants 0.5"),
+        (ELEMENTS["not summed again"].replace("Sub(q, r)", "Sub(r, q)"), "pattern wants"),
+        (ELEMENTS["not summed again"].replace("keepdims = 1> (e", "keepdims = 0> (e"), "pattern wants"),
+    ],
+    ids=["another factor", "the other way round", "an axis dropped"],
+)
+def test_what_only_looks_like_a_sum_of_elements(text: str, sentence: str) -> None:
+    output = "B, B" if "keepdims = 0" in text else "B, 1"
+    result = onnx_fuse.fuse(model(text, inputs="float[B,40] e", output=output), fusions=[NAME], verify=False)
+    assert result.report.fused == {}
+    assert any(sentence in miss.reason for miss in result.report.near_misses)
+
+
 REFUSED = {
     "another factor": (f"{VECTOR} y = Mul(d, quarter)", "the constant is 0.25, pattern wants 0.5"),
     "the other way round": (f"{VECTOR.replace('Sub(q, r)', 'Sub(r, q)')} y = Mul(d, half)", "pattern wants"),
