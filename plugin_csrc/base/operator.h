@@ -84,6 +84,8 @@ class Run {
   int32_t integerKind(std::string_view name) const;
   // The element type T of the node.
   char const* type() const { return typeName(mOutputs.at(0).type); }
+  // Elements of type T in 16 bytes, the most that a thread loads or stores at once.
+  int64_t vector() const { return kPointerAlignment / elementSize(mOutputs.at(0).type); }
   void* workspace() const { return mWorkspace; }
   // Whether all tensors begin at multiples of kPointerAlignment; TensorRT may hand over slices of others, which do not.
   bool aligned() const { return mAligned; }

@@ -36,6 +36,9 @@ RMS = tl.constexpr(2)
 
 NORMS = {"none": 0, "layer": 1, "rms": 2}
 
+VECTOR = {"fp32": 4, "fp16": 8, "bf16": 8}
+"""Elements of a type in 16 bytes, the most that a thread loads or stores at once."""
+
 
 @triton.jit
 def dot(a, b, accumulator=None):
@@ -109,6 +112,23 @@ def load_optional(pointer, kind, offsets, mask, absent):
     else:
         value = tl.full(offsets.shape, absent, tl.float32)
     return value
+
+
+@triton.jit
+def load_either(pointer, kind, columns, width):
+    """The columns before `width` of a vector as `load_optional` has them, 0 where there is none. It has no branch: nothing waits
+    for a value before it is used."""
+    value = tl.load(pointer + columns, mask=columns < tl.where(kind == SAME, width, 0), other=0.0).to(tl.float32)
+    if pointer.dtype.element_ty != tl.float32:
+        pointer = pointer.to(tl.pointer_type(tl.float32), bitcast=True)
+        value += tl.load(pointer + columns, mask=columns < tl.where(kind == FLOAT32, width, 0), other=0.0)
+    return value
+
+
+@triton.jit
+def load_factor(pointer, kind, columns, width):
+    """As `load_either`, 1 where there is none."""
+    return tl.where(kind == ABSENT, 1.0, load_either(pointer, kind, columns, width))
 
 
 @triton.jit

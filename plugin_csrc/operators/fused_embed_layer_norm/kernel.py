@@ -2,6 +2,10 @@
 
 The tables are pointer slots of the kernel, of which `count` are looked at. An id wraps once if it is negative, as in Gather,
 and is then clamped: nothing outside a table is read.
+
+`embed_rows` holds whole rows. It asks nothing between its loads: what an id or a factor may be is read under a predicate for
+each type, so that a block waits twice for `AHEAD` tables, for their ids and for their rows. `fused_embed_layer_norm` takes what
+that one does not, one table after the other.
 """
 
 from __future__ import annotations
@@ -13,11 +17,15 @@ import triton
 import triton.language as tl
 
 from onnx_fuse.plugin_csrc.kernels.common import (
+    LAYER,
     NO_NORM,
     NORMS,
+    VECTOR,
     element_of,
     integers_of,
     kind_of,
+    load_either,
+    load_factor,
     load_integers,
     load_optional,
     start,
@@ -26,10 +34,12 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     variant,
 )
 from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
-from onnx_fuse.plugin_csrc.kernels.norm_rows import ROWS_OF, affine, merged, moments
+from onnx_fuse.plugin_csrc.kernels.norm_rows import affine, merged
 
 SLOTS = tl.constexpr(8)
 """Tables that one kernel takes."""
+AHEAD = tl.constexpr(3)
+"""Tables whose rows `embed_rows` loads at a time."""
 
 
 @triton.jit
@@ -98,7 +108,6 @@ def fused_embed_layer_norm(
     has_total,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
 ):
     ids = (ids_1, ids_2, ids_3, ids_4, ids_5, ids_6, ids_7, ids_8)
     tables = (table_1, table_2, table_3, table_4, table_5, table_6, table_7, table_8)
@@ -109,29 +118,151 @@ def fused_embed_layer_norm(
 
     mean = tl.zeros([ROWS], tl.float32)
     square = tl.zeros([ROWS], tl.float32)
-    columns = tl.arange(0, BLOCK)
-    inside = present[:, None] & (columns < width)[None, :]
-    z = tl.zeros([ROWS, BLOCK], tl.float32)
-    if WHOLE:
+    for first in range(0, width, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        inside = present[:, None] & (columns < width)[None, :]
         z = gathered(ids, tables, sizes, flags, count, row, positions, present, width, columns)
-        mean, square = moments(z, inside, width, norm)
-    else:
-        for first in range(0, width, BLOCK):
-            columns = first + tl.arange(0, BLOCK)
-            inside = present[:, None] & (columns < width)[None, :]
-            z = gathered(ids, tables, sizes, flags, count, row, positions, present, width, columns)
-            mean, square = merged(mean, square, z, inside, first, tl.minimum(width - first, BLOCK), norm)
+        mean, square = merged(mean, square, z, inside, first, tl.minimum(width - first, BLOCK), norm)
     scale = tl.where(norm == NO_NORM, 1.0, 1.0 / tl.sqrt(square / width + epsilon))
 
     for first in range(0, width, BLOCK):
         columns = first + tl.arange(0, BLOCK)
         inside = present[:, None] & (columns < width)[None, :]
         offsets = row[:, None] * width + columns[None, :]
-        if not WHOLE:
-            z = gathered(ids, tables, sizes, flags, count, row, positions, present, width, columns)
+        z = gathered(ids, tables, sizes, flags, count, row, positions, present, width, columns)
         if has_total:
             store(total, offsets, z, inside)
         y = affine(z, mean, scale, gamma, gamma_kind, beta, beta_kind, columns, columns < width)
+        store(output, offsets, y, inside)
+
+
+@triton.jit
+def found(ids, size, is_wide, place, row, rows):
+    """Which row of a table, [ROWS] int64; one that exists beyond `rows`."""
+    short = row < tl.where(is_wide == 0, rows, 0)
+    long = row < tl.where(is_wide == 0, 0, rows)
+    index = tl.load(ids.to(tl.pointer_type(tl.int64), bitcast=True) + place, mask=long, other=0)
+    index += tl.load(ids + place, mask=short, other=0)
+    index = tl.where(index < 0, index + size, index)
+    return tl.minimum(tl.maximum(index, 0), size - 1)
+
+
+@triton.jit
+def ahead(z, slots, count, flags, row, rows, positions, width, columns, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """z and the rows of the tables from FIRST to LAST, of which all are loaded before one is used; z and columns are tuples of
+    parts of a row."""
+    ids, tables, sizes = slots
+    id_kinds, single_batch, single_position = flags
+    indices = ()
+    for slot in tl.static_range(FIRST, LAST):
+        one_batch = ((single_batch >> slot) & 1) == 1
+        one_position = ((single_position >> slot) & 1) == 1
+        place = tl.where(one_batch, 0, row // positions * tl.where(one_position, 1, positions))
+        place += tl.where(one_position, 0, row % positions)
+        asked = tl.where(count > slot, rows, 0)
+        indices += (found(ids[slot], sizes[slot], (id_kinds >> slot) & 1, place, row, asked),)
+    read = ()
+    for slot in tl.static_range(FIRST, LAST):
+        index = indices[slot - FIRST]
+        there = ((row < tl.where(count > slot, rows, 0)) & (index >= 0))[:, None]
+        for part in tl.static_range(len(columns)):
+            offsets = index[:, None] * width + columns[part][None, :]
+            mask = there & (columns[part] < width)[None, :]
+            read += (tl.load(tables[slot] + offsets, mask=mask, other=0.0),)
+    total = ()
+    for part in tl.static_range(len(columns)):
+        summed = z[part]
+        for slot in tl.static_range(0, LAST - FIRST):
+            summed += read[slot * len(columns) + part].to(tl.float32)
+        total += (summed,)
+    return total
+
+
+@triton.jit
+def embed_rows(
+    ids_1,
+    ids_2,
+    ids_3,
+    ids_4,
+    ids_5,
+    ids_6,
+    ids_7,
+    ids_8,
+    table_1,
+    table_2,
+    table_3,
+    table_4,
+    table_5,
+    table_6,
+    table_7,
+    table_8,
+    size_1,
+    size_2,
+    size_3,
+    size_4,
+    size_5,
+    size_6,
+    size_7,
+    size_8,
+    gamma,
+    beta,
+    output,
+    total,
+    rows,
+    width,
+    positions,
+    epsilon,
+    norm,
+    count,
+    id_kinds,
+    table_kinds,
+    single_batch,
+    single_position,
+    gamma_kind,
+    beta_kind,
+    has_total,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """As `fused_embed_layer_norm`, for tables of type T whose width is a multiple of STEP and at most PARTS BLOCK."""
+    width = width // STEP * STEP  # as the compiler then knows
+    ids = (ids_1, ids_2, ids_3, ids_4, ids_5, ids_6, ids_7, ids_8)
+    tables = (table_1, table_2, table_3, table_4, table_5, table_6, table_7, table_8)
+    sizes = (size_1, size_2, size_3, size_4, size_5, size_6, size_7, size_8)
+    slots = (ids, tables, sizes)
+    flags = (id_kinds, single_batch, single_position)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    present = row < rows
+    columns = ()
+    z = ()
+    for part in tl.static_range(PARTS):
+        columns += (part * BLOCK + tl.arange(0, BLOCK),)
+        z += (tl.zeros([ROWS, BLOCK], tl.float32),)
+    z = ahead(z, slots, count, flags, row, rows, positions, width, columns, 0, AHEAD)
+    if count > AHEAD:
+        z = ahead(z, slots, count, flags, row, rows, positions, width, columns, AHEAD, 2 * AHEAD)
+    if count > 2 * AHEAD:
+        z = ahead(z, slots, count, flags, row, rows, positions, width, columns, 2 * AHEAD, SLOTS)
+    mean = tl.zeros([ROWS], tl.float32)
+    for part in tl.static_range(PARTS):
+        mean += tl.sum(z[part], 1)
+    mean = tl.where(norm == LAYER, mean / width, 0.0)
+    square = tl.zeros([ROWS], tl.float32)
+    for part in tl.static_range(PARTS):
+        centred = tl.where((columns[part] < width)[None, :], z[part] - mean[:, None], 0.0)
+        square += tl.sum(centred * centred, 1)
+    scale = tl.where(norm == NO_NORM, 1.0, 1.0 / tl.sqrt(square / width + epsilon))
+    for part in tl.static_range(PARTS):
+        across = columns[part] < width
+        factor = load_factor(gamma, gamma_kind, columns[part], width)
+        shift = load_either(beta, beta_kind, columns[part], width)
+        offsets = row[:, None] * width + columns[part][None, :]
+        inside = present[:, None] & across[None, :]
+        if has_total:
+            store(total, offsets, z[part], inside)
+        y = (z[part] - mean[:, None]) * scale[:, None] * factor[None, :] + shift[None, :]
         store(output, offsets, y, inside)
 
 
@@ -145,24 +276,31 @@ _TYPES = table(
 )
 
 
-def pick(element: str, width: int) -> Variant:
-    """The variant for tables of `width` columns, which may be any: `.1024` and `.4096` hold a whole row of a multiple of 16
-    columns, `.any` takes the rest."""
-    if width % 16 or width > 4096:
-        suffix, constants = "any", {"ROWS": 4, "BLOCK": 256, "WHOLE": False}
-    else:
-        block = 1024 if width <= 1024 else 4096
-        suffix, constants = str(block), {"ROWS": ROWS_OF[block], "BLOCK": block, "WHOLE": True}
-    divisible = () if suffix == "any" else ("width",)
-    name = f"fused_embed_layer_norm.{element}.{suffix}"
-    warps = 8 if suffix == "4096" else 4
-    return variant(
-        name, fused_embed_layer_norm, element, _TYPES, constants, divisible, num_warps=warps, aligned=suffix != "any"
-    )
+VECTORS = 4
+"""Loads of 16 bytes of a thread of `embed_rows` for each table, at most."""
+PARTS_OF = {64: 1, 128: 1, 256: 1, 384: 3, 512: 1, 768: 3, 1024: 1, 4096: 1}
+"""Columns that `embed_rows` holds -> parts, each of a power of 2 columns."""
+
+
+def pick(element: str, width: int, *, plain: bool = True) -> Variant:
+    """The variant for tables of `width` columns, which may be any.
+
+    Rows of up to 4096 columns that begin at multiples of 16 bytes, of tables of type T (`plain`), are held by the smallest of
+    `PARTS_OF` that they fit in; `.any` takes the rest.
+    """
+    step = VECTOR[element]
+    held = next((held for held in PARTS_OF if width <= held), None)
+    if width % step or held is None or not plain:
+        name, constants = f"fused_embed_layer_norm.{element}.any", {"ROWS": 4, "BLOCK": 256}
+        return variant(name, fused_embed_layer_norm, element, _TYPES, constants, aligned=False)
+    warps = 8 if held == 4096 else 4
+    rows = 1 << max(0, 32 * warps * VECTORS * step // held).bit_length() - 1
+    constants = {"ROWS": max(1, rows), "BLOCK": held // PARTS_OF[held], "PARTS": PARTS_OF[held], "STEP": step}
+    return variant(f"fused_embed_layer_norm.{element}.{held}", embed_rows, element, _TYPES, constants, num_warps=warps)
 
 
 def variants() -> Iterator[Variant]:
-    return (pick(element, width) for element in TYPES for width in (1024, 4096, 1))
+    return (pick(element, width) for element in TYPES for width in (*PARTS_OF, 1))
 
 
 def launch(
@@ -192,7 +330,7 @@ def launch(
     output = like.new_empty((batch, positions, width))
     total = output.new_empty(output.shape) if embedding_sum else None
     filled = [*pairs, *[pairs[0]] * (SLOTS.value - len(pairs))]
-    chosen = pick(element_of(output), width)
+    chosen = pick(element_of(output), width, plain=all(table.dtype == output.dtype for _, table in pairs))
     flags = [
         [integers_of(ids) == 2 for ids, _ in pairs],
         [kind_of(table, output) == 2 for _, table in pairs],

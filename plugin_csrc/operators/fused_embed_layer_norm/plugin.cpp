@@ -1,4 +1,7 @@
 // FusedEmbedLayerNorm(ids_1, table_1, ids_2, table_2, ..., gamma?, beta?) -> (output, embedding_sum?): norm of the sum of rows
+#include <algorithm>
+#include <array>
+
 #include "base/norm_rows.h"
 
 namespace gr {
@@ -6,13 +9,13 @@ namespace {
 
 constexpr int32_t kSlots = 8;
 
-// As `pick` in fused_embed_layer_norm.py.
-std::string kernelName(Run const& run, int64_t width) {
-  std::string const name = std::string("fused_embed_layer_norm.") + run.type();
-  if (width % 16 != 0 || width > 4096 || !run.aligned()) {
-    return name + ".any";
-  }
-  return name + (width <= 1024 ? ".1024" : ".4096");
+// As `pick` in fused_embed_layer_norm.py; `plain`: all tables are of type T.
+std::string kernelName(Run const& run, int64_t width, bool plain) {
+  static constexpr std::array<int64_t, 8> kHeld{64, 128, 256, 384, 512, 768, 1024, 4096};
+  std::string const name = std::string("fused_embed_layer_norm.") + run.type() + ".";
+  auto const held = std::lower_bound(kHeld.begin(), kHeld.end(), width);
+  bool const whole = width % run.vector() == 0 && held != kHeld.end();
+  return name + (whole && plain && run.aligned() ? std::to_string(*held) : "any");
 }
 
 std::string ids(int32_t slot) { return "ids_" + std::to_string(slot + 1); }
@@ -52,7 +55,8 @@ class FusedEmbedLayerNorm final : public Operator {
     int64_t const batch = output.size(0);
     int64_t const positions = output.size(1);
     int64_t const width = output.size(2);
-    KernelVariant const& kernel = findKernel(kernelName(run, width));
+    int64_t const tableKinds = bits([&](int32_t slot) { return run.kind(table(slot)) == 2; });
+    KernelVariant const& kernel = findKernel(kernelName(run, width, tableKinds == 0));
     Arguments arguments;
     for (int32_t slot = 0; slot < kSlots; ++slot) {
       arguments.pointer(run.input(ids(used(slot))).data);
@@ -68,7 +72,7 @@ class FusedEmbedLayerNorm final : public Operator {
     arguments.pointer(output.data).pointer(run.dataOr("embedding_sum", first));
     arguments.integer(batch * positions).integer(width).integer(positions).float32(mEpsilon).integer(mNorm).integer(mTables);
     arguments.integer(bits([&](int32_t slot) { return run.integerKind(ids(slot)) == 2; }));
-    arguments.integer(bits([&](int32_t slot) { return run.kind(table(slot)) == 2; }));
+    arguments.integer(tableKinds);
     arguments.integer(bits([&](int32_t slot) { return run.input(ids(slot)).size(0) == 1; }));
     arguments.integer(bits([&](int32_t slot) { return run.input(ids(slot)).size(1) == 1; }));
     arguments.integer(run.kind("gamma")).integer(run.kind("beta")).integer(run.makes("embedding_sum") ? 1 : 0);
