@@ -51,7 +51,7 @@ def units(variant: Variant) -> tuple[str, float]:
     rows = constants.get("ROWS", constants.get("SAMPLES", 1))
     if name in ("linear", "interaction_triton_fast", "sequence_cooccurrence", "hierarchical_sequence_fusion"):
         return "tensor instruction", 0
-    return "element", rows * constants["BLOCK"]
+    return "element", rows * constants["BLOCK"] * constants.get("PARTS", 1)
 
 
 def cost(variant: Variant, architecture: int, threads: int, shared: int, cubin: bytes) -> dict[str, Any]:
@@ -252,6 +252,8 @@ def serial_loads(launch: Launch) -> int:
     name, constants, given = launch.variant.function.__name__, launch.variant.constants, launch.arguments
     if name == "fused_embed_layer_norm":
         return 2 * int(given["count"])  # ids, then rows, table by table
+    if name == "embed_rows":
+        return 2 * math.ceil(given["count"] / 3)  # all ids, then all rows, of 3 tables
     if name == "fm_interaction":
         return math.ceil(given["features"] / 4) * math.ceil(given["size"] / constants["BLOCK"])  # ptxas unrolls by 4
     if name == "hierarchical_sequence_fusion":
@@ -259,8 +261,10 @@ def serial_loads(launch: Launch) -> int:
         return math.ceil(given["width"] / constants["BLOCK"]) * (2 + (math.ceil((2 * reach + 1) / 4) if reach else 0))
     if name == "sequence_interests":
         return math.ceil(given["length"] / constants["ROWS"]) * (3 if given["mask_kind"] else 1)
-    if name == "norm_rows" and not constants["WHOLE"]:
-        return 1 + math.ceil(given["width"] / constants["BLOCK"])
+    if name == "norm_rows":  # x, bias, gate and skip at once, but for a skip of float32 beside T
+        once = 2 if given["skip_kind"] == 2 else 1
+        steps = 1 if constants["WHOLE"] else 1 + math.ceil(given["width"] / constants["BLOCK"])
+        return steps * once + (1 if given["lengths_kind"] else 0)
     return 1
 
 

@@ -1,15 +1,20 @@
 #include "norm_rows.h"
 
+#include <algorithm>
+#include <array>
+
 namespace gr {
 namespace {
 
 // As `pick` in norm_rows.py.
 std::string kernelName(Run const& run, int64_t width) {
+  static constexpr std::array<int64_t, 6> kHeld{128, 256, 512, 1024, 2048, 4096};
   std::string const name = std::string("norm_rows.") + run.type();
-  if (width % 16 != 0 || !run.aligned()) {
+  if (width % run.vector() != 0 || !run.aligned()) {
     return name + ".any";
   }
-  return name + (width <= 256 ? ".256" : width <= 1024 ? ".1024" : width <= 4096 ? ".4096" : ".wide");
+  auto const held = std::lower_bound(kHeld.begin(), kHeld.end(), width);
+  return name + "." + (held == kHeld.end() ? "wide" : std::to_string(*held));
 }
 
 }  // namespace

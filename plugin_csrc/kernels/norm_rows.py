@@ -16,12 +16,17 @@ import triton.language as tl
 
 from onnx_fuse.plugin_csrc.kernels.common import (
     ABSENT,
+    FLOAT32,
     LAYER,
     NO_NORM,
     NORMS,
+    SAME,
+    VECTOR,
     element_of,
     integers_of,
     kind_of,
+    load_either,
+    load_factor,
     load_integers,
     load_optional,
     start,
@@ -74,10 +79,40 @@ def affine(z, mean, scale, gamma, gamma_kind, beta, beta_kind, columns, inside):
 
 
 @triton.jit
-def summed(x, x_kind, bias, bias_kind, skip, skip_kind, offsets, columns, mask, width):
-    z = load_optional(x, x_kind, offsets, mask, 0.0)
-    z += load_optional(bias, bias_kind, columns, columns < width, 0.0)[None, :]
-    return tl.where(mask, z + load_optional(skip, skip_kind, offsets, mask, 0.0), 0.0)
+def terms(x, bias, bias_kind, skip, skip_kind, offsets, present, columns, width):
+    """x + bias + skip for a tile of rows: all are loaded before one is used."""
+    inside = present[:, None] & (columns < width)[None, :]
+    z = tl.load(x + offsets, mask=inside, other=0.0)
+    same = present[:, None] & (columns < tl.where(skip_kind == SAME, width, 0))[None, :]
+    added = tl.load(skip + offsets, mask=same, other=0.0)
+    shift = load_either(bias, bias_kind, columns, width)
+    z = z.to(tl.float32) + shift[None, :] + added.to(tl.float32)
+    if skip_kind == FLOAT32:
+        z += tl.load(skip.to(tl.pointer_type(tl.float32), bitcast=True) + offsets, mask=inside, other=0.0)
+    return tl.where(inside, z, 0.0)
+
+
+@triton.jit
+def summed(x, x_kind, bias, bias_kind, skip, skip_kind, offsets, present, columns, width):
+    """`terms` of an x of type T or float32."""
+    if x.dtype.element_ty == tl.float32:
+        z = terms(x, bias, bias_kind, skip, skip_kind, offsets, present, columns, width)
+    elif x_kind == FLOAT32:
+        wide = x.to(tl.pointer_type(tl.float32), bitcast=True)
+        z = terms(wide, bias, bias_kind, skip, skip_kind, offsets, present, columns, width)
+    else:
+        z = terms(x, bias, bias_kind, skip, skip_kind, offsets, present, columns, width)
+    return z
+
+
+@triton.jit
+def written(z, mean, scale, factor, shift, weight, activation, keep, output, total, has_total, offsets, inside):
+    if has_total:
+        store(total, offsets, z, inside)
+    y = (z - mean[:, None]) * scale[:, None] * factor[None, :] + shift[None, :]
+    if activation != NO_GATE:
+        y *= activate(weight.to(tl.float32), activation)
+    store(output, offsets, tl.where(keep[:, None], y, 0.0), inside)
 
 
 @triton.jit
@@ -107,48 +142,57 @@ def norm_rows(
     has_total,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
+    width = width // STEP * STEP  # as the compiler then knows
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    present = row < rows
     start_of_row = row[:, None] * width
-    keep = row < rows
-    if lengths_kind != ABSENT:
-        keep &= row % positions < load_integers(lengths, lengths_kind, row // positions * lengths_step, row < rows)
-
-    mean = tl.zeros([ROWS], tl.float32)
-    square = tl.zeros([ROWS], tl.float32)
-    columns = tl.arange(0, BLOCK)
-    inside = (row < rows)[:, None] & (columns < width)[None, :]
-    z = tl.zeros([ROWS, BLOCK], tl.float32)
+    gated = tl.where(activation != NO_GATE, width, 0)
+    keep = present
     if WHOLE:
-        z = summed(x, x_kind, bias, bias_kind, skip, skip_kind, start_of_row + columns[None, :], columns, inside, width)
+        columns = tl.arange(0, BLOCK)
+        inside = present[:, None] & (columns < width)[None, :]
+        offsets = start_of_row + columns[None, :]
+        weight = tl.load(gate + offsets, mask=present[:, None] & (columns < gated)[None, :], other=0.0)
+        z = summed(x, x_kind, bias, bias_kind, skip, skip_kind, offsets, present, columns, width)
+        factor = load_factor(gamma, gamma_kind, columns, width)
+        shift = load_either(beta, beta_kind, columns, width)
         mean, square = moments(z, inside, width, norm)
+        scale = tl.where(norm == NO_NORM, 1.0, 1.0 / tl.sqrt(square / width + epsilon))
+        if lengths_kind != ABSENT:
+            length = load_integers(lengths, lengths_kind, row // positions * lengths_step, present)
+            keep &= row % positions < length
+        written(z, mean, scale, factor, shift, weight, activation, keep, output, total, has_total, offsets, inside)
     else:
+        mean = tl.zeros([ROWS], tl.float32)
+        square = tl.zeros([ROWS], tl.float32)
         for first in range(0, width, BLOCK):
             columns = first + tl.arange(0, BLOCK)
-            inside = (row < rows)[:, None] & (columns < width)[None, :]
-            z = summed(
-                x, x_kind, bias, bias_kind, skip, skip_kind, start_of_row + columns[None, :], columns, inside, width
-            )
+            inside = present[:, None] & (columns < width)[None, :]
+            offsets = start_of_row + columns[None, :]
+            z = summed(x, x_kind, bias, bias_kind, skip, skip_kind, offsets, present, columns, width)
             mean, square = merged(mean, square, z, inside, first, tl.minimum(width - first, BLOCK), norm)
-    scale = tl.where(norm == NO_NORM, 1.0, 1.0 / tl.sqrt(square / width + epsilon))
+        scale = tl.where(norm == NO_NORM, 1.0, 1.0 / tl.sqrt(square / width + epsilon))
+        if lengths_kind != ABSENT:
+            length = load_integers(lengths, lengths_kind, row // positions * lengths_step, present)
+            keep &= row % positions < length
+        for first in range(0, width, BLOCK):
+            columns = first + tl.arange(0, BLOCK)
+            inside = present[:, None] & (columns < width)[None, :]
+            offsets = start_of_row + columns[None, :]
+            weight = tl.load(gate + offsets, mask=present[:, None] & (columns < gated)[None, :], other=0.0)
+            z = summed(x, x_kind, bias, bias_kind, skip, skip_kind, offsets, present, columns, width)
+            factor = load_factor(gamma, gamma_kind, columns, width)
+            shift = load_either(beta, beta_kind, columns, width)
+            written(z, mean, scale, factor, shift, weight, activation, keep, output, total, has_total, offsets, inside)
 
-    for first in range(0, width, BLOCK):
-        columns = first + tl.arange(0, BLOCK)
-        inside = (row < rows)[:, None] & (columns < width)[None, :]
-        offsets = start_of_row + columns[None, :]
-        if not WHOLE:
-            z = summed(x, x_kind, bias, bias_kind, skip, skip_kind, offsets, columns, inside, width)
-        if has_total:
-            store(total, offsets, z, inside)
-        y = affine(z, mean, scale, gamma, gamma_kind, beta, beta_kind, columns, columns < width)
-        if activation != NO_GATE:
-            y *= activate(tl.load(gate + offsets, mask=inside, other=0.0).to(tl.float32), activation)
-        store(output, offsets, tl.where(keep[:, None], y, 0.0), inside)
 
-
-ROWS_OF = {256: 8, 1024: 2, 4096: 1}
-"""Columns held at once -> rows of a program."""
+VECTORS = 2
+"""Loads of 16 bytes of x that a thread of a variant for whole rows holds, where a block has more than one row."""
+HELD = (128, 256, 512, 1024, 2048, 4096)
+"""Columns that the variants for whole rows hold."""
 
 _TYPES = table(
     ("*T", "x bias skip gamma beta gate output total"), ("*i32", "lengths"), ("i64", "rows"), ("fp32", "epsilon")
@@ -158,24 +202,25 @@ _TYPES = table(
 def pick(element: str, width: int) -> Variant:
     """The variant for rows of `width`; every width is accepted.
 
-    A multiple of 16 up to 4096 is held in registers by the smallest of `.256`, `.1024`, `.4096` that it fits in; `.wide` takes
-    the other multiples of 16 and `.any` the rest, both in several steps, of which the later ones read from the cache.
+    Rows of up to 4096 columns that begin at multiples of 16 bytes are held in registers by the smallest of `HELD` that they fit
+    in; `.wide` takes longer ones and `.any` the rest, both in several steps, of which the later ones read from the cache.
     """
-    block = next((block for block in ROWS_OF if width <= block), None)
-    if width % 16:
-        suffix, constants = "any", {"ROWS": 4, "BLOCK": 256, "WHOLE": False}
-    elif block is None:
-        suffix, constants = "wide", {"ROWS": 1, "BLOCK": 2048, "WHOLE": False}
+    step = VECTOR[element]
+    held = next((held for held in HELD if width <= held), None)
+    if width % step:
+        suffix, constants = "any", {"ROWS": 4, "BLOCK": 256, "STEP": 1, "WHOLE": False}
+    elif held is None:
+        suffix, constants = "wide", {"ROWS": 1, "BLOCK": 2048, "STEP": step, "WHOLE": False}
     else:
-        suffix, constants = str(block), {"ROWS": ROWS_OF[block], "BLOCK": block, "WHOLE": True}
-    warps = 8 if suffix == "4096" else 4
-    divisible = () if suffix == "any" else ("width",)
+        rows = max(1, 128 * VECTORS * step // held)
+        suffix, constants = str(held), {"ROWS": rows, "BLOCK": held, "STEP": step, "WHOLE": True}
+    warps = {"2048": 8, "4096": 16}.get(suffix, 4)
     name = f"norm_rows.{element}.{suffix}"
-    return variant(name, norm_rows, element, _TYPES, constants, divisible, num_warps=warps, aligned=suffix != "any")
+    return variant(name, norm_rows, element, _TYPES, constants, num_warps=warps, aligned=suffix != "any")
 
 
 def variants() -> Iterator[Variant]:
-    return (pick(element, width) for element in TYPES for width in (256, 1024, 4096, 8192, 1))
+    return (pick(element, width) for element in TYPES for width in (*HELD, 8192, 1))
 
 
 def launch(

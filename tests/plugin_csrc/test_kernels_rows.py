@@ -42,6 +42,9 @@ def test_swish(dtype: Any, shape: tuple[int, ...], magnitude: float) -> None:
         (4, 257),
         (3, 1024),
         (1, 1040),
+        (19, 72),
+        (7, 200),
+        (1, 2048),
         (1, 4096),
         (2, 4112),
     ],
@@ -56,6 +59,23 @@ def test_skip_layer_norm(dtype: Any, norm: str, rows: int, width: int) -> None:
 
     check(output, reference, x, skip, bias, gamma, beta)
     check(total, lambda x, skip, bias: x + bias + skip, x, skip, bias)
+
+
+@types
+@pytest.mark.parametrize("x_type", ["T", "float32"])
+@pytest.mark.parametrize("skip_type", ["absent", "T", "float32"])
+@pytest.mark.parametrize("width", [72, 50])
+def test_norm_rows_of_each_kind_of_term(dtype: Any, x_type: str, skip_type: str, width: int) -> None:
+    of = {"T": dtype, "float32": torch.float32}
+    x = drawn((9, width), of[x_type])
+    skip = None if skip_type == "absent" else drawn((9, width), of[skip_type], 1)
+    output = torch.empty((9, width), dtype=dtype)
+    norm_rows.launch(x, output, norm="rms", epsilon=1e-6, skip=skip, bias=drawn((width,), torch.float32, 2))
+
+    def reference(x: Any, skip: Any, bias: Any) -> Any:
+        return normalised(x + bias + (0.0 if skip is None else skip), "rms", None, None, 1e-6)
+
+    check(output, reference, x, skip, drawn((width,), torch.float32, 2))
 
 
 @types
@@ -86,14 +106,20 @@ def test_norm_rows_gates_and_ends_rows(dtype: Any, activation: str, width: int, 
     check(output, reference, x, gate)
 
 
+EMBEDDINGS = [(0, 3, 16), (2, 0, 16), (2, 3, 16), (1, 5, 1024), (3, 1, 768), (2, 2, 50), (1, 2, 1040), (1, 1, 4112)]
+
+
 @types
 @pytest.mark.parametrize(
-    "batch, positions, width",
-    [(0, 3, 16), (2, 0, 16), (2, 3, 16), (1, 5, 1024), (3, 1, 768), (2, 2, 50), (1, 2, 1040), (1, 1, 4112)],
+    "places_type, batch, positions, width",
+    [
+        *(("float32", *shape) for shape in EMBEDDINGS),
+        *(("T", *shape) for shape in (*EMBEDDINGS, (3, 43, 64), (1, 3, 200), (1, 9, 320), (1, 3, 100), (1, 2, 4096))),
+    ],
 )
-def test_embed_layer_norm(dtype: Any, batch: int, positions: int, width: int) -> None:
-    words, places, kinds = (drawn((size, width), dtype, size) for size in (11, 7, 2))
-    places = places.float()
+def test_embed_layer_norm(dtype: Any, places_type: str, batch: int, positions: int, width: int) -> None:
+    words, places, kinds = (drawn((size, width), dtype, size) for size in (11, max(7, positions), 2))
+    places = places.float() if places_type == "float32" else places
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(-11, 11, (batch, positions), generator=draw)
     order = torch.arange(positions, dtype=torch.int32)[None]
@@ -114,14 +140,18 @@ def test_embed_layer_norm(dtype: Any, batch: int, positions: int, width: int) ->
     )
 
 
-def test_embed_layer_norm_fills_every_slot_and_reads_nothing_outside() -> None:
-    tables = [drawn((size, 16), torch.float16, size) for size in range(1, 9)]
-    ids = [torch.full((1, 2), 99 if size % 2 else -99) for size in range(1, 9)]
+@pytest.mark.parametrize("count, width", [(8, 16), (8, 20), (7, 768), (6, 384), (4, 16), (1, 16)])
+def test_embed_layer_norm_fills_every_slot_and_reads_nothing_outside(count: int, width: int) -> None:
+    numbers = range(1, count + 1)
+    tables = [drawn((size, width), torch.float16, size) for size in numbers]
+    ids = [
+        torch.full((1, 2), 99 if size % 2 else -99, dtype=[torch.int32, torch.int64][size // 2 % 2]) for size in numbers
+    ]
     output, _ = fused_embed_layer_norm.launch(list(zip(ids, tables, strict=True)), norm="none", epsilon=0.0)
-    last = [size - 1 if size % 2 else 0 for size in range(1, 9)]
+    last = [size - 1 if size % 2 else 0 for size in numbers]
     check(
         output,
-        lambda *tables: sum(table[row].expand(1, 2, 16) for table, row in zip(tables, last, strict=True)),
+        lambda *tables: sum(table[row].expand(1, 2, width) for table, row in zip(tables, last, strict=True)),
         *tables,
     )
 

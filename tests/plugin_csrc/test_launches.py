@@ -70,9 +70,12 @@ def skip_layer_norm(
     )
 
 
-def embed_layer_norm(width: int, ids: Sequence[tuple[int, int]], *, dtype: Any = HALF, wide: Any = torch.int64) -> Case:
+def embed_layer_norm(
+    width: int, ids: Sequence[tuple[int, int]], *, dtype: Any = HALF, last: Any = None, wide: Any = torch.int64
+) -> Case:
+    types = [dtype] * (len(ids) - 1) + [last or dtype]
     pairs = [
-        (tensor(*sizes, dtype=wide if number else torch.int32), tensor(10 + number, width, dtype=dtype))
+        (tensor(*sizes, dtype=wide if number else torch.int32), tensor(10 + number, width, dtype=types[number]))
         for number, sizes in enumerate(ids)
     ]
     gamma, beta = tensor(width, dtype=FLOAT), tensor(width, dtype=dtype)
@@ -268,10 +271,17 @@ CASES = [
     skip_layer_norm(3, 64, dtype=torch.bfloat16, affine=FLOAT, bias=False, total=False),
     skip_layer_norm(3, 64, dtype=FLOAT, affine=None),
     skip_layer_norm(0, 64),
+    *(skip_layer_norm(3, width) for width in (100, 128, 200, 2048)),
+    *(skip_layer_norm(3, width, dtype=FLOAT, affine=FLOAT) for width in (100, 102, 1028)),
     embed_layer_norm(64, [(2, 7)]),
     embed_layer_norm(1040, [(2, 7), (1, 7), (2, 1)], dtype=FLOAT),
     embed_layer_norm(50, [(2, 7)] * 8, wide=torch.int32),
     embed_layer_norm(8192, [(1, 7), (2, 7)]),
+    embed_layer_norm(200, [(2, 7), (1, 7), (2, 1)], dtype=torch.bfloat16),
+    embed_layer_norm(200, [(2, 7), (1, 7)], dtype=FLOAT),
+    embed_layer_norm(100, [(2, 7), (1, 7)]),
+    embed_layer_norm(768, [(2, 7)] * 4),
+    embed_layer_norm(768, [(2, 7), (1, 7)], last=FLOAT),
     sequence_fusion(64, 4),
     sequence_fusion(64, 17, mask=torch.bool, windows=(3, 5)),
     sequence_fusion(50, 3, mask=HALF, windows=(1, 3, 5, 7)),
