@@ -33,6 +33,10 @@ VARIABLE = "ONNX_FUSE_KERNEL_LIBRARY"
 """Environment variable that names the kernel library; none is used where it is empty."""
 KIND, BUILD = "kernel library", "onnx-fuse plugins build --for onnxruntime"
 
+GAIN_LESS = {"FusedEmbedLayerNorm"}
+"""Operators for whose kernels alone no library is taken: ONNX Runtime makes SkipLayerNormalization of the Add and
+LayerNormalization behind such a node, which costs more than the kernel gains."""
+
 Choice = bool | str | os.PathLike[str] | None
 """Which kernel library a model shall run by: None: the one that is found, as far as it can run the model; True: that one, or an
 error that says why not; False: none; a path: that library, or an error."""
@@ -230,6 +234,8 @@ def choose(model: ModelProto | str | os.PathLike[str] | None, choice: Choice = N
             return Kernels(bodies=every, reason=f"{lacking}, which {path} has no kernel for")
     if not held.advised and choice is None:
         return Kernels(bodies=every, reason=f"on this machine they are faster than the kernels of {path}")
+    if set(nodes) <= GAIN_LESS and nodes and choice is None:
+        return Kernels(bodies=every, reason=f"a kernel for {' and '.join(nodes)} alone makes the rest of a model slower")
     sha256 = library_file.sha256(path, KIND)
     bodies = {name: count for name, count in every.items() if name not in nodes}
     return Kernels(Path(os.path.abspath(path)), sha256, held.instructions, nodes, bodies)

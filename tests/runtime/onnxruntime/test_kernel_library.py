@@ -49,7 +49,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fused(name: str, kind: int = TensorProto.FLOAT, **attributes: Any) -> ModelProto:
-    """A model of one fused node, with its body; its first input has the type."""
+    """A model of one fused node, with its body; its data has the type."""
     made: dict[str, Any] = {
         "FusedSwish": ({"x": ["N", 4]}, {"beta": 1.0}),
         "InteractionTritonFast": (
@@ -57,6 +57,10 @@ def fused(name: str, kind: int = TensorProto.FLOAT, **attributes: Any) -> ModelP
             {"triangle": "lower", "self_interaction": 0, "concat_dense": "none"},
         ),
         "FMInteraction": ({"E": ["N", 3, 4]}, {"reduce": 0}),
+        "FusedEmbedLayerNorm": (
+            {"ids_1": ["N", 4], "table_1": [9, 8], "ids_2": ["N", 4], "table_2": [5, 8]},
+            {"num_tables": 2, "norm": "layer", "epsilon": 1e-5},
+        ),
     }
     inputs, values = made[name]
     operator, values = OPERATORS[name], {**values, **attributes}
@@ -65,7 +69,10 @@ def fused(name: str, kind: int = TensorProto.FLOAT, **attributes: Any) -> ModelP
     graph = helper.make_graph(
         [node],
         "main",
-        [helper.make_tensor_value_info(item, kind, shape) for item, shape in inputs.items()],
+        [
+            helper.make_tensor_value_info(item, TensorProto.INT64 if item.startswith("ids") else kind, shape)
+            for item, shape in inputs.items()
+        ],
         [helper.make_tensor_value_info("output", kind, None)],
     )
     imports = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
@@ -276,3 +283,17 @@ def test_bodies_run_where_they_are_faster(tmp_path: Path, monkeypatch: pytest.Mo
     found = choose(fused("FusedSwish"))
     assert found.library is None and "on this machine they are faster" in found.reason
     assert choose(fused("FusedSwish"), True).library == slow
+
+
+def test_a_kernel_that_slows_the_rest_of_a_model_is_not_taken_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operators = {name: {"types": ["float32"]} for name in ("FusedEmbedLayerNorm", "FusedSwish")}
+    library = telling(tmp_path / "both.so", {**TOLD, "operators": operators})
+    monkeypatch.setenv(VARIABLE, str(library))
+    alone = fused("FusedEmbedLayerNorm")
+    kernels = choose(alone)
+    assert kernels.library is None and "makes the rest of a model slower" in kernels.reason
+    assert choose(alone, True).library == library
+    alone.graph.node.extend(fused("FusedSwish").graph.node)
+    assert choose(alone).library == library
