@@ -8,8 +8,9 @@ can be followed from node to node. `Select(Z, places)` is [B, *places.shape], wh
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from onnx_fuse.passes.graph.dims import Dim, Shape
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.shapes.inference import Info
 from onnx_fuse.passes.view.layout_transform import MOVES, Move, find_move, identity, write_move
+from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 from onnx_fuse.patterns.parts.features import is_first_row
@@ -90,6 +92,50 @@ def gather_before_transpose(view: View, node: Node) -> bool:
     picked = view.add("Gather", [turn.inputs[0], node.inputs[1]], {"axis": perm[axis]}, like=node, covers=[node])
     view.replace(node.outputs[0], "Transpose", [picked], {"perm": perm}, like=node, covers=[turn])
     return True
+
+
+@reads("Concat")
+def products_of_rows(view: View, node: Node) -> bool:
+    """Concat(e0, e0, e1) * Concat(e1, e2, e2) of rows [B, 1, D] picks from Concat(e0, e1, e2) twice: PNN, as DeepCTR has it."""
+    joins = [view.producer(value) for value in node.inputs]
+    if any(join is None or join.key != ("", "Concat") or view.attribute(join, "axis") not in (1, -2) for join in joins):
+        return False
+    rows = [view.inputs(join) for join in joins if join is not None]
+    if len(rows[0]) != len(rows[1]):
+        return False
+    unique = next(filter(partial(_is_monotone, rows), _orders(rows)), next(_orders(rows)))
+    if not 2 <= len(unique) < len(rows[0]) + len(rows[1]):
+        return False
+    shapes = {view.shape(value) for value in unique}
+    shape = shapes.pop()
+    if shapes or shape is None or len(shape) != 3 or shape[1] != 1:
+        return False
+    covers = [join for join in joins if join is not None]
+    whole = view.add("Concat", unique, {"axis": 1}, like=node)
+    picked = [
+        view.add(
+            "Gather",
+            [whole, view.array(np.array([unique.index(value) for value in row], dtype=np.int64), whole)],
+            {"axis": 1},
+            like=join,
+            covers=[join],
+        )
+        for join, row in zip(covers, rows, strict=True)
+    ]
+    view.replace(node.outputs[0], "Mul", picked, like=node, covers=[node])
+    return True
+
+
+def _orders(rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """The features in the order in which the pairs name them, by the first of each pair and by the second."""
+    for order in (rows, rows[::-1]):
+        yield list(dict.fromkeys(value for row in order for value in row))
+
+
+def _is_monotone(rows: Sequence[Sequence[str]], unique: list[str]) -> bool:
+    """Whether the first of each pair comes before the second, or after it in each."""
+    found = {unique.index(one) < unique.index(other) for one, other in zip(*rows, strict=True)}
+    return len(found) == 1
 
 
 def masked_selection(view: View, node: Node) -> bool:

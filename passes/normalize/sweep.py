@@ -114,7 +114,7 @@ READING: Rules = {
     "Split": (gather_pairs.selection, split_heads.pick_before_merge),
     "Gather": (gather_pairs.selection, gather_pairs.gather_before_transpose, split_heads.pick_before_merge),
     "GatherND": (gather_pairs.selection, gather_pairs.gather_columns, look_ups.look_up_of_rows),
-    "Mul": (*RULES["Mul"], look_ups.scale_before_look_up),
+    "Mul": (*RULES["Mul"], look_ups.scale_before_look_up, gather_pairs.products_of_rows),
     "Concat": (*RULES["Concat"], gather_pairs.selection),
     "Reshape": (gather_pairs.masked_selection, *_MOVE_RULES),
     "Einsum": (einsum.einsum_as_matmul,),

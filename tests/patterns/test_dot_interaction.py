@@ -513,3 +513,46 @@ def test_what_is_not_the_first_of_them_stays_beside(cat: str) -> None:
     result = onnx_fuse.fuse(joined(cat), fusions=[NAME])
     node = next(node for node in result.model.graph.node if node.op_type == NAME)
     assert attributes(node)["concat_dense"] == "none"
+
+
+# -- pairs that are concatenated ---------------------------------------------------------------------------------------
+
+ROWS_OF = "  ".join(f"r{number} = Reshape(x{number}, row)" for number in range(4))
+
+
+def pairs(left: str, right: str, end: str = "y = ReduceSum <keepdims = 0> (m, last)", axis: int = 1) -> ModelProto:
+    """PNN as DeepCTR writes it: the features of all pairs side by side, twice."""
+    inputs = ", ".join(f"float[B,8] x{number}" for number in range(4))
+    text = f"{ROWS_OF} p = Concat <axis = {axis}> ({left})  q = Concat <axis = {axis}> ({right})  m = Mul(p, q)  {end}"
+    weights = {"row": np.array([0, 1, 8]), "last": np.array([-1])}
+    return helpers.model(f"({inputs}) => (float[B,k] y) {{ {text} }}", weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "triangle"),
+    [
+        ("r0, r0, r0, r1, r1, r2", "r1, r2, r3, r2, r3, r3", "upper"),
+        ("r1, r2, r2, r3, r3, r3", "r0, r0, r1, r0, r1, r2", "lower"),
+        ("r0, r1, r0", "r1, r0, r0", None),
+    ],
+)
+def test_pairs_of_concatenated_rows(left: str, right: str, triangle: str | None) -> None:
+    model = pairs(left, right)
+    if triangle is None:
+        assert refused(model)
+        return
+    made, node = fused(model)
+    assert attributes(node)["triangle"] == triangle
+    assert "Mul" not in helpers.operators(made)
+    for sizes in ({"B": 1}, {"B": 4}):
+        helpers.assert_same_results(model, made, tolerance=1e-4, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "axis"),
+    [("r0, r1, r2", "r1, r2, r2", 1), ("r0, r0, r1", "r1, r2, r2", 2), ("x0, x0, x1", "x1, x2, x2", 1)],
+    ids=["a pair with itself", "along the width", "rows of no axis"],
+)
+def test_what_is_no_concatenation_of_pairs(left: str, right: str, axis: int) -> None:
+    end = "y = Identity(m)" if axis == 2 or "x0" in left else "y = ReduceSum <keepdims = 0> (m, last)"
+    refused(pairs(left, right, end, axis))
