@@ -285,6 +285,7 @@ def hstu_tiles(
     MASK: tl.constexpr,
     TANH: tl.constexpr,
     STAGES: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):
     """`hstu_silu` for heads of SIZE: see tiles.py. Strides of bias and mask are multiples of 8 and their last axes dense; `size`,
     `value_size`, bias_kind and mask_kind are told by constants. Where SCALED, the weights lack the factor alpha."""
@@ -321,12 +322,12 @@ def hstu_tiles(
     for first in tl.range(0, full, COLUMNS, num_stages=STAGES):
         o = step(
             o, queries, k + start_of_head, v + start_of_head, bias, mask, near * bias_step, near * mask_step, first, bound, limit,
-            width, alpha, bias_factor, False, BIAS, MASK, TANH, SCALED, COLUMNS,
+            width, alpha, bias_factor, False, BIAS, MASK, TANH, SCALED, COLUMNS, PAIRS,
         )  # fmt: skip
     for first in tl.range(full, end, COLUMNS, num_stages=1):
         o = step(
             o, queries, k + start_of_head, v + start_of_head, bias, mask, near * bias_step, near * mask_step, first, bound, limit,
-            width, alpha, bias_factor, True, BIAS, MASK, TANH, SCALED, COLUMNS,
+            width, alpha, bias_factor, True, BIAS, MASK, TANH, SCALED, COLUMNS, PAIRS,
         )  # fmt: skip
 
     factor = load_optional(scale, scale_kind, batch * scale_batch + row * scale_row, row < length, inverse_length)
@@ -577,6 +578,7 @@ def pick_tiles(
         # Where special instructions would bind, and no bias takes keys out by a large number.
         "TANH": element == "bf16" and size <= 64 and not bias,
         "STAGES": stages,
+        "PAIRS": large,  # saves with wgmma a fifth of an instruction for one score, and costs two to nine with mma
     }
     types = {**_SILU_TYPES, "mask": "*i8"}
     name = f"hstu_hierarchical_attention.tiles.{element}.d{size}{extra}" + ".large" * large

@@ -121,8 +121,10 @@ def step(
     TANH: tl.constexpr,
     SCALED: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):
-    """o + silu(...) v of the keys from `first` on. Only with EDGE some do not count: for each row those from its `bound` on."""
+    """o + silu(...) v of the keys from `first` on. Only with EDGE some do not count: for each row those from its `bound` on. With
+    PAIRS a bfloat16 bias is read two numbers at a time."""
     dtype: tl.constexpr = v.dtype.element_ty
     in_columns = tl.arange(0, COLUMNS)
     column = first + in_columns
@@ -140,7 +142,7 @@ def step(
         place = bias_start[:, None] + column[None, :]
         if EDGE:
             b = tl.load(bias + place, mask=(column < limit)[None, :], other=0.0).to(tl.float32)
-        elif bias.dtype.element_ty == tl.bfloat16:
+        elif bias.dtype.element_ty == tl.bfloat16 and PAIRS:
             pair = (bias_start // 2)[:, None] + (first // 2 + tl.arange(0, COLUMNS // 2))[None, :]
             b = pairs_to_float32(tl.load(bias.to(tl.pointer_type(tl.int32), bitcast=True) + pair))
         else:
