@@ -254,6 +254,24 @@ def test_one_key_value_head_for_all(inputs: dict[str, str], form: dict[str, str]
     same(original, found.model, {"B": 1, "S": 1}, {"B": 2, "S": 5})
 
 
+def test_an_ellipsis_in_einsum() -> None:
+    original = attention(
+        key="k4 = Reshape(k, heads) kh = Transpose <perm = [0, 2, 1, 3]> (k4)",
+        product='product = Einsum <equation = "...id,...jd->...ij"> (qh, kh)',
+        context='context = Einsum <equation = "...ij, ...jd -> ...id"> ({}, vh)',
+    )
+    found = fused(original)
+    check(found)
+    same(original, found.model, {"B": 1, "S": 1}, {"B": 2, "S": 5})
+
+
+def test_an_ellipsis_that_is_broadcast_stays() -> None:
+    text = """(float[B,2,S,4] x, float[S,4] z) => (float[B,2,S,S] y) {
+        y = Einsum <equation = "...id,...jd->...ij"> (x, z)
+    }"""
+    assert [node.op_type for node in helpers.view_of(helpers.model(text)).all_nodes()] == ["Einsum"]
+
+
 SHARED_LOOKALIKES = {
     "a batch is broadcast as well": {**SHARED, "k": "[1,1,S,4]", "q": "[2,2,S,4]", "v": "[2,1,S,4]"},
     "the query's head is shared": {**SHARED, "q": "[B,1,S,4]", "k": "[B,2,S,4]", "v": "[B,2,S,4]"},
