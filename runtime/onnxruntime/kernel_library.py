@@ -235,7 +235,9 @@ def choose(model: ModelProto | str | os.PathLike[str] | None, choice: Choice = N
     if not held.advised and choice is None:
         return Kernels(bodies=every, reason=f"on this machine they are faster than the kernels of {path}")
     if set(nodes) <= GAIN_LESS and nodes and choice is None:
-        return Kernels(bodies=every, reason=f"a kernel for {' and '.join(nodes)} alone makes the rest of a model slower")
+        return Kernels(
+            bodies=every, reason=f"a kernel for {' and '.join(nodes)} alone makes the rest of a model slower"
+        )
     sha256 = library_file.sha256(path, KIND)
     bodies = {name: count for name, count in every.items() if name not in nodes}
     return Kernels(Path(os.path.abspath(path)), sha256, held.instructions, nodes, bodies)

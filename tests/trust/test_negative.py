@@ -254,13 +254,11 @@ refused(
     norm="",
 )
 refused(
-    "one head of keys for two of queries, by broadcasting",
+    "keys of one batch element for all, by broadcasting",
     ATTENTION,
     "kt",
-    "dimension h of kt is 1, elsewhere in the match it is 2",
-    inputs={"k": "[B,S,4]"},
-    weights={"one_head": np.array([0, 0, 1, 4])},
-    key="k4 = Reshape(k, one_head)\nkt = Transpose <perm = [0, 2, 3, 1]> (k4)",
+    "dimension B of kt is 1, elsewhere in the match it is B",
+    inputs={"k": "[1,S,8]"},
 )
 refused(
     "ONNX's Attention with head counts that do not divide",
