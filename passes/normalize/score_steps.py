@@ -293,6 +293,13 @@ def _mask(view: View, end: str, walk: _Walk, form: _Form, step: _Step) -> None:
     if form.lowered_by:
         # Where it keeps nothing but what the first mask drops, the scores that are lost beside a bias would show.
         raise _Refused(f"{what} before a bias was added: the operator adds first")
+    if step.node.op_type != "Where" and not _is_number(view, form):
+        # 0 * -inf is NaN, which Where would hide.
+        source = form.masked_by if form.keep is not None else f"the bias {form.bias}"
+        raise _Refused(
+            f"{step.node.name} masks by products, which are NaN where the scores are -inf, as {source} may have made them: the "
+            f"operator puts a number there"
+        )
     target = view.shape(end) or ()
     mask = unexpanded(view, step.operand, target) if target else step.operand
     mask = view.add("Not", [mask], like=step.node) if step.dropping else mask
@@ -303,6 +310,22 @@ def _mask(view: View, end: str, walk: _Walk, form: _Form, step: _Step) -> None:
     elif form.keep is not None:
         raise _Refused(f"{what} with {form.fill:g}: the operator puts one number in place of scores")
     form.keep, form.fill, form.masked_by = mask, step.number, step.node.name
+
+
+def _is_number(view: View, form: _Form) -> bool:
+    """Whether no score can be -inf: no mask has put that there, and the bias, if there is one, is known to have none."""
+    if form.keep is not None and not np.isfinite(form.fill):
+        return False
+    return form.bias is None or _is_above(view, form.bias, -np.inf)
+
+
+def _is_above(view: View, bias: str, lowest: float) -> bool:
+    """Whether a bias is known, finite, and far above a number."""
+    array = view.constant(bias)
+    if array is None:
+        return False
+    numbers = array.astype(np.float64)
+    return bool((np.isfinite(numbers) & (numbers > lowest / 2)).all())
 
 
 def _mask_as_bias(view: View, end: str, form: _Form, like: Node) -> None:
@@ -444,7 +467,8 @@ def _attended(view: View, node: Node, after: Node, softmax: Node, cast: Node | N
         emptied = _emptied(view, softmax, cast, inputs[0], turned=place == 2, empty="zero")
         if emptied is None:
             raise _Refused(
-                f"{what} set to 0 at {after.name} by {inputs[0]}, which is not the mask that the scores have before Softmax"
+                f"{what} set to 0 at {after.name} by {inputs[0]}, which is not the mask that the scores have before Softmax, "
+                f"or they have a bias beside it that may be as low"
             )
         return emptied, value
     if place is None:
@@ -581,6 +605,9 @@ def _emptied(
     if place is None or fill is None or not are_same(view, inputs[0], mask, turned=(place == 1) != turned):
         return None
     weights, scores = (softmax if cast is None else cast).outputs[0], inputs[3 - place]
+    # A kept score as low as the mask shares its row with what is masked, and the weights of that are lost when set to 0.
+    if (fill != -np.inf or empty == "zero") and not _are_above(view, scores, fill):
+        return None
     if empty == "product":
         empty = "nan" if fill == -np.inf else "zero"
     if fill != -np.inf:
@@ -593,8 +620,6 @@ def _emptied(
             if node is not None:
                 attributes = {"axis": -1} if node is softmax else {"to": view.attribute(node, "to")}
                 weights = view.add(node.op_type, [weights], attributes, like=node, covers=[node])
-    elif empty == "zero" and not _is_finite(view, scores):
-        return None
     if empty == "nan":
         return weights
     zero = view.array(np.zeros((), _kind(view, weights)), weights)
@@ -602,10 +627,11 @@ def _emptied(
     return view.add("Where", [asked, zero, weights], like=softmax)
 
 
-def _is_finite(view: View, scores: str) -> bool:
-    """Whether scores that are kept cannot be -inf by a bias: they have none, or one that is known."""
+def _are_above(view: View, scores: str, fill: float) -> bool:
+    """Whether scores that are kept are far above what is put in place of the others: they have no bias, or known ones."""
     node = view.producer(scores)
     if node is None or node.key != ("", "Add"):
         return True
-    arrays = [array for item in node.inputs if (array := view.constant(item)) is not None]
-    return any(bool(np.isfinite(array.astype(np.float64)).all()) for array in arrays)
+    return all(
+        _are_above(view, item, fill) if is_scores(view, item) else _is_above(view, item, fill) for item in node.inputs
+    )

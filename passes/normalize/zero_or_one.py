@@ -50,15 +50,16 @@ def as_mask(view: View, value: str, like: Node) -> str:
 
 def are_opposite(view: View, one: str, other: str) -> float | None:
     """The sign s for which `other` is s * (1 - one), where `one` holds 0 and 1 alone; None where it is not."""
-    node, sign = view.producer(other), 1.0
+    node = view.producer(other)
     if node is not None and node.key == ("", "Sub") and view.scalar(node.inputs[1]) == 1.0:
         # one - 1
-        return -1.0 if are_same(view, one, node.inputs[0]) else None
+        same = is_zero_or_one(view, node.inputs[0]) and are_same(view, one, node.inputs[0])
+        return -1.0 if same else None
     root, kept = _root(view, one)
     other_root, other_kept = _root(view, other)
     if kept == other_kept or not _is_equal(view, root, other_root):
         return None
-    return sign if is_zero_or_one(view, other) else None
+    return 1.0 if is_zero_or_one(view, other) else None
 
 
 def are_same(view: View, one: str, other: str, *, turned: bool = False) -> bool:

@@ -11,6 +11,7 @@ from tests.helpers import Array
 from tests.patterns.test_attention_layer_norm import CORE, OPERANDS, attention, drawn, fused, refused, same
 
 B, S = 2, 4
+STATIC = dict.fromkeys(("q", "k", "v"), f"[B,{S},8]")
 FULL, KEYS, ROWS = "[B,1,S,S]", "[B,1,1,S]", "[B,1,S,1]"
 WEIGHTS: dict[str, Array] = {
     "per_head": drawn(1, 2, 1, 1, centre=1.0),
@@ -23,6 +24,7 @@ WEIGHTS: dict[str, Array] = {
     "last_axis": np.array([-1]),
     "constant_mask": np.tril(np.ones((1, 1, S, S), np.float32)),
     "constant_bias": drawn(1, 2, 1, 1),
+    "low_bias": np.where(np.tril(np.ones((1, 1, S, S))), 0.0, np.float32(-3.4028235e38)).astype(np.float32),
     "ones_and_two": np.array([[[[1.0, 0.0, 1.0, 2.0]]]], np.float32),
 }
 
@@ -78,6 +80,7 @@ FUSES: dict[str, tuple[dict[str, str], dict[str, str], tuple[str, ...]]] = {
     "products subtracted": ({"a": "bool" + FULL}, {"mask": "f = Cast <to = 1> (a)\nd = Sub(one, f)\nn = Mul(tenthousands, d)\ns = Mul(f, {})\nmasked = Sub(s, n)"}, ("mask",)),
     "products with f - 1": ({"a": "bool" + FULL}, {"mask": "f = Cast <to = 1> (a)\nd = Sub(f, one)\nn = Mul(tenthousands, d)\ns = Mul(f, {})\nmasked = Add(s, n)"}, ("mask",)),
     "products of a comparison": ({"i": "int64" + KEYS}, {"mask": "e = Equal(i, zero_int)\np = Not(e)\nf = Cast <to = 1> (p)\nd = Cast <to = 1> (e)\nn = Mul(d, lowest)\ns = Mul({}, f)\nmasked = Add(s, n)"}, ("mask",)),
+    "products beside a known bias": ({"a": "bool" + FULL}, {"mask": "e = Add({}, constant_bias)\nf = Cast <to = 1> (a)\nd = Sub(one, f)\nn = Mul(d, lowest)\ns = Mul(e, f)\nmasked = Add(s, n)"}, ("attention_bias", "mask")),
     "a learnt scale of each head": ({}, {"scale": "scaled = Mul({}, per_head)"}, ()),
     "a given scale of each head": ({"h": "[1,2,1,1]"}, {"scale": "scaled = Mul(h, {})"}, ()),
     "a given temperature": ({"h": "[1]"}, {"scale": "scaled = Div({}, h)"}, ()),
@@ -91,6 +94,7 @@ FUSES: dict[str, tuple[dict[str, str], dict[str, str], tuple[str, ...]]] = {
     "weights set to 0 again, computed twice": ({"i": "int64" + FULL}, {"mask": "d = Equal(i, zero_int)\nmasked = Where(d, infinity, {})", "guard": "e = Equal(i, zero_int)\nguarded = Where(e, zero, probabilities)"}, ("mask",)),
     "weights set to 0 again beside a known bias": ({"a": "bool" + FULL}, {"mask": "n = Add({}, constant_bias)\nmasked = Where(a, n, infinity)", "guard": "guarded = Where(a, probabilities, zero)"}, ("attention_bias", "mask")),
     "weights times the mask": ({"a": "bool" + FULL}, {"mask": "masked = Where(a, {}, lowest)", "guard": "f = Cast <to = 1> (a)\nguarded = Mul(probabilities, f)"}, ("mask",)),
+    "weights times the mask beside a known bias": ({"a": "bool" + FULL}, {"mask": "n = Add({}, constant_bias)\nmasked = Where(a, n, lowest)", "guard": "f = Cast <to = 1> (a)\nguarded = Mul(probabilities, f)"}, ("attention_bias", "mask")),
     "weights times the endless mask": ({"a": "bool" + FULL}, {"mask": "masked = Where(a, {}, infinity)", "guard": "f = Cast <to = 1> (a)\nguarded = Mul(f, probabilities)"}, ("mask",)),
     "weights times numbers that nobody knows": ({"i": "int64" + KEYS}, {"mask": "d = Equal(i, zero_int)\nmasked = Where(d, lowest, {})", "guard": "f = Cast <to = 1> (i)\nguarded = Mul(probabilities, f)"}, ("mask",)),
     "weights times a factor of each key": ({"c": KEYS}, {"guard": "guarded = Mul(probabilities, c)"}, ()),
@@ -175,6 +179,13 @@ REFUSED: dict[str, tuple[dict[str, str], dict[str, str], str, str]] = {
     "weights set to 0 after a mask that is not low": ({"a": "bool" + FULL}, {"mask": "masked = Where(a, {}, tenthousand)", "guard": "guarded = Where(a, probabilities, zero)"}, "which is not the mask", "Where_guarded"),
     "weights set to 0 without a mask before": ({"a": "bool" + FULL}, {"guard": "guarded = Where(a, probabilities, zero)"}, "which is not the mask", "Where_guarded"),
     "weights set to 0 beside a bias that may be endless": ({"a": "bool" + FULL, "m": FULL}, {"mask": "n = Add({}, m)\nmasked = Where(a, n, infinity)", "guard": "guarded = Where(a, probabilities, zero)"}, "which is not the mask", "Where_guarded"),
+    "weights set to 0 beside a bias that may be as low as the mask": ({"a": "bool" + FULL, "m": KEYS}, {"mask": "n = Add({}, m)\nmasked = Where(a, n, lowest)", "guard": "guarded = Where(a, probabilities, zero)"}, "a bias beside it that may be as low", "Where_guarded"),
+    "weights set to 0 beside a known bias that is as low as the mask": ({"a": f"bool[B,1,{S},{S}]", **STATIC}, {"mask": "n = Add({}, low_bias)\nmasked = Where(a, n, lowest)", "guard": "guarded = Where(a, probabilities, zero)"}, "a bias beside it that may be as low", "Where_guarded"),
+    "weights times the mask beside a bias that may be as low": ({"a": "bool" + FULL, "m": KEYS}, {"mask": "n = Add({}, m)\nmasked = Where(a, n, lowest)", "guard": "f = Cast <to = 1> (a)\nguarded = Mul(probabilities, f)"}, "multiplied by f", "Mul_guarded"),
+    "weights divided by their sum beside a bias that may be as low": ({"a": "bool" + FULL, "m": KEYS}, {"mask": "n = Add({}, m)\nmasked = Where(a, n, lowest)", "guard": "f = Cast <to = 1> (a)\ng = Mul(probabilities, f)\nt = ReduceSum(g, last_axis)\nu = Add(t, tiny)\nguarded = Div(g, u)"}, "divided by u at Div_guarded", "Div_guarded"),
+    "products of what an endless mask made": ({"a": "bool" + FULL, "b": "bool" + KEYS}, {"mask": "e = Where(b, {}, infinity)\nf = Cast <to = 1> (a)\nd = Sub(one, f)\nn = Mul(d, lowest)\ns = Mul(e, f)\nmasked = Add(s, n)"}, "NaN where the scores are -inf, as Where_e", "Add_masked"),
+    "products beside a bias that may be endless": ({"a": "bool" + FULL, "m": KEYS}, {"mask": "e = Add({}, m)\nf = Cast <to = 1> (a)\nd = Sub(one, f)\nn = Mul(d, lowest)\ns = Mul(e, f)\nmasked = Add(s, n)"}, "NaN where the scores are -inf, as the bias m", "Add_masked"),
+    "products with numbers of which the mask was made": ({"c": FULL}, {"mask": "b = Cast <to = 9> (c)\nf = Cast <to = 1> (b)\nd = Sub(c, one)\nn = Mul(d, tenthousands)\ns = Mul({}, f)\nmasked = Add(s, n)"}, "multiplies the scores by f", "Mul_s"),
     "weights set to 1": ({"a": "bool" + FULL}, {"mask": "masked = Where(a, {}, infinity)", "guard": "guarded = Where(a, probabilities, one)"}, "replaced by one at Where_guarded", "Where_guarded"),
     "weights times a float mask": ({"c": FULL}, {"guard": "guarded = Mul(probabilities, c)"}, "multiplied by c [B, 1, S, S] at Mul_guarded", "Mul_guarded"),
     "weights times a factor of each query": ({"c": ROWS}, {"guard": "guarded = Mul(probabilities, c)"}, "multiplied by c [B, 1, S, 1] at Mul_guarded", "Mul_guarded"),

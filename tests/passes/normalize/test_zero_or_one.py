@@ -18,6 +18,8 @@ TEXT = """(bool[B,S] b, int64[B,S] i, float[B,S] x, int64[2] sizes) => (float[k]
     turned = Sub(one, f)
     below = Sub(f, one)
     away = Sub(two, f)
+    less = Sub(x, one)
+    of_x = Cast<to=9>(x)
     axes = Constant<value=int64[1] {1}>()
     wide = Unsqueeze(f, axes)
     both = Mul(f, turned)
@@ -73,6 +75,11 @@ def test_masks_that_have_nothing_in_common(one: str, other: str) -> None:
 )
 def test_one_minus_a_mask(other: str, sign: float | None) -> None:
     assert are_opposite(VIEW, "f", other) == sign
+
+
+def test_one_minus_the_numbers_that_a_mask_was_made_of() -> None:
+    assert are_same(VIEW, "of_x", "x")
+    assert are_opposite(VIEW, "of_x", "less") is None
 
 
 def test_masks_of_equal_constants_are_the_same() -> None:
