@@ -19,6 +19,9 @@ def drop_one(view: View, node: Node) -> bool:
     """x / 1 and x * 1 are x: an output scale that was left at 1."""
     places = ((0, 1),) if node.op_type == "Div" else ((0, 1), (1, 0))
     for value, one in ((node.inputs[index], node.inputs[other]) for index, other in places):
+        maker = view.producer(one)
+        if maker is not None and maker.key != ("", "Constant"):
+            continue  # it would have to be computed first
         if view.scalar(one) == 1.0 and view.dtype(one) in _FLOATS and _keeps_shape(view, value, one):
             view.alias(node.outputs[0], value)
             return True

@@ -174,9 +174,15 @@ def merge_before_move(view: View, node: Node) -> bool:
 
     Tokens before the batch, a batch of 1 that is left out, channels first: whatever the exporter makes of it comes after.
     """
-    value = view.resolve(node.outputs[0])
+    value = base = view.resolve(node.outputs[0])
+    mover = view.producer(base)
+    while mover is not None and is_moved(view, base) and base not in view.settled:  # a look that costs no shapes
+        base = view.resolve(mover.inputs[0])
+        mover = view.producer(base)
+    if not weighs_values(view, base):
+        return False
     move = find_move(view, value)
-    if move is None or len(move.before) != 4 or not weighs_values(view, move.base):
+    if move is None or move.base != base or len(move.before) != 4:
         return False
     batch, heads, rows, size = move.before
     width = d.product(move.sizes[atom] for atom in (*heads, *size))
@@ -203,12 +209,12 @@ def merge_before_move(view: View, node: Node) -> bool:
 def weighs_values(view: View, value: str) -> bool:
     """Whether a value is a product of a Softmax, widened, narrowed or guarded, and something computed."""
     product = view.producer(value)
-    if product is None or product.key != ("", "MatMul") or view.rank(product.inputs[1]) != 4:
+    if product is None or product.key != ("", "MatMul"):
         return False
     weights = view.producer(product.inputs[0])
     while weights is not None and weights.key in (("", "Cast"), ("", "Where")):
         weights = view.producer(weights.inputs[0 if weights.op_type == "Cast" else 2])
-    return weights is not None and weights.key == ("", "Softmax")
+    return weights is not None and weights.key == ("", "Softmax") and view.rank(product.inputs[1]) == 4
 
 
 def _side_by_side(move: Move) -> bool:
