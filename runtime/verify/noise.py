@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import OnnxFuseError
 from onnx_fuse.runtime.onnxruntime import sessions
@@ -23,7 +24,9 @@ from onnx_fuse.runtime.verify.precision import reads
 from onnx_fuse.runtime.verify.random_inputs import REACH, Array, InputSpec
 from onnx_fuse.runtime.verify.reference import Evidence, as_arrays
 
-_SAMPLES = 3
+_SAMPLES = 8
+# From here on down a number stands for what is masked out.
+_MASKS = -1e3
 _STEP = {"tensor(float)": 2.0**-23, "tensor(float16)": 2.0**-11}
 _SHAKEN = "__shaken"
 # Sums, and what holds sums: each of the values they read is a term.
@@ -113,10 +116,11 @@ class Hearing:
         return spoiled if bool(same.all()) else None
 
     def within_reach(self, evidence: Evidence) -> tuple[Evidence, int] | None:
-        """The case with those magnitudes alone at which nothing overflows inside the original, and how many of them those are.
+        """The case with those magnitudes alone that the original can take inside, and how many of them those are.
 
         A model that is infinite inside may come out finite: what it divides by infinity is 0. That is no result to hold a fused
-        model to, which may compute in a wider type. None where no magnitude is left, or where nothing overflows at any.
+        model to, which may compute in a wider type. Nor is what a model makes of scores that are below the number that it masks
+        with: there the masked ones win. None where no magnitude is left, or where the model can take all of them.
 
         Raises:
             OnnxFuseError: the original does not run; the deadline passed.
@@ -134,7 +138,7 @@ class Hearing:
         return replace(evidence, inputs=inputs, expected=as_arrays(outputs), inner=inner, redraw=None), len(left)
 
     def _overflowing(self, inputs: dict[str, Array]) -> set[str]:
-        """Values of the main graph that are not finite, or whose squares are summed and are not."""
+        """Values of the main graph that are not finite, whose squares are summed and are not, or that are below their mask's."""
         nodes = self.model.graph.node
         session = self._sessions.get("whole")
         if session is None:
@@ -151,7 +155,25 @@ class Hearing:
                     total = float(np.abs(array).max().astype(np.float64)) ** 2 * (array.size / array.shape[0])
                 if total > float(np.finfo(array.dtype).max):
                     found.add(node.output[0])
+            if node.op_type == "Where" and self._below_mask(node, made):
+                found.add(node.output[0])
         return found
+
+    def _below_mask(self, node: NodeProto, made: dict[str, Array]) -> bool:
+        """Whether a number that stands for what is masked out is not the lowest of the values beside it."""
+        for low, beside in (node.input[1:], node.input[:0:-1]):
+            number = made[low] if low in made else self._numbers.get(low)
+            if number is None or number.size != 1 or beside not in made or number.dtype.kind != "f":
+                continue
+            if number.item() <= _MASKS and made[beside].size and made[beside].min() < number.item():
+                return True
+        return False
+
+    @cached_property
+    def _numbers(self) -> dict[str, Array]:
+        """The constants of one number."""
+        inside = [item for item in self.model.graph.initializer if item.data_location != TensorProto.EXTERNAL]
+        return {item.name: numpy_helper.to_array(item) for item in inside if math.prod(item.dims) == 1}
 
     def _plain(self) -> Any:
         if "plain" not in self._sessions:

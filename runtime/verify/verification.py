@@ -150,9 +150,7 @@ class Judge:
             return case
         within, count = narrowed
         case = self._once(session, within)
-        return replace(
-            case, name=f"{case.name}, {count} of {len(REACH)} at which the original does not overflow inside"
-        )
+        return replace(case, name=f"{case.name}, {count} of {len(REACH)} that the original can take inside")
 
     def _once(self, session: Any, evidence: Evidence) -> Case:
         try:

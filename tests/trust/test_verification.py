@@ -412,7 +412,7 @@ def test_a_fused_model_may_overflow_where_the_original_does_and_nowhere_else(
     right = (original, fused) not in {("plain", "fourth powers"), ("scaled", "plain")}
     assert found.passed is right, found.summary()
     (name,) = (case.name for case in found.cases if "magnitudes to the ends of the type" in case.name)
-    told = re.search(r"(\d) of 7 at which the original does not overflow inside", name)
+    told = re.search(r"(\d) of 7 that the original can take inside", name)
     assert (told and int(told[1])) == within
     assert right or "magnitudes to the ends of the type" in str(found.problem)
 

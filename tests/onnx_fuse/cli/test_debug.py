@@ -33,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_equal(models: dict[str, Path]) -> None:
     result = run("debug", models["original"], models["fused"])
     assert result.exit_code == 0, result.output
-    assert "Equal: 7 values in each of 11 cases." in result.stdout and "FusedAttentionLayerNorm" in result.stdout
+    assert "Equal: 7 values in each of 12 cases." in result.stdout and "FusedAttentionLayerNorm" in result.stdout
     assert "q0" not in result.stdout and "6 further values are shown by --all" in result.stdout
     assert "q0" in run("debug", models["original"], models["fused"], "--all").stdout
 

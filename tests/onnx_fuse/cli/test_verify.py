@@ -60,7 +60,7 @@ def test_tolerances(small: Path, tmp_path: Path) -> None:
     onnx.save(other, tmp_path / "other.onnx")
     assert run("verify", small, tmp_path / "other.onnx").exit_code == 4
     assert run("verify", small, tmp_path / "other.onnx", "--rtol", "0.03").exit_code == 0
-    assert run("verify", small, tmp_path / "other.onnx", "--atol", "1e9").exit_code == 0
+    assert run("verify", small, tmp_path / "other.onnx", "--atol", "1e38").exit_code == 0
 
 
 def test_the_time_is_up(small: Path) -> None:
