@@ -255,7 +255,7 @@ def serial_loads(launch: Launch) -> int:
     if name == "embed_rows":
         return 2 * math.ceil(given["count"] / 3)  # all ids, then all rows, of 3 tables
     if name == "fm_interaction":
-        return math.ceil(given["features"] / 4) * math.ceil(given["size"] / constants["BLOCK"])  # ptxas unrolls by 4
+        return math.ceil(given["features"] / 8) * math.ceil(given["size"] / constants["BLOCK"])  # 8 features at once
     if name == "hierarchical_sequence_fusion":
         reach = max(*(int(given[f"radius_{slot}"]) for slot in range(1, 5)), 0)
         return math.ceil(given["width"] / constants["BLOCK"]) * (2 + (math.ceil((2 * reach + 1) / 4) if reach else 0))

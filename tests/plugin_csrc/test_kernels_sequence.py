@@ -103,7 +103,10 @@ def test_each_output_alone_and_items_left_out_are_not_read(dtype: Any, name: str
 
 @types
 @pytest.mark.parametrize("reduce", [False, True])
-@pytest.mark.parametrize("shape", [(0, 3, 16), (1, 1, 1), (7, 2, 50), (8, 5, 128), (9, 26, 16), (2, 3, 129)])
+@pytest.mark.parametrize(
+    "shape",
+    [(0, 3, 16), (3, 0, 16), (1, 1, 1), (7, 2, 50), (8, 5, 128), (67, 26, 16), (5, 8, 40), (2, 3, 129), (2, 17, 520)],
+)
 def test_fm(dtype: Any, reduce: bool, shape: tuple[int, int, int]) -> None:
     e = drawn(shape, dtype)
 

@@ -4,6 +4,15 @@
 namespace gr {
 namespace {
 
+// As `pick` in fm_interaction.py.
+std::string kernelName(Run const& run, int64_t size) {
+  std::string const name = std::string("fm_interaction.") + run.type();
+  if (size % run.vector() != 0 || !run.aligned()) {
+    return name + ".any";
+  }
+  return name + (size <= 16 ? ".16" : size <= 64 ? ".64" : ".256");
+}
+
 class FMInteraction final : public Operator {
  public:
   void read(Node const& node) override { mReduce = node.integer("reduce") != 0; }
@@ -15,7 +24,7 @@ class FMInteraction final : public Operator {
 
   void run(Run const& run) const override {
     Tensor const& e = run.input("E");
-    KernelVariant const& kernel = findKernel(std::string("fm_interaction.") + run.type());
+    KernelVariant const& kernel = findKernel(kernelName(run, e.size(2)));
     Arguments arguments;
     arguments.pointer(e.data).pointer(run.output("output").data);
     arguments.integer(e.size(0)).integer(e.size(1)).integer(e.size(2)).integer(mReduce ? 1 : 0);
