@@ -41,6 +41,17 @@ HSTU = MappingProxyType(
 HSTU_STACK = MappingProxyType({32: 72, 64: 72, 128: 96, 256: 200})
 """Bytes of stack: outside of the loop over full tiles, large heads do not fit into the registers."""
 
+_WIDTHS = (64, 128, 256, 384, 512, 768, 1024)
+STREAMS = (
+    # Widths of rows that fill less of the smallest variant that holds them have a smaller share: of a norm, those from 1032 to
+    # 1390 and from 2056 to 2780.
+    *(("FusedEmbedLayerNorm", {"W": width}, 0.85) for width in _WIDTHS),
+    *(("FusedSkipLayerNorm", {"R": 32768, "W": width}, 0.8) for width in (*_WIDTHS, 320, 1536, 2048, 3072, 4096)),
+    *(("FMInteraction", {"B": 65536, "F": 26, "W": size}, 0.75) for size in (16, 24, 32, 64, 128, 256)),
+)
+"""Operator, sizes of its case in benchmarks/kernels.py, and the least share of the bandwidth that the model of
+passes/select/roofline.py gives its kernel on sm_90, in bfloat16."""
+
 
 def hstu() -> Mapping[tuple[str, int], Budget]:
     """(variant, architecture) -> its budget."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks import kernel_costs
+from benchmarks import kernel_costs, kernels
 from onnx_fuse.plugin_csrc.kernels import budgets
 from onnx_fuse.plugin_csrc.operators import catalogue
 from tests.plugin_csrc.built import CACHE
@@ -19,19 +21,23 @@ BUDGETS = budgets.hstu()
 
 @cache
 def rows() -> dict[tuple[str, int], dict[str, Any]]:
+    found = {}
+    for architecture in sorted({architecture for _, architecture in BUDGETS}):
+        found |= costs({name for name, each in BUDGETS if each == architecture}, architecture)
+    return found
+
+
+def costs(names: Iterable[str], architecture: int) -> dict[tuple[str, int], dict[str, Any]]:
+    wanted = [
+        (module.__name__, variant)
+        for module in catalogue.MODULES
+        for variant in module.variants()
+        if variant.name in names
+    ]
+    assert {variant.name for _, variant in wanted} == names
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(CACHE / "triton"))
-        found = []
-        for architecture in sorted({architecture for _, architecture in BUDGETS}):
-            names = {name for name, each in BUDGETS if each == architecture}
-            wanted = [
-                (module.__name__, variant)
-                for module in catalogue.MODULES
-                for variant in module.variants()
-                if variant.name in names
-            ]
-            assert {variant.name for _, variant in wanted} == names
-            found += kernel_costs.costs(wanted, [architecture])
+        found = kernel_costs.costs(wanted, [architecture])
     return {(row["variant"], row["architecture"]): row for row in found}
 
 
@@ -55,3 +61,25 @@ def test_budgets() -> None:
         if set(row["stores"]) - {"16"}:
             over.append(f"{place}: stores of {row['stores']}")
     assert not over, "\n".join(over)
+
+
+@pytest.mark.slow
+def test_streams_keep_the_memory_busy() -> None:
+    of = {case.operator: case for case in kernels.CASES}
+    wanted = [
+        (replace(of[operator], sizes={**of[operator].sizes, **sizes}), share)
+        for operator, sizes, share in budgets.STREAMS
+    ]
+    started = [launch.variant.name for case, _ in wanted for launch in kernel_costs.launches(case, "bfloat16")]
+    found = costs(set(started), 90)
+    short = []
+    for case, share in wanted:
+        (launch,) = kernel_costs.predicted(case, found, 90)["launches"]
+        if launch["share_of_bandwidth"] < share:
+            short.append(f"{case.name}: {launch['share_of_bandwidth']:.0%} of the bandwidth, {share:.0%} is wanted")
+    for row in found.values():
+        if row["stack"] or not {"16"} <= row["loads"].keys() & row["stores"].keys():
+            short.append(
+                f"{row['variant']}: {row['stack']} bytes of stack, loads {row['loads']}, stores {row['stores']}"
+            )
+    assert not short, "\n".join(short)
