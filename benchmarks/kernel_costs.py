@@ -74,6 +74,7 @@ def cost(variant: Variant, architecture: int, threads: int, shared: int, cubin: 
     if unit == "score" and work:  # the compiler may write several steps of a loop out
         handled *= max(1, round(work * (threads // 32) / (4 * variant.constants["SIZE"] * handled)))
     share = handled / threads if handled else max(tensor, 1)
+    rim_share = share * variant.constants["RIM"] / variant.constants["COLUMNS"] if "RIM" in variant.constants else share
     blocks = roofline.resident_blocks(architecture, threads, code.registers, shared)
     special = sum(item.is_special for item in shortest)
     rims = [item for item in code.innermost(lambda each: each.is_tensor) if item is not loop]
@@ -102,7 +103,7 @@ def cost(variant: Variant, architecture: int, threads: int, shared: int, cubin: 
             "loads": widths(longest, (*machine_code.LOADS, *machine_code.ASYNCHRONOUS)),
             "stores": widths(longest, machine_code.STORES),
         },
-        "rim": [[round(len(item.shortest) / share, 2), round(len(item.longest) / share, 2)] for item in rims],
+        "rim": [[round(len(way) / rim_share, 2) for way in (item.shortest, item.longest)] for item in rims],
         "share_of_products": roofline.share_of_products(architecture, work, len(shortest), special) if work else None,
     }
 
@@ -224,7 +225,7 @@ def _started(case: Any, inputs: Mapping[str, Any]) -> None:
     folder = {name.replace("_", ""): name for name in _folders()}[case.operator.lower()]
     launch = importlib.import_module(f"onnx_fuse.plugin_csrc.operators.{folder}.kernel").launch
     given = dict(case.attributes)
-    if case.operator == "HSTUHierarchicalAttention":
+    if case.operator in ("HSTUHierarchicalAttention", "FusedAttentionLayerNorm"):
         given["architecture"] = cost_model.DEVICES[DEVICE].capability
     if case.operator == "FusedSwish":
         launch(inputs["x"], given["beta"])

@@ -63,3 +63,23 @@ def hstu() -> Mapping[tuple[str, int], Budget]:
                 width = 8 if extra == ".mask" else 16  # rows of a mask of bytes begin at multiples of 8
                 found[name, architecture] = Budget(figure, HSTU_STACK[size], width)
     return found
+
+
+ATTENTION = MappingProxyType(
+    {
+        # As `HSTU`. On sm_80 heads of 128 and 256 are without: they take 14 and 41, and part of it is local memory.
+        90: {"": (6.5, 7.25, 8.0, 15.5), ".bias": (9.5, 10.5, 11.25, 19.0), ".mask": (9.5, 10.5, 11.5, 20.0)},
+        80: {"": (8.03, 11.66)},
+    }
+)
+
+
+def attention() -> Mapping[tuple[str, int], Budget]:
+    """(variant, architecture) -> its budget."""
+    found = {}
+    for architecture, kinds in ATTENTION.items():
+        for extra, figures in kinds.items():
+            for size, figure in zip((32, 64, 128, 256), figures, strict=False):
+                name = f"fused_attention_layer_norm.whole.bf16.d{size}{extra}" + ".large" * (architecture == 90)
+                found[name, architecture] = Budget(figure, 72, 8 if extra == ".mask" else 16)
+    return found

@@ -75,6 +75,14 @@ def store(pointer, offsets, value, mask):
 
 
 @triton.jit
+def pairs_to_float32(pairs):
+    """bfloat16 [ROWS, COLUMNS], read as int32 [ROWS, COLUMNS // 2]: one instruction for each number."""
+    low = (pairs << 16).to(tl.float32, bitcast=True)
+    high = (pairs & -65536).to(tl.float32, bitcast=True)
+    return tl.join(low, high).reshape(pairs.shape[0], pairs.shape[1] * 2)
+
+
+@triton.jit
 def moved(pointer, steps, step):
     """pointer + steps * step in int64, so that what is added to it inside a tile can be int32."""
     return pointer + tl.cast(step, tl.int64) * steps

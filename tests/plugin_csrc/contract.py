@@ -115,7 +115,7 @@ def _of_interaction(attributes: Mapping[str, Any], drawn: set[str]) -> set[str]:
 RULES = {
     "FMInteraction": Rules({"B": _BATCH, "F": (1, 2, 5), "D": _WIDTH}, {"reduce": (0, 1)}),
     "FusedAttentionLayerNorm": Rules(
-        {"B": _BATCH, "Sq": _LENGTH, "Sk": _LENGTH, "d": _HEAD, "dv": _HEAD, "Ho": (16, 25, 96, 144)},
+        {"B": _BATCH, "Sq": _LENGTH, "Sk": (*_LENGTH, 40), "d": _HEAD, "dv": _HEAD, "Ho": (16, 25, 96, 144)},
         {
             "num_heads": (1, 2, 4),
             "num_key_value_heads": lambda so_far: [item for item in (1, 2, 4) if so_far["num_heads"] % item == 0],

@@ -87,7 +87,10 @@ def within_memory() -> Iterator[None]:
 
     def launched(chosen: Variant, grid: tuple[int, ...], arguments: Sequence[Any]) -> None:
         known[:] = [
-            (item.data_ptr(), item.data_ptr() + item.numel() * item.element_size())
+            (
+                item.data_ptr(),
+                item.data_ptr() + item.untyped_storage().nbytes(),
+            )  # of bytes seen as another type: all of them
             for item in arguments
             if isinstance(item, torch.Tensor)
         ]

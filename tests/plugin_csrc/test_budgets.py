@@ -16,7 +16,7 @@ from onnx_fuse.plugin_csrc.kernels import budgets
 from onnx_fuse.plugin_csrc.operators import catalogue
 from tests.plugin_csrc.built import CACHE
 
-BUDGETS = budgets.hstu()
+BUDGETS = {**budgets.hstu(), **budgets.attention()}
 
 
 @cache

@@ -12,9 +12,12 @@ torch = pytest.importorskip("torch")
 from onnx_fuse.plugin_csrc.kernels import linear
 from onnx_fuse.plugin_csrc.operators.fused_attention_layer_norm import kernel as fused_attention_layer_norm
 from onnx_fuse.plugin_csrc.operators.fused_linear_layer_norm import kernel as fused_linear_layer_norm
-from tests.plugin_csrc.reference import TYPES, check, drawn, normalised
+from tests.plugin_csrc.reference import TYPES, check, drawn, normalised, within_memory
 
 types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+half_types = pytest.mark.parametrize(
+    "dtype, architecture", [(torch.float16, 80), (torch.bfloat16, 90)], ids=["fp16-sm_80", "bf16-sm_90"]
+)
 
 
 def attention(
@@ -57,6 +60,7 @@ def run(
     residual_sum: bool = False,
     layout: str = "BSH",
     multiprocessors: int = 132,
+    architecture: int = 80,
     **how: Any,
 ) -> None:
     """Launch and reference on [B, h, S, d] operands, attention_bias, mask, out_weight, out_bias, residual, gamma, beta."""
@@ -64,16 +68,18 @@ def run(
     given = (*given, *[None] * (len(names) - len(given)))
     operands = [q, k, v] if layout == "BHSD" else [x.transpose(1, 2).flatten(2).contiguous() for x in (q, k, v)]
     how = {"scale": q.shape[-1] ** -0.5, **how}
-    results = fused_attention_layer_norm.launch(
-        *operands,
-        num_heads=q.shape[1],
-        num_key_value_heads=k.shape[1],
-        layout=layout,
-        residual_sum=residual_sum,
-        multiprocessors=multiprocessors,
-        **dict(zip(names, given, strict=True)),
-        **how,
-    )
+    with within_memory():
+        results = fused_attention_layer_norm.launch(
+            *operands,
+            num_heads=q.shape[1],
+            num_key_value_heads=k.shape[1],
+            layout=layout,
+            residual_sum=residual_sum,
+            multiprocessors=multiprocessors,
+            architecture=architecture,
+            **dict(zip(names, given, strict=True)),
+            **how,
+        )
     for place, result in enumerate(results):
         if result is not None:
             check(result, lambda *inputs, place=place: attention(*inputs, how)[place], q, k, v, *given)
@@ -134,7 +140,7 @@ def test_masks(dtype: Any, mask_value: float, masked_row: str, kind: str) -> Non
         "left": (steps >= 65).expand(2, 1, 40, 70).contiguous(),
         "right": (steps < 9)[None, None, None],
         "holes": torch.rand((2, 1, 40, 70), generator=draw) > 0.5,
-        "causal rows without a key": (steps > 20)[None, None, None].to(dtype),
+        "causal rows without a key": (steps > 20)[None, None, None],
     }[kind]
     causal = "upper_left" if kind.startswith("causal") else "none"
     given = operands(dtype, 2, 1, 40, 70, 16, 16, 1)
@@ -158,6 +164,88 @@ def test_bias(dtype: Any, shape: tuple[int, ...], magnitude: float) -> None:
     bias = drawn(shape, torch.float32 if shape[0] == 2 else dtype, 7, magnitude)
     bias = torch.where(bias < -magnitude, -torch.inf, bias) if shape[1] == 2 else bias
     run(*operands(dtype, 2, 2, 33, 65, 16, 16, 2), bias)
+
+
+@half_types
+@pytest.mark.parametrize("extra", ["plain", "bias", "mask"])
+@pytest.mark.parametrize(
+    "causal, rows, columns, groups",
+    [
+        ("none", 3, 8, 2),
+        ("none", 130, 264, 1),
+        ("upper_left", 200, 200, 2),
+        ("lower_right", 70, 264, 1),
+        ("lower_right", 140, 72, 2),
+    ],
+)
+def test_whole_heads(
+    dtype: Any, architecture: int, extra: str, causal: str, rows: int, columns: int, groups: int
+) -> None:
+    """Heads of which a variant has the kinds of bias and mask as constants: full tiles, and those at the diagonal and the end."""
+    batch = 2 if columns < 100 else 1
+    bias = drawn((batch, 1, rows, columns), dtype, 7) if extra == "bias" else None
+    mask = drawn((1, 2, rows, columns), dtype, 8) > -0.5 if extra == "mask" else None
+    given = operands(dtype, batch, 2, rows, columns, 32, 32, groups)
+    how = {"causal": causal, "architecture": architecture, "layout": "BSH" if groups == 2 else "BHSD"}
+    run(*given, bias, mask, masked_row="zero", **how)
+
+
+@pytest.mark.parametrize(
+    "dtype, architecture, size", [(torch.bfloat16, 80, 64), (torch.float16, 90, 128), (torch.float16, 90, 256)]
+)
+def test_whole_heads_of_other_sizes(dtype: Any, architecture: int, size: int) -> None:
+    given = operands(dtype, 1, 1, 70, 200, size, size, 1)
+    for bias, mask in (
+        (None, None),
+        (drawn((1, 1, 1, 200), dtype, 7), None),
+        (None, drawn((1, 1, 70, 200), dtype) > 0),
+    ):
+        run(*given, bias, mask, mask_value=-1e4, causal="lower_right", architecture=architecture)
+
+
+@half_types
+@pytest.mark.parametrize("mask_value", [float("-inf"), -1e4, -3.4028234663852886e38])
+@pytest.mark.parametrize("causal, scale", [("none", 0.2), ("upper_left", 4.0)])
+def test_whole_heads_with_rows_without_a_key(
+    dtype: Any, architecture: int, mask_value: float, causal: str, scale: float
+) -> None:
+    """Some have none in the first tiles, some no more than the causal limit takes away, and some none at all."""
+    mask_value = max(mask_value, -6e4) if dtype == torch.float16 and mask_value > -torch.inf else mask_value
+    mask = drawn((1, 1, 140, 264), dtype, 8) > 0
+    mask[:, :, ::3] = False
+    mask[:, :, 1::3, :130] = False
+    given = operands(dtype, 1, 1, 140, 264, 32, 32, 1)
+    how = {"mask_value": mask_value, "causal": causal, "scale": scale, "architecture": architecture}
+    run(*given, None, mask, masked_row="zero" if mask_value == -torch.inf else "uniform", **how)
+
+
+@half_types
+@pytest.mark.parametrize("low", [-1e4, -1e9, float("-inf"), None])
+def test_whole_heads_with_keys_that_a_bias_takes_out(dtype: Any, architecture: int, low: float | None) -> None:
+    """In some rows all of them; None is the least number of the type, which log2 e takes out of float32's range."""
+    low = torch.finfo(dtype).min if low is None or (dtype == torch.float16 and low > -torch.inf) else low
+    bias = drawn((1, 1, 140, 264), torch.float32, 7)
+    bias = torch.where(drawn(bias.shape, torch.float32, 8) > 0, bias, low)
+    bias[:, :, ::3] = low
+    bias[:, :, 1::3, :130] = low
+    how = {"causal": "lower_right", "masked_row": "zero", "architecture": architecture}
+    run(*operands(dtype, 1, 1, 140, 264, 32, 32, 1), bias.to(dtype), **how)
+
+
+@half_types
+def test_whole_heads_with_maxima_that_grow(dtype: Any, architecture: int) -> None:
+    """From tile to tile, and in one row only."""
+    bias = torch.zeros(1, 1, 140, 400)
+    bias[..., 77, :] = torch.arange(400) // 64 * 5.0
+    bias[..., 131, :] = 40.0 - torch.arange(400) // 64 * 5.0
+    given = operands(dtype, 1, 1, 140, 400, 32, 32, 1)
+    run(*given, bias.to(dtype), architecture=architecture)
+
+
+@types
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_scales_that_are_not_positive(dtype: Any, scale: float) -> None:
+    run(*operands(dtype, 1, 1, 40, 72, 32, 32, 1), scale=scale, causal="upper_left", mask_value=-1e4)
 
 
 @types

@@ -199,9 +199,11 @@ def attention(
     rim: Mapping[str, Any] | None = None,
     total: bool = False,
     batch: int = 2,
+    keys: int = 40,
+    architecture: int = 80,
     **settings: Any,
 ) -> Case:
-    heads, queries, keys = 2 * groups, 33, 40
+    heads, queries = 2 * groups, 33
     value_size = size if value_size is None else value_size
     if settings.get("layout") == "BHSD":
         sizes = [(batch, heads, queries, size), (batch, groups, keys, size), (batch, groups, keys, value_size)]
@@ -226,7 +228,11 @@ def attention(
         attributes,
         inputs,
         lambda: fused_attention_layer_norm.launch(
-            **inputs, **attributes, residual_sum=total, multiprocessors=MULTIPROCESSORS
+            **inputs,
+            **attributes,
+            residual_sum=total,
+            multiprocessors=MULTIPROCESSORS,
+            architecture=architecture,
         ),
         ("output", "residual_sum") if total else ("output",),
     )
@@ -264,6 +270,16 @@ VARIANTS = {variant.name: variant for variant in catalogue.variants()}
 
 WORKSPACE = 1 << 40
 """Where the workspace of every run lies."""
+
+ATTENTION_EXTRAS = [
+    (64, torch.bfloat16, "attention_bias", (2, 1, 1, 40), torch.bfloat16),
+    (32, HALF, "mask", (2, 1, 1, 40), torch.bool),
+    (128, HALF, "mask", (1, 4, 33, 40), torch.bool),
+    (256, HALF, "attention_bias", (1, 4, 33, 40), HALF),
+    (64, HALF, "attention_bias", (1, 4, 33, 40), FLOAT),
+    (64, HALF, "mask", (1, 4, 33, 1), torch.bool),
+    (48, HALF, "mask", (1, 4, 33, 40), torch.bool),
+]
 
 CASES = [
     *(swish(*sizes, dtype=dtype) for sizes in ((3, 5), (4, 2048), (0, 7)) for dtype in (FLOAT, HALF, torch.bfloat16)),
@@ -321,6 +337,10 @@ CASES = [
     attention(64, rim={"attention_bias": tensor(2, 1, 33, 1), **rim(256, 256)}),
     attention(32, batch=140, rim={"mask": tensor(140, 1, 1, 1, dtype=torch.bool), **rim(128, 128, batch=140)}),
     *(attention(size, dtype=dtype) for size, dtype in ((32, HALF), (64, FLOAT), (128, torch.bfloat16), (256, HALF), (50, HALF), (100, FLOAT))),
+    *(attention(size, dtype=dtype, rim={name: tensor(*sizes, dtype=kind)}) for size, dtype, name, sizes, kind in ATTENTION_EXTRAS),
+    attention(64, rim={"mask": tensor(1, 1, 33, 39, dtype=torch.bool)}, keys=39),
+    attention(64, keys=39, scale=-0.5),
+    attention(64, rim={"attention_bias": tensor(1, 1, 33, 40), "mask": tensor(1, 1, 33, 40, dtype=torch.bool)}),
     attention(64, value_size=32, layout="BHSD", causal="lower_right", masked_row="zero"),
     attention(64, groups=1, norm="layer", causal="upper_left", rim=rim(128, 128), total=True),
     attention(64, norm="layer", rim={"mask": tensor(2, 1, 1, 40, dtype=torch.bool), **rim(256, 256)}),
@@ -351,6 +371,10 @@ def test_large_tiles_are_for_the_architectures_that_have_the_memory(
 ) -> None:
     cases = [hstu(size, dtype=torch.bfloat16, architecture=90) for size in (32, 256)]
     cases.append(hstu(64, length=136, architecture=90, more={"bias": tensor(1, 1, 136, 136)}))
+    cases += [
+        *(attention(size, dtype=torch.bfloat16, architecture=90) for size in (32, 256)),
+        attention(64, architecture=90, rim={"attention_bias": tensor(1, 1, 33, 40)}),
+    ]
     check(cases, monkeypatch, tmp_path, FAKE_CUDA_SM="90")
 
 

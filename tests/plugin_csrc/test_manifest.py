@@ -71,7 +71,7 @@ def test_every_kernel_is_compiled() -> None:
 
 
 def test_names_are_unique_and_variants_are_few() -> None:
-    assert len(NAMES) == len(VARIANTS) <= 210
+    assert len(NAMES) == len(VARIANTS) <= 260
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
@@ -86,15 +86,17 @@ def test_a_variant_describes_its_function(variant: Variant) -> None:
 
 
 def test_each_type_has_the_same_variants() -> None:
-    """Except for what makes 16-bit types faster and is not needed for any shape: attention's projection as an epilogue, and tiles
-    of HSTU, which take the heads of 32 that float32 has in its other kernel."""
+    """Except for what makes 16-bit types faster and is not needed for any shape: attention's projection as an epilogue, tiles of
+    HSTU and whole heads of attention, which take the heads of 32 that float32 has in its other kernels."""
     kinds = Counter(name.replace(element, "T") for name in NAMES for element in TYPES if f".{element}" in name)
-    assert {kind for kind, count in kinds.items() if count != len(TYPES) and ".tiles." not in kind} == {
+    extra = {kind for kind in kinds if ".tiles." in kind or ".whole." in kind}
+    assert {kind for kind, count in kinds.items() if count != len(TYPES)} - extra == {
         "fused_attention_layer_norm.projected.T.h128",
         "fused_attention_layer_norm.projected.T.h512",
+        "fused_attention_layer_norm.T.d32",
         "hstu_hierarchical_attention.silu.T.d32",
     }
-    assert {count for kind, count in kinds.items() if ".tiles." in kind} == {2}
+    assert {kinds[kind] for kind in extra} == {2}
 
 
 SIZES = [*range(8, 257), 1, 3]
@@ -124,6 +126,10 @@ def test_no_shape_is_without_a_variant(element: str) -> None:
             (32, 64, 128, 256), hstu_hierarchical_attention.EXTRAS, (False, True)
         ):
             picked.append(hstu_hierarchical_attention.pick_tiles(element, size, size, 200, kinds, True, large))
+        for size, kinds, large in itertools.product(
+            (32, 64, 128, 256), fused_attention_layer_norm.EXTRAS, (False, True)
+        ):
+            picked.append(fused_attention_layer_norm.pick_whole(element, size, size, 200, kinds, 0.5, large))
     for variant in picked:
         assert variant is not None
         known = NAMES[variant.name]
@@ -160,6 +166,28 @@ def test_what_tiles_do_not_take(size: int, value_size: int, length: int, kinds: 
         assert pick("bf16", size, value_size, length, kinds, dense, large) is None
         assert pick("fp32", 64, 64, 200, (0, 0), True, large) is None
         assert pick("bf16", 64, 64, 201, (0, 0), False, large) is not None
+
+
+@pytest.mark.parametrize(
+    "size, value_size, keys, kinds, scale, dense",
+    [
+        (64, 32, 200, (0, 0), 0.5, True),
+        (48, 48, 200, (0, 0), 0.5, True),
+        (64, 64, 201, (1, 0), 0.5, True),
+        (64, 64, 200, (0, 3), 0.5, False),
+        (64, 64, 200, (2, 0), 0.5, True),
+        (64, 64, 200, (1, 3), 0.5, True),
+        (64, 64, 200, (0, 0), -0.5, True),
+    ],
+)
+def test_what_whole_heads_are_not(
+    size: int, value_size: int, keys: int, kinds: tuple[int, int], scale: float, dense: bool
+) -> None:
+    for large in (False, True):
+        pick = fused_attention_layer_norm.pick_whole
+        assert pick("bf16", size, value_size, keys, kinds, scale, large, dense) is None
+        assert pick("fp32", 64, 64, 200, (0, 0), 0.5, large) is None
+        assert pick("bf16", 64, 64, 201, (0, 0), 0.5, large, False) is not None
 
 
 def test_every_architecture_has_a_kernel() -> None:
@@ -209,6 +237,9 @@ for variant in catalogue.variants():
 
 SAMPLE = (
     "fused_attention_layer_norm.fp32.d64",
+    "fused_attention_layer_norm.bf16.d64.any",
+    "fused_attention_layer_norm.whole.fp16.d128.bias",
+    "fused_attention_layer_norm.whole.bf16.d64.mask.large",
     "fused_embed_layer_norm.bf16.1024",
     "fused_swish.fp16",
     "hierarchical_sequence_fusion.bf16.l16",

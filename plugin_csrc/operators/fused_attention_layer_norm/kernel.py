@@ -10,6 +10,7 @@ instead, one after the other, and the whole rim is its epilogue.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,17 +20,19 @@ import triton.language as tl
 from onnx_fuse.plugin_csrc.kernels import linear, norm_rows
 from onnx_fuse.plugin_csrc.kernels.common import (
     ABSENT,
+    BYTES,
+    INTERPRETED,
     NORMS,
     SAME,
     are_dense,
     dot,
     element_of,
     kind_of,
-    load_mask,
     load_optional,
     moved,
     moved_as,
     narrow,
+    pairs_to_float32,
     start,
     store_as,
     strides_of,
@@ -38,11 +41,238 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     variant,
 )
 from onnx_fuse.plugin_csrc.kernels.linear import epilogue
-from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
-from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention.kernel import held_size, tile_of
+from onnx_fuse.plugin_csrc.kernels.manifest import ARCHITECTURES, TYPES, Variant
+from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention.kernel import LARGE, held_size, tile_of
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+LEAST = tl.constexpr(-3.4028234663852886e38)
 NEGLIGIBLE = tl.constexpr(104.0)
 """exp of less than minus this is 0 in float32."""
+LARGE_SCORE = tl.constexpr(2.0**28)
+"""Neighbouring float32 numbers are 32 apart from here on."""
+ANY = tl.constexpr(-1)
+"""What a bias or mask is comes at run time, in `bias_kind` and `mask_kind`."""
+
+
+@triton.jit
+def rounded_product(a, b):
+    """a b, rounded before anything is added to it."""
+    if INTERPRETED:
+        return a * b
+    else:
+        return tl.inline_asm_elementwise(
+            "mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def select_pairs(x, pairs, other):
+    """x where the mask's byte is not 0, else other. The mask is read as int16 [ROWS, COLUMNS // 2]."""
+    a, b = tl.split(x.reshape(x.shape[0], x.shape[1] // 2, 2))
+    if INTERPRETED:
+        a = tl.where((pairs & 255) != 0, a, other)
+        b = tl.where((pairs & -256) != 0, b, other)
+    else:  # the compiler would make two instructions of each test
+        a, b = tl.inline_asm_elementwise(
+            """{
+            .reg .pred p, q;
+            .reg .b32 m;
+            and.b32 m, $4, 255;
+            setp.ne.u32 p, m, 0;
+            and.b32 m, $4, 65280;
+            setp.ne.u32 q, m, 0;
+            selp.f32 $0, $2, $5, p;
+            selp.f32 $1, $3, $5, q;
+            }""",
+            "=f,=f,f,f,r,f",
+            [a, b, pairs.to(tl.uint16, bitcast=True).to(tl.int32), tl.zeros_like(a) + other],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+    return tl.join(a, b).reshape(x.shape[0], x.shape[1])
+
+
+@triton.jit
+def load_pairs(pointer, start, first, keys, COLUMNS: tl.constexpr, EDGE: tl.constexpr):
+    """Two neighbours of an even row at a time: [ROWS, COLUMNS // 2]. `start` and `keys` are multiples of 8 of them."""
+    column = first // 2 + tl.arange(0, COLUMNS // 2)
+    offsets = (start // 2)[:, None] + column[None, :]
+    if EDGE:
+        pairs = tl.load(pointer + offsets, mask=(column < keys // 2)[None, :], other=0)
+    else:
+        pairs = tl.load(pointer + offsets)
+    return pairs
+
+
+@triton.jit
+def add_bias(
+    x,
+    scale,
+    bias,
+    kind,
+    start,
+    first,
+    keys,
+    known,
+    column_step,
+    BIAS: tl.constexpr,
+    EDGE: tl.constexpr,
+    DENSE: tl.constexpr,
+):
+    """scale x + bias, of a bias of which row r of this tile begins `start[r]` elements behind the pointer."""
+    COLUMNS: tl.constexpr = x.shape[1]
+    column = first + tl.arange(0, COLUMNS)
+    if BIAS == ANY:
+        added = load_optional(bias, kind, tile(start, 1, column, column_step, DENSE), known, 0.0)
+    elif bias.dtype.element_ty == tl.bfloat16:
+        added = pairs_to_float32(
+            load_pairs(bias.to(tl.pointer_type(tl.int32), bitcast=True), start, first, keys, COLUMNS, EDGE)
+        )
+    elif EDGE:
+        added = tl.load(bias + start[:, None] + column[None, :], mask=known, other=0.0).to(tl.float32)
+    else:
+        added = tl.load(bias + start[:, None] + column[None, :]).to(tl.float32)
+    return x * scale + added
+
+
+@triton.jit
+def masked(
+    x,
+    other,
+    mask,
+    kind,
+    start,
+    first,
+    keys,
+    known,
+    column_step,
+    MASK: tl.constexpr,
+    EDGE: tl.constexpr,
+    DENSE: tl.constexpr,
+):
+    """x where the mask is true, else other."""
+    COLUMNS: tl.constexpr = x.shape[1]
+    column = first + tl.arange(0, COLUMNS)
+    at = mask.to(tl.pointer_type(tl.int8), bitcast=True)
+    if MASK == ANY:
+        if kind != ABSENT:
+            x = tl.where(tl.load(at + tile(start, 1, column, column_step, DENSE), mask=known, other=0) != 0, x, other)
+    else:
+        pairs = load_pairs(mask.to(tl.pointer_type(tl.int16), bitcast=True), start, first, keys, COLUMNS, EDGE)
+        x = select_pairs(x, pairs, other)
+    return x
+
+
+@triton.jit
+def rescaled(greatest, higher, slope, GUARDED: tl.constexpr):
+    """(slopes of the rows, higher in their units, what weights against `greatest` are multiplied with to be against `higher`).
+
+    GUARDED: rows may have no key yet, or nothing but scores of a large magnitude.
+    """
+    steep = tl.zeros_like(higher) + slope
+    top = higher
+    if GUARDED:
+        top = tl.where(higher == float("-inf"), 0.0, higher)
+        steep = tl.where(tl.abs(top) < LARGE_SCORE, slope, 1.0)
+    base = rounded_product(top, steep)
+    return steep, base, tl.math.exp2(rounded_product(greatest, steep) - base)
+
+
+@triton.jit
+def step(
+    queries,
+    o,
+    greatest,
+    total,
+    key,
+    value,
+    attention_bias,
+    mask,
+    first,
+    row,
+    keys,
+    size,
+    value_size,
+    key_step,
+    value_step,
+    bias_start,
+    bias_column,
+    bias_kind,
+    mask_start,
+    mask_column,
+    mask_kind,
+    scale,
+    slope,
+    other,
+    causal,
+    shift,
+    EDGE: tl.constexpr,
+    BIAS: tl.constexpr,
+    MASK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    DENSE: tl.constexpr,
+    ONES: tl.constexpr,
+    SKIP: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """(o, greatest, total) with the keys from `first` on. Only with EDGE some may be beyond the last or the causal limit."""
+    in_columns = tl.arange(0, COLUMNS)
+    column = first + in_columns
+    part = tl.arange(0, queries.shape[1])[None, :]
+    there = (column < keys)[:, None]
+    keys_at = moved(key, first, key_step) + (in_columns * key_step)[:, None] + part
+    values_at = moved(value, first, value_step) + (in_columns * value_step)[:, None] + part
+    if EDGE:
+        k = tl.load(keys_at, mask=there & (part < size), other=0.0)
+    elif WHOLE:
+        k = tl.load(keys_at)
+    else:
+        k = tl.load(keys_at, mask=part < size, other=0.0)
+    x = dot(queries, tl.trans(k))
+    known = tl.broadcast_to((column < keys)[None, :], x.shape)
+    if BIAS != ABSENT:
+        x = add_bias(
+            x, scale, attention_bias, bias_kind, bias_start, first, keys, known, bias_column, BIAS, EDGE, DENSE
+        )
+    if MASK != ABSENT:
+        x = masked(x, other, mask, mask_kind, mask_start, first, keys, known, mask_column, MASK, EDGE, DENSE)
+    if EDGE:
+        if causal:
+            x = tl.where(column[None, :] <= row[:, None] + shift, x, other)
+        x = tl.where(known, x, float("-inf"))
+    higher = tl.maximum(greatest, tl.max(x, 1))
+    if key.dtype.element_ty == tl.float32:  # as exact as it gets
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        p = tl.exp(x - base[:, None])
+        shrink = tl.exp(greatest - base)
+    else:
+        steep, base, shrink = rescaled(greatest, higher, slope, EDGE or BIAS != ABSENT or MASK != ABSENT)
+        p = tl.math.exp2(x * steep[:, None] - base[:, None])
+    if EDGE:
+        v = tl.load(values_at, mask=there & (part < value_size), other=0.0)
+    elif WHOLE:
+        v = tl.load(values_at)
+    else:
+        v = tl.load(values_at, mask=part < value_size, other=0.0)
+    if SKIP and not EDGE:
+        if tl.max((higher > greatest).to(tl.int32), 0) > 0:  # all warps together
+            o = o * shrink[:, None]
+    else:
+        o = o * shrink[:, None]
+    weights = narrow(p, v.dtype)
+    if ONES:
+        total = dot(weights, tl.full([COLUMNS, 8], 1.0, v.dtype), total * shrink[:, None])
+    else:
+        total = total * shrink + tl.sum(p, 1)
+    return dot(weights, v, o), higher, total
+
+
+@triton.jit
+def weigh_masked(greatest, there, slope, other):
+    """Whether a masked key has weight in some row of the tile."""
+    least = tl.min(tl.where(there, greatest, float("inf")), 0)
+    return (other > float("-inf")) & (least * slope <= other * slope + NEGLIGIBLE * LOG2_E)
 
 
 @triton.jit
@@ -80,75 +310,121 @@ def attend(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SIZE: tl.constexpr,
+    BIAS: tl.constexpr,
+    MASK: tl.constexpr,
+    WHOLE: tl.constexpr,
     DENSE: tl.constexpr,
+    ONES: tl.constexpr,
+    SKIP: tl.constexpr,
+    RIM: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """P v of a tile of rows of one head, [ROWS, SIZE], float32."""
-    in_rows = tl.arange(0, ROWS)
-    in_columns = tl.arange(0, COLUMNS)
-    part = tl.arange(0, SIZE)
-    row = tile_row * ROWS + in_rows
-    group = head // (heads // groups)
+    """P v of a tile of rows of one head, [ROWS, SIZE], float32.
+
+    Scores are kept as x and weights as 2^(slope x - slope m), m being the greatest x of the row so far: one FFMA and one MUFU.
+    Without a bias x is q k^T, and the slope has the scale (> 0); else x is the score.
+
+    The product slope x is exact inside of the FFMA, but slope m is rounded before it. That factor is the same in all weights of
+    a row and cancels, unless it overflows: in rows of nothing but keys that -3.4e38 or the like takes out. There the slope is 1:
+    equal scores weigh the same, and unequal ones are too far apart for their ratio to matter (`LARGE_SCORE`).
+
+    WHOLE: heads are of SIZE, and rows of bias and mask begin at multiples of 8 elements. ONES: a product with ones makes the sums
+    of weights, on tensor cores. SKIP: o is multiplied only where a maximum grew.
+    """
+    row = tile_row * ROWS + tl.arange(0, ROWS)
+    part = tl.arange(0, SIZE)[None, :]
+    if WHOLE:
+        size = SIZE
+        value_size = SIZE
+        bias_row = bias_row // 8 * 8
+        mask_row = mask_row // 8 * 8
+        bias_batch = bias_batch // 8 * 8
+        mask_batch = mask_batch // 8 * 8
+        bias_head = bias_head // 8 * 8
+        mask_head = mask_head // 8 * 8
+    group = (head // (heads // groups)).to(tl.int64)
     row_step = size * tl.where(head_major != 0, 1, heads)
     key_step = size * tl.where(head_major != 0, 1, groups)
     value_step = value_size * tl.where(head_major != 0, 1, groups)
     query += batch * queries * heads * size
-    at_head = tl.cast(head, tl.int64) * tl.where(head_major != 0, queries, 1)
-    query = moved(moved(query, at_head, size), tile_row * ROWS, row_step)
+    query = moved(query, tl.cast(head, tl.int64) * tl.where(head_major != 0, queries, 1), size)
+    query = moved(query, tile_row * ROWS, row_step)
     key += batch * keys * groups * size
-    key = moved(key, tl.cast(group, tl.int64) * tl.where(head_major != 0, keys, 1), size)
+    key = moved(key, group * tl.where(head_major != 0, keys, 1), size)
     value += batch * keys * groups * value_size
-    value = moved(value, tl.cast(group, tl.int64) * tl.where(head_major != 0, keys, 1), value_size)
+    value = moved(value, group * tl.where(head_major != 0, keys, 1), value_size)
+    q = tl.load(
+        query + (tl.arange(0, ROWS) * row_step)[:, None] + part,
+        mask=(row < queries)[:, None] & (part < size),
+        other=0.0,
+    )
     first_row = tl.cast(tile_row * ROWS, tl.int64)
-    bias_start = batch * bias_batch + head * bias_head + first_row * bias_row
-    attention_bias = moved_as(attention_bias, bias_kind, bias_start)
-    mask = moved_as(mask, mask_kind, batch * mask_batch + head * mask_head + first_row * mask_row)
-    inside = (row < queries)[:, None] & (part < size)[None, :]
-    q = tl.load(query + (in_rows * row_step)[:, None] + part[None, :], mask=inside, other=0.0)
+    near = tl.minimum(tl.arange(0, ROWS), queries - 1 - tile_row * ROWS)  # beyond the end that of the last row is read
+    at = batch * bias_batch + head * bias_head + first_row * bias_row
+    attention_bias = moved_as(attention_bias, bias_kind if BIAS == ANY else SAME, at)
+    at = batch * mask_batch + head * mask_head + first_row * mask_row
+    mask = moved_as(mask, BYTES, at)
 
-    greatest = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    o = tl.zeros([ROWS, SIZE], tl.float32)
-    begin = 0
+    slope = LOG2_E
+    other = tl.zeros([], tl.float32) + mask_value
+    if BIAS == ABSENT:
+        slope = scale * LOG2_E
+        other = tl.where(other == float("-inf"), other, tl.maximum(other / scale, LEAST))
     end = tl.zeros([], tl.int32) + keys
+    full = end
     if causal:
-        end = tl.minimum(end, tl.maximum(tl.cdiv((tile_row + 1) * ROWS + shift, COLUMNS) * COLUMNS, 0))
-    for _ in range(2):  # a second time where masked keys that were skipped have weight: in rows that have no other
-        for first in range(begin, end, COLUMNS):
-            column = first + in_columns
-            valid = (column < keys)[:, None]
-            k = tl.load(
-                moved(key, first, key_step) + (in_columns * key_step)[:, None] + part[None, :],
-                mask=valid & (part < size)[None, :],
-                other=0.0,
-            )
-            scores = scale * dot(q, tl.trans(k))
-            known = (row < queries)[:, None] & (column < keys)[None, :]
-            if bias_kind != ABSENT:
-                offsets = tile(in_rows, bias_row, column, bias_column, DENSE)
-                scores += load_optional(attention_bias, bias_kind, offsets, known, 0.0)
-            if mask_kind != ABSENT:
-                offsets = tile(in_rows, mask_row, column, mask_column, DENSE)
-                scores = tl.where(load_mask(mask, mask_kind, offsets, known) != 0.0, scores, mask_value)
-            if causal:
-                scores = tl.where(column[None, :] <= row[:, None] + shift, scores, mask_value)
-            scores = tl.where(known, scores, float("-inf"))
-            higher = tl.maximum(greatest, tl.max(scores, 1))
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-            weights = tl.exp(scores - base[:, None])
-            shrink = tl.exp(greatest - base)
-            greatest = higher
-            total = total * shrink + tl.sum(weights, 1)
-            v = tl.load(
-                moved(value, first, value_step) + (in_columns * value_step)[:, None] + part[None, :],
-                mask=valid & (part < value_size)[None, :],
-                other=0.0,
-            )
-            o = dot(narrow(weights, value.dtype.element_ty), v, o * shrink[:, None])
-        least = tl.min(tl.where(row < queries, greatest, float("inf")), 0)
-        begin = end
-        end = tl.where((least <= mask_value + NEGLIGIBLE) & (mask_value > float("-inf")), keys, end)
+        full = tl.maximum(tl.minimum(keys, tile_row * ROWS + shift + 1), 0)
+        end = tl.maximum(tl.minimum(keys, tl.minimum((tile_row + 1) * ROWS, queries) + shift), 0)
+    # Products of float32 are written out, and once is enough: nothing is loaded ahead there.
+    full = (0 if key.dtype.element_ty == tl.float32 else full) // COLUMNS * COLUMNS
+    greatest = tl.full([ROWS], float("-inf"), tl.float32)
+    o = tl.zeros([ROWS, SIZE], tl.float32)
+    total = tl.zeros([ROWS, 8] if ONES else [ROWS], tl.float32)
+    if key.dtype.element_ty != tl.float32:
+        for first in tl.range(0, full, COLUMNS, num_stages=STAGES):
+            o, greatest, total = step(
+                q, o, greatest, total, key, value, attention_bias, mask, first, row, keys, size, value_size, key_step,
+                value_step, near * bias_row, bias_column, bias_kind, near * mask_row, mask_column, mask_kind, scale, slope, other,
+                causal, shift, False, BIAS, MASK, WHOLE, DENSE, ONES, SKIP, COLUMNS,
+            )  # fmt: skip
+    # Keys that were skipped have the mask value, which has weight in rows that have no other key.
+    if WHOLE:
+        for first in tl.range(full, end, RIM, num_stages=1):
+            o, greatest, total = step(
+                q, o, greatest, total, key, value, attention_bias, mask, first, row, keys, size, value_size, key_step, value_step,
+                near * bias_row, bias_column, bias_kind, near * mask_row, mask_column, mask_kind, scale, slope, other, causal,
+                shift, True, BIAS, MASK, WHOLE, DENSE, ONES, SKIP, RIM,
+            )  # fmt: skip
+        sums = tl.max(total, 1) if ONES else total
+        begin = full + tl.cdiv(end - full, RIM) * RIM
+        if (begin < keys) & weigh_masked(greatest, row < queries, slope, other):
+            skipped = tl.zeros([SIZE], tl.float32)
+            for first in tl.range(begin, keys, COLUMNS, num_stages=1):
+                in_columns = tl.arange(0, COLUMNS)
+                v = tl.load(
+                    moved(value, first, value_step) + (in_columns * value_step)[:, None] + part,
+                    mask=(first + in_columns < keys)[:, None] & (part < value_size),
+                    other=0.0,
+                )
+                skipped += tl.sum(v.to(tl.float32), 0)
+            higher = tl.maximum(greatest, other)
+            steep, base, shrink = rescaled(greatest, higher, slope, True)
+            p = tl.math.exp2(other * steep - base)
+            o = o * shrink[:, None] + p[:, None] * skipped[None, :]
+            sums = sums * shrink + p * (keys - begin)
+    else:
+        for _ in range(2):  # a second time for the keys that were skipped
+            for first in tl.range(full, end, RIM, num_stages=1):
+                o, greatest, total = step(
+                    q, o, greatest, total, key, value, attention_bias, mask, first, row, keys, size, value_size, key_step,
+                    value_step, near * bias_row, bias_column, bias_kind, near * mask_row, mask_column, mask_kind, scale, slope,
+                    other, causal, shift, True, BIAS, MASK, WHOLE, DENSE, ONES, SKIP, RIM,
+                )  # fmt: skip
+            full += tl.cdiv(end - full, RIM) * RIM
+            end = tl.where(weigh_masked(greatest, row < queries, slope, other), keys, end)
+        sums = total
     empty = tl.where((zero_masked != 0) | (keys == 0), 0.0, float("nan"))
-    return tl.where((total > 0.0)[:, None], o / tl.where(total > 0.0, total, 1.0)[:, None], empty)
+    return tl.where((sums > 0.0)[:, None], o / tl.where(sums > 0.0, sums, 1.0)[:, None], empty)
 
 
 @triton.jit
@@ -185,7 +461,14 @@ def attention(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SIZE: tl.constexpr,
+    BIAS: tl.constexpr,
+    MASK: tl.constexpr,
+    WHOLE: tl.constexpr,
     DENSE: tl.constexpr,
+    ONES: tl.constexpr,
+    SKIP: tl.constexpr,
+    RIM: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     tiles = tl.cdiv(queries, ROWS)
     tile_row = tiles - 1 - tl.program_id(0) % tiles  # the longest first, where the mask is causal
@@ -225,8 +508,17 @@ def attention(
         ROWS,
         COLUMNS,
         SIZE,
+        BIAS,
+        MASK,
+        WHOLE,
         DENSE,
+        ONES,
+        SKIP,
+        RIM,
+        STAGES,
     )
+    if WHOLE:
+        value_size = SIZE
     row = tile_row * ROWS + tl.arange(0, ROWS)
     part = tl.arange(0, SIZE)
     offsets = ((batch * queries + row) * heads * value_size + head * value_size)[:, None] + part[None, :]
@@ -281,6 +573,7 @@ def attention_projected(
     COLUMNS: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     tiles = tl.cdiv(queries, ROWS)
     tile_row = tiles - 1 - tl.program_id(0) % tiles
@@ -323,7 +616,14 @@ def attention_projected(
             ROWS,
             COLUMNS,
             SIZE,
+            ANY,
+            ANY,
+            False,
             True,
+            False,
+            False,
+            COLUMNS,
+            STAGES,
         )
         weight = tl.load(
             out_weight + (tl.cast(head, tl.int64) * value_size + part)[:, None] * width + columns[None, :],
@@ -365,26 +665,101 @@ _PROJECTED_TYPES = table(
 
 
 def pick(element: str, size: int, value_size: int, dense: bool = True) -> Variant | None:
-    """The variant for heads of these sizes; None for heads larger than 256. Sizes that are no multiples of 16 have `.any`, as has
-    a bias or mask that broadcasts its last axis."""
+    """The variant for heads of these sizes that takes every bias and mask; None for heads larger than 256. Sizes that are no
+    multiples of 16 have `.any`, as has a bias or mask that broadcasts its last axis. In 16-bit types heads of 32 take that of 64:
+    they mostly have one of `pick_whole`."""
     found = held_size(size, value_size, dense)
     if found is None:
         return None
     held, aligned = found
+    if aligned and element != "fp32":
+        held = max(held, 64)
     name = f"fused_attention_layer_norm.{element}.d{held}" + ("" if aligned else ".any")
     divisible = ("size", "value_size") if aligned else ()
-    constants, warps = tile_of(element, held)
+    tiled, warps = tile_of(element, held)
     stages = 1 if element == "fp32" else 2
+    constants = {
+        **tiled,
+        "BIAS": ANY.value,
+        "MASK": ANY.value,
+        "WHOLE": False,
+        "DENSE": aligned,
+        "ONES": False,
+        "SKIP": False,
+        "RIM": tiled["COLUMNS"],
+        "STAGES": stages,
+    }
     return variant(
         name,
         attention,
         element,
         _TYPES,
-        {**constants, "DENSE": aligned},
+        constants,
         divisible,
         num_warps=warps,
         num_stages=stages,
         aligned=aligned,
+    )
+
+
+TILES = {
+    # For architectures of LARGE or not: head -> rows, columns, stages of the loads.
+    True: {32: (128, 128, 2), 64: (128, 128, 2), 128: (128, 128, 2), 256: (128, 64, 2)},
+    False: {32: (128, 64, 2), 64: (128, 64, 2), 128: (128, 64, 2), 256: (64, 64, 1)},
+}
+EXTRAS = {
+    # Kinds of bias and mask -> the end of the variant's name. What is not here is taken by the variants of `pick`.
+    (0, 0): "",
+    (1, 0): ".bias",
+    (0, 3): ".mask",
+}
+NARROW_RIMS = {(128, ".bias"), (128, ".mask"), (256, ".mask")}
+"""Heads with an extra whose last tiles are a quarter as wide as the others, and not half: more does not fit into the registers."""
+
+
+def pick_whole(
+    element: str,
+    size: int,
+    value_size: int,
+    keys: int,
+    kinds: tuple[int, int],
+    scale: float,
+    large: bool,
+    dense: bool = True,
+) -> Variant | None:
+    """The variant that has these kinds of bias and mask as constants, `.large` for the architectures in `LARGE`.
+
+    None where there is none: for float32, heads of sizes that `TILES` does not have, kinds that `EXTRAS` does not have, a scale
+    that is not positive, and a bias or mask that broadcasts its last axis or whose rows do not begin at multiples of 8 elements.
+    """
+    extra = EXTRAS.get(kinds)
+    if element == "fp32" or size != value_size or size not in TILES[large] or extra is None or scale <= 0:
+        return None
+    if extra and (keys % 8 or not dense):
+        return None
+    rows, columns, stages = TILES[large][size]
+    constants = {
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "SIZE": size,
+        "BIAS": kinds[0],
+        "MASK": kinds[1],
+        "WHOLE": True,
+        "DENSE": True,
+        "ONES": size < 256,
+        "SKIP": size >= 128,
+        "RIM": columns // (4 if (size, extra) in NARROW_RIMS else 2),
+        "STAGES": stages,
+    }
+    return variant(
+        f"fused_attention_layer_norm.whole.{element}.d{size}{extra}" + ".large" * large,
+        attention,
+        element,
+        _TYPES,
+        constants,
+        num_warps=8,
+        num_stages=stages,
+        architectures=LARGE if large else frozenset(ARCHITECTURES) - LARGE,
     )
 
 
@@ -402,7 +777,7 @@ def pick_projected(element: str, size: int, value_size: int, width: int, dense: 
         or width % 16
     ):
         return None
-    constants = {"ROWS": 64 if held == 128 else 32, "COLUMNS": 32, "SIZE": 64, "WIDTH": held}
+    constants = {"ROWS": 64 if held == 128 else 32, "COLUMNS": 32, "SIZE": 64, "WIDTH": held, "STAGES": 2}
     name = f"fused_attention_layer_norm.projected.{element}.h{held}"
     divisible = ("size", "value_size", "width")
     return variant(
@@ -421,10 +796,14 @@ def variants() -> Iterator[Variant]:
     for element in TYPES:
         projected = (pick_projected(element, 64, 64, width) for width in (128, 512))
         yield from (chosen for chosen in projected if chosen is not None)
-        for size in (32, 64, 128, 256, 63, 255):
+        for size in (32, 64, 128, 256, 63, 255) if element == "fp32" else (64, 128, 256, 63, 255):
             chosen = pick(element, size, size)
             assert chosen is not None
             yield chosen
+        for large, size, kinds in itertools.product((False, True), TILES[True], EXTRAS):
+            whole = pick_whole(element, size, size, 8, kinds, 1.0, large)
+            if whole is not None:
+                yield whole
 
 
 def launch(
@@ -450,11 +829,12 @@ def launch(
     layout: str = "BSH",
     residual_sum: bool = False,
     multiprocessors: int = 132,
+    architecture: int = 80,
 ) -> tuple[Any, Any]:
     """(output, residual_sum or None) [B, Sq, Ho] of the type T of query, key and value.
 
     query [B, Sq, h d], key [B, Sk, hkv d], value [B, Sk, hkv dv], or with layout "BHSD" [B, h, Sq, d] and so on; attention_bias
-    [1|B, 1|h, 1|Sq, 1|Sk], out_bias, gamma and beta [Ho] are T or float32; mask of that form is bool (or T); out_weight [h dv, Ho]
+    [1|B, 1|h, 1|Sq, 1|Sk], out_bias, gamma and beta [Ho] are T or float32; mask of that form is bool; out_weight [h dv, Ho]
     and residual [B, Sq, Ho] are T. Refused: heads larger than 256.
 
     With out_weight, where `pick_projected` has a variant and B ceil(Sq / ROWS) >= multiprocessors, one launch does it all;
@@ -479,7 +859,10 @@ def launch(
     size = query.shape[-1] if head_major else query.shape[-1] // num_heads
     value_size = value.shape[-1] if head_major else value.shape[-1] // num_key_value_heads
     dense = are_dense(keys, attention_bias, mask)
-    chosen = pick(element_of(query), size, value_size, dense)
+    kinds = (kind_of(attention_bias, query), kind_of(mask, query))
+    large = architecture in LARGE
+    whole = pick_whole(element_of(query), size, value_size, keys, kinds, scale, large, dense)
+    chosen = whole or pick(element_of(query), size, value_size, dense)
     if chosen is None:
         raise ValueError(f"heads of {max(size, value_size)}: at most 256 are taken")
     sizes = (
@@ -487,7 +870,7 @@ def launch(
         *(*strides_of(attention_bias, 4), *strides_of(mask, 4)),
         *(scale, mask_value),
         *(int(causal != "none"), keys - queries if causal == "lower_right" else 0, int(masked_row == "zero")),
-        *(int(head_major), kind_of(attention_bias, query), kind_of(mask, query)),
+        *(int(head_major), *kinds),
     )
 
     def pointers(*tensors: Any) -> list[Any]:

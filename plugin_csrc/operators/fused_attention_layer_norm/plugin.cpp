@@ -1,6 +1,7 @@
 // FusedAttentionLayerNorm(query, key, value, attention_bias?, mask?, out_weight?, out_bias?, residual?, gamma?, beta?)
 //   -> (output, residual_sum?): see plugin_csrc/operators/fused_attention_layer_norm/kernel.py for the arguments of its kernel
 #include <algorithm>
+#include <string>
 
 #include "base/heads.h"
 #include "base/linear.h"
@@ -82,8 +83,9 @@ class FusedAttentionLayerNorm final : public Operator {
     }
     bool const wide = mRim && !mProjected && output.type != DataType::kFLOAT;
     void* const context = mProjected || wide ? run.workspace() : output.data;
-    KernelVariant const& kernel = findKernel(std::string("fused_attention_layer_norm.") + run.type() + "." +
-                                             heldSize(sizes.size, sizes.valueSize, isDense && run.aligned()).suffix());
+    std::string const whole = wholeName(run, sizes, isDense);
+    KernelVariant const& kernel =
+        whole.empty() ? findKernel(generalName(run, sizes, isDense)) : findKernel(whole + ".large", whole);
     Arguments arguments;
     addOperands(run, arguments);
     arguments.pointer(context);
@@ -143,6 +145,32 @@ class FusedAttentionLayerNorm final : public Operator {
     arguments.float32(mScale).float32(mMaskValue).integer(mCausal != Causal::kNone ? 1 : 0);
     arguments.integer(mCausal == Causal::kLowerRight ? sizes.keys - sizes.queries : 0).integer(mZeroMasked ? 1 : 0);
     arguments.integer(mHeadMajor ? 1 : 0).integer(run.kind("attention_bias")).integer(run.kind("mask"));
+  }
+
+  // As `pick`: the kernel that takes every bias and mask.
+  static std::string generalName(Run const& run, Geometry const& sizes, bool dense) {
+    std::string const type = run.type();
+    HeldSize held = heldSize(sizes.size, sizes.valueSize, dense && run.aligned());
+    if (held.aligned && type != "fp32") {
+      held.size = std::max<int64_t>(held.size, 64);
+    }
+    return "fused_attention_layer_norm." + type + "." + held.suffix();
+  }
+
+  // As `pick_whole`, without ".large": the kernel for this bias and mask, or "" where there is none.
+  std::string wholeName(Run const& run, Geometry const& sizes, bool dense) const {
+    std::string const type = run.type();
+    int32_t const bias = run.kind("attention_bias");
+    int32_t const mask = run.kind("mask");
+    bool const plain = bias == 0 && mask == 0;
+    bool const known = plain || (((bias == 1 && mask == 0) || (bias == 0 && mask == 3)) && dense && sizes.keys % 8 == 0);
+    bool const sized =
+        sizes.size == sizes.valueSize && (sizes.size == 32 || sizes.size == 64 || sizes.size == 128 || sizes.size == 256);
+    if (type == "fp32" || !run.aligned() || !known || !sized || !(mScale > 0.0F)) {
+      return "";
+    }
+    return "fused_attention_layer_norm.whole." + type + ".d" + std::to_string(sizes.size) + (bias == 1 ? ".bias" : "") +
+           (mask == 3 ? ".mask" : "");
   }
 
   // As `pick_projected`: the kernel that has the rim as its epilogue, or "" where there is none.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from onnx_fuse.plugin_csrc.kernels.common import ABSENT, INTERPRETED, dot, narrow
+from onnx_fuse.plugin_csrc.kernels.common import ABSENT, INTERPRETED, dot, narrow, pairs_to_float32
 
 NEGATIVE_LOG2_E = tl.constexpr(-1.4426950408889634)
 _MASKED_NARROW = """{
@@ -60,14 +60,6 @@ def silu(s, alpha, TANH: tl.constexpr, SCALED: tl.constexpr):
     else:
         factor = s if SCALED else s * alpha
         return factor * reciprocal(1.0 + tl.math.exp2(s * (alpha * NEGATIVE_LOG2_E)))
-
-
-@triton.jit
-def pairs_to_float32(pairs):
-    """bfloat16 [ROWS, COLUMNS], read as int32 [ROWS, COLUMNS // 2]: one instruction for each number."""
-    low = (pairs << 16).to(tl.float32, bitcast=True)
-    high = (pairs & -65536).to(tl.float32, bitcast=True)
-    return tl.join(low, high).reshape(pairs.shape[0], pairs.shape[1] * 2)
 
 
 @triton.jit
