@@ -442,7 +442,7 @@ void hstuExtents(Hstu const& a, bool ofBias, int64_t begin, int64_t end, uint8_t
         float const* const line = tileOf<1>(plane, at / heads, at % heads, row + r, key, count, a.length, room, apart);
         for (int64_t j = 0; j < count; j += LANES) {
           Vector const x = load(line + j);
-          some[j / LANES] |= ofBias ? ~(x * factor <= kNoWeight) : x != 0.F;
+          some[j / LANES] |= ofBias ? ~((x * factor <= kNoWeight) & (x * factor >= -3.4028235e38F)) : x != 0.F;
           ones[j / LANES] &= x == 1.F;
         }
       }

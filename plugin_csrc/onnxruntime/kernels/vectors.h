@@ -74,15 +74,16 @@ INLINE Vector exp2(Vector t) {
 constexpr float kLog2E = 1.44269504F;
 INLINE Vector exponential(Vector x) { return x == x ? exp2(x * kLog2E) : x; }
 
-// 1 / (1 + e^-x), but of NaN some number.
+// 1 / (1 + e^-x), but of NaN some number. It is 0 where e^-x is beyond what `exp2` reaches: the least it makes would not be
+// lost beside an x near the end of float32, such as a mask that was added.
 INLINE Vector logistic(Vector x) {
   Vector const divisor = exp2(x * -kLog2E) + 1.F;
 #if LANES == 16
-  Vector const inverse = (Vector)_mm512_rcp14_ps((__m512)divisor);
-  return inverse * (2.F - divisor * inverse);
+  Vector const rough = (Vector)_mm512_rcp14_ps((__m512)divisor), inverse = rough * (2.F - divisor * rough);
 #else
-  return 1.F / divisor;
+  Vector const inverse = 1.F / divisor;
 #endif
+  return x < -125.F / kLog2E ? Vector{} : inverse;
 }
 INLINE Vector sigmoid(Vector x) { return x == x ? logistic(x) : x; }
 INLINE Vector silu(Vector x) { return x * logistic(x); }

@@ -219,6 +219,38 @@ def test_a_low_bias_that_scores_make_up_for_masks_nothing(kernels: Path) -> None
     assert not np.allclose(by_kernels(session(model_of(node), kernels), node, values)["y"][:, :64], found[:, :64])
 
 
+@pytest.mark.parametrize("lowest", [-88.0, -1e9, -3.4028235e38, -np.inf])
+@pytest.mark.parametrize("length", [5, 70])
+@pytest.mark.parametrize("triangle", [True, False])
+def test_a_bias_as_low_as_float32_goes_masks(lowest: float, length: int, triangle: bool, kernels: Path) -> None:
+    """It has no weight, not even beside a value near the end of float32; and -inf gives NaN, as in the body: SiLU has no limit
+    there that is computed."""
+    node = hstu(length, norm="none", gate_activation="none", alpha=0.5)
+    values = values_of(node, 1)
+    kept = np.tril(np.ones((length, length), dtype=bool))
+    kept[:, -1] &= not triangle
+    kept[2, 1] = False
+    values["bias"] = np.where(kept, values["bias"], np.float32(lowest))
+    found = by_kernels(session(model_of(node), kernels), node, values)["y"]
+    if np.isfinite(lowest):
+        check(node, values, {"y": found})
+    else:
+        wanted = by_body(node, values)
+        assert wanted is not None and np.isnan(found).any()
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted["y"]))
+
+
+def test_gates_of_numbers_near_the_end_of_float32(kernels: Path) -> None:
+    node = replace(contract.drawn_pairwise(["FusedSwish"], 1, 3)[0], element="float32", attributes={"beta": 1.0})
+    node = replace(node, inputs={name: ("float32", shape) for name, (_, shape) in node.inputs.items()})
+    values = values_of(node, 1)
+    for array in values.values():
+        array[...] = np.resize(np.array([-3.4028235e38, -1e30, -90.0, 0.0, 90.0, 1e30, -1e36], np.float32), array.shape)
+    (found,) = by_kernels(session(model_of(node), kernels), node, values).values()
+    (array,) = values.values()
+    np.testing.assert_allclose(found, np.maximum(array, 0.0), atol=1e-30)
+
+
 @pytest.mark.parametrize("levels", [1, 2, 5, 40])
 def test_levels_whose_ends_are_no_ends_of_blocks(levels: int, kernels: Path) -> None:
     node = hstu(
