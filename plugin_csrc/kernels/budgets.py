@@ -65,7 +65,7 @@ def hstu() -> Mapping[tuple[str, int], Budget]:
     return found
 
 
-ATTENTION = MappingProxyType(
+ATTENTION: Mapping[int, Mapping[str, tuple[float, ...]]] = MappingProxyType(
     {
         # As `HSTU`. On sm_80 heads of 128 and 256 are without: they take 14 and 41, and part of it is local memory.
         90: {"": (6.5, 7.25, 8.0, 15.5), ".bias": (9.5, 10.5, 11.25, 19.0), ".mask": (9.5, 10.5, 11.5, 20.0)},
