@@ -6,6 +6,7 @@ python examples/tensorrt/debug.py
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 import tempfile
@@ -55,6 +56,7 @@ def main() -> None:
         print(f"parsed: {parsed.result.layers} layers, of them plugins: {', '.join(parsed.result.plugins)}")
         if not swish.has_gpu():
             print("No GPU: the plugin runs on a driver whose device memory is the host's.")
+            os.environ["FAKE_CUDA_MAY_WAIT"] = "1"  # as this plugin has to, to print what it reads
             ctypes.CDLL(str(harness.tools() / "libcuda.so.1"))  # found by its name from now on
         device = cuda.CudaDevice()
         plugin = harness.Plugin(library, "PrintStatistics", {"label": "sigmoid"})

@@ -184,7 +184,7 @@ def verification_line(verification: dict[str, Any] | None) -> tuple[str, str]:
         return f"{'Not proven' if problem.startswith('inconclusive') else 'NOT equal'}: {problem}", "bold red"
     cases = verification.get("cases", [])
     differences = [float(one["relative"]) for case in cases for one in case.get("comparisons", [])]
-    worst = f", largest relative difference {max(differences):.1e}" if differences else ""
+    worst = f", relative difference up to {max(differences):.1e}" if differences else ""
     allowed = f" (allowed {verification['rtol']:g})" if differences and verification.get("rtol") else ""
     equal = "equal but for documented differences" if verification.get("documented") else "equal"
     line = f"Verified: {equal} in {counted(len(cases), 'case')}{worst}{allowed}."

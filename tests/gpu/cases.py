@@ -101,7 +101,7 @@ def _drawn() -> Iterator[tuple[str, Any]]:
             yield f"{operator}-{element}", node
     for operator, count in DRAWN.items():
         kept = 0
-        for node in contract.drawn_pairwise([operator], 2 * count, SEED):
+        for node in contract.drawn_pairwise([operator], 4 * count, SEED):
             # An axis of 0 is for `tests.plugin_csrc`: there is nothing to compare.
             broadcasts = operator not in BROADCASTING or any("broadcasts" in fact for fact in node.facts)
             if kept < count and broadcasts and 0 not in node.sizes.values():

@@ -183,7 +183,8 @@ def test_output_shapes_are_right_for_sizes_that_only_a_run_knows(name: str) -> N
             assert "known when the engine is built" in error.cause
         finally:
             plugin.close()
-    assert told == 30 or name in BROADCASTING
+    # A linear layer's weight has to be known: its sizes say how much workspace it takes.
+    assert told == 30 or name in (*BROADCASTING, "FusedLinearLayerNorm")
 
 
 def test_a_batch_that_is_empty_is_not_that_of_positions_for_all() -> None:

@@ -122,8 +122,8 @@ def test_a_run_whose_time_is_up_says_what_it_did_not_run(carried: Path, tmp_path
     file = tmp_path / "results.jsonl"
     there(carried, file, "-k", "FusedSwish", ONNX_FUSE_TEST_MINUTES="0").communicate(timeout=300)
     found = results.read(file)
-    assert found.not_run == found.planned and len(found.planned) == 16
-    assert found.summary().startswith("0 of 16 tests ran")
+    assert found.not_run == found.planned and len(found.planned) > 10
+    assert found.summary().startswith(f"0 of {len(found.planned)} tests ran")
 
 
 @pytest.mark.long
