@@ -14,8 +14,8 @@ import torch
 from onnx_fuse.plugin_csrc.operators import catalogue
 from onnx_fuse.runtime.plugins import aot, harness, plugin_library
 from onnx_fuse.runtime.plugins.torch_harness import Bound, Node, bind
-from tests.plugin_csrc import built
-from tests.plugin_csrc.reference import interpret, typed
+from tests.plugin_csrc import built, reference
+from tests.plugin_csrc.reference import typed
 
 DRIVER = "ONNX_FUSE_TEST_DRIVER"
 """Environment variable: "cuda" (unless it is set), "interpreter" or "plan"."""
@@ -88,7 +88,7 @@ class Interpreter(Plan):
             given = zip(variant.signature.values(), launch["arguments"][:-2], strict=True)
             arguments = [_memory(kind[1:], value, bound) if kind[0] == "*" else value for kind, value in given]
             assert launch["kernel"] == variant.function.__name__
-            interpret(variant, tuple(launch["grid"]), arguments)
+            reference.interpret(variant, tuple(launch["grid"]), arguments)
 
 
 def _memory(kind: str, address: int, bound: Bound) -> Any:
