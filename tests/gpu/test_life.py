@@ -67,7 +67,7 @@ def test_runs_repeat_bit_for_bit(driver: Any, case: Case) -> None:
 
 
 FIRST = {case.name: case for case in reversed(CASES)}
-WITHOUT_ANY = ("FusedSwish", "FMInteraction", "SequenceRecommendationInteraction")
+WITHOUT_ANY = ("FusedSwish", "SequenceRecommendationInteraction")
 """Operators without kernels for tensors that begin anywhere."""
 
 
@@ -84,7 +84,7 @@ def test_tensors_that_begin_anywhere(driver: Any, case: Case) -> None:
     wanted = driver.run(node)
     moved = replace(node, inputs={name: slice_of(item, driver.device) for name, item in node.inputs.items()})
     if case.name in WITHOUT_ANY:
-        with pytest.raises(UsageError, match=r"input (x|E|items) begins at address 0x"):
+        with pytest.raises(UsageError, match=r"input (x|items) begins at address 0x"):
             driver.run(moved)
         return
     found = driver.run(moved)

@@ -15,12 +15,20 @@ import pytest
 pytest.importorskip("triton")
 pytest.importorskip("torch")
 
-from onnx_fuse.plugin_csrc.kernels.manifest import TYPES
+from onnx_fuse.plugin_csrc.kernels.manifest import ARCHITECTURES, TYPES
 from onnx_fuse.plugin_csrc.operators import catalogue
 from tests.gpu import bundle, names, nodes, results
 from tests.plugin_csrc.built import ROOT, library, tools
 
-NUMBERS_OF_NOTHING = "masked_row_is_nan or sanitizer"  # tests that ask for numbers although nothing runs
+NUMBERS_OF_NOTHING = (  # tests that ask for numbers although nothing runs
+    "masked_row_is_nan or sanitizer or read_outside or beyond_the_lengths"
+)
+
+NOT_RUN = {
+    *(f"fused_embed_layer_norm.{element}" for element in ("fp16.128", "bf16.128", "fp16.512", "bf16.512", "fp32.512")),
+    *(f"fused_attention_layer_norm.{element}.d256" for element in ("fp16", "bf16")),
+}
+"""Variants for every architecture that no case of the suite for a GPU is of the size for."""
 
 QUICK = (
     *("rows_swish", "rows_skip_layer_norm", "embed_layer_norm_fills", "sequence_fusion_with_windows"),
@@ -132,9 +140,9 @@ def test_every_operator_and_variant_is_run(tmp_path: Path) -> None:
     suite("plan", "-k", f"not ({NUMBERS_OF_NOTHING})", ONNX_FUSE_TEST_COVERAGE=str(file))
     used = json.loads(file.read_text())
     assert sorted(used) == sorted(nodes.OPERATORS) == sorted(nodes.MODULES)
-    assert {kernel for kernels in used.values() for kernel in kernels} == {
-        variant.name for variant in catalogue.variants()
-    }
+    # One GPU runs what is compiled for its architecture; the tests of the kernels run the others in the interpreter.
+    everywhere = {variant.name for variant in catalogue.variants() if variant.architectures == set(ARCHITECTURES)}
+    assert everywhere - {kernel for kernels in used.values() for kernel in kernels} == NOT_RUN
     for operator, kernels in used.items():
         assert {kernel for kernel in kernels for element in TYPES if f".{element}" in kernel} == set(kernels), operator
 
