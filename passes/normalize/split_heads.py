@@ -201,7 +201,8 @@ def merge_before_move(view: View, node: Node) -> bool:
         target = view.array(np.array([0, 0, width], dtype=np.int64), node.outputs[0])
         merged = view.add("Reshape", [turned, target], like=node, covers=chain)
         view.shared["merged", move.base] = merged
-        view.settled.add(merged)
+        # Of a single head the Transpose has its heads side by side, too: written of what is merged, it would read itself.
+        view.settled.update((turned, merged))
     write_move(view, replace(rest, base=view.resolve(merged)), node, value, chain)
     return True
 

@@ -101,7 +101,7 @@ def test_coverage(tmp_path: Path) -> None:
 def test_bert_base(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    run("bert_base.py", "--layers", "2", "--heads", "2", "--repeats", "1", "--out", str(tmp_path))
+    run("bert_base.py", "--layers", "2", "--heads", "1", "--repeats", "1", "--out", str(tmp_path))
     found = content(tmp_path / "bert_base.json")
     assert found["layers"] == 2 and found["model_mb"] > 1
     assert [row["attention"] for row in found["results"]] == [2, 2, 2]

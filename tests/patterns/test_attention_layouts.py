@@ -116,6 +116,23 @@ def test_one_token_of_fixed_length() -> None:
     same(original, found.model, {"B": 1}, {"B": 3})
 
 
+SINGLE_HEAD = {name: f"[{axes}]" for name, axes in {"any": "B,S,8", "a batch of 1": "1,S,8", "fixed": "2,3,8"}.items()}
+
+
+@pytest.mark.parametrize("shape", SINGLE_HEAD.values(), ids=SINGLE_HEAD)
+def test_a_single_head(shape: str) -> None:
+    """Its Transpose moves an axis of size 1 alone, so that a Reshape does the same."""
+    original = attention(
+        inputs=dict.fromkeys(SINGLE, shape),
+        weights={"heads": np.array([0, 0, 1, 8])},
+        scale="scaled = Mul({}, half)",
+    )
+    found = fused(original)
+    assert found.record.parts == ("projection", "residual", "norm") and found.attributes["num_heads"] == 1
+    assert found.attributes["inputs"] == ",".join((*OPERANDS, *WHOLE))
+    same(original, found.model, {"B": 1, "S": 1}, {"B": 2, "S": 3})
+
+
 LOOKALIKES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "batch elements are no heads": (
         dict.fromkeys(("q", "k", "v", "x"), "[2,S,8]"),
