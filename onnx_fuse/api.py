@@ -112,7 +112,7 @@ def fuse(
         fusions: names of fusions, `Fusion` objects of your own, or paths of learned ones (.onnx); None for the default ones.
         enable: fusions to add to these, by name, object or path.
         disable: names of fusions to leave out.
-        require: operator or fusion name -> least number of fused nodes; whatever `select`, these are fused.
+        require: operator or fusion name -> least number of fused nodes; whatever `select`, these are fused. "any" stands for all.
         select: which matches to commit: "all" of them, those that the cost model predicts to pay ("auto"), or those with which the
             model is faster when it is timed ("measured").
         sizes: for "auto" and "measured": dimension -> size, or input -> shape; what is missing is assumed.

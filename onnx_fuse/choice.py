@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from onnx_fuse.errors import RequirementError, UsageError
+from onnx_fuse.errors import RequirementError, UsageError, did_you_mean
 from onnx_fuse.learning import LearnedFusion, load
 from onnx_fuse.passes.report import NearMissRecord, Report
 from onnx_fuse.patterns import fusions
@@ -15,6 +15,9 @@ from onnx_fuse.runtime.plugins import plugin_library
 
 Chosen = str | os.PathLike[str] | Fusion
 """A fusion by its name, by the path of a learned one, or itself."""
+
+ANY = "any"
+"""In `require`: nodes of whatever fusion."""
 
 _MOST_MISSES = 5
 
@@ -56,7 +59,8 @@ def by_name(name: str, known: Mapping[str, Fusion]) -> Fusion:
     if not isinstance(name, str):
         raise UsageError(f"{name!r} is no fusion.", "Give the name of one, or a Fusion with a pattern and an operator.")
     if name not in known:
-        raise UsageError(f"There is no fusion {name!r}.", f"The fusions are: {', '.join(known)}.")
+        near = did_you_mean(name, known)
+        raise UsageError(f"There is no fusion {name!r}.", f"{near}The fusions are: {', '.join(known)}.")
     return known[name]
 
 
@@ -95,22 +99,27 @@ def without_kernel(chosen: Sequence[Fusion], report: Report) -> list[str]:
 def check_required(require: Mapping[str, int], chosen: Sequence[Fusion]) -> None:
     """Raises UsageError where a fusion or operator is required that none of the chosen ones is."""
     names = {name for fusion in chosen for name in (fusion.name, fusion.operator.name)}
+    opt_in = {fusion.name for fusion in fusions()} - names
     for name in require:
-        if name not in names:
+        if name in opt_in:
+            raise UsageError(f"{name} is required and not enabled.", f"Enable it: enable=[{name!r}] (--enable {name}).")
+        if name not in names | {ANY}:
             raise UsageError(
-                f"{name} is required but not among the fusions that run.", f"They are: {', '.join(sorted(names))}."
+                f"{name} is required but not among the fusions that run.",
+                f"{did_you_mean(name, names | opt_in)}They are: {', '.join(sorted(names))}.",
             )
 
 
 def check_met(require: Mapping[str, int], report: Report, chosen: Sequence[Fusion]) -> None:
     """Raises RequirementError, which says what stopped the rest, where fewer nodes fused than required."""
     for name, count in require.items():
-        found = sum(name in (match.fusion, match.operator) for match in report.matches)
+        found = sum(name in (match.fusion, match.operator, ANY) for match in report.matches)
         if found >= count:
             continue
-        names = {fusion.name for fusion in chosen if name in (fusion.name, fusion.operator.name)}
+        names = {fusion.name for fusion in chosen if name in (fusion.name, fusion.operator.name, ANY)}
+        wanted = f"{count} fused node{'s' * (count != 1)}" if name == ANY else f"{count} {name}"
         error = RequirementError(
-            f"{count} {name} required, {found} fused.{_missing(names, count - found, report)}",
+            f"{wanted} required, {found} fused.{_missing(names, count - found, report)}",
             "`onnx-fuse explain MODEL` tells what stopped the rest.",
         )
         error.report = report  # type: ignore[attr-defined]
@@ -121,7 +130,7 @@ def _missing(names: Collection[str], missing: int, report: Report) -> str:
     """The near misses that would have made up the difference, the most complete first, with what would make them fuse."""
     misses = [item for item in report.near_misses if item.fusion in names]
     if not misses:
-        return " There are no near misses: nothing else in the model looks like it."
+        return " There are no near misses: nothing in the model that has not fused looks like it."
     misses.sort(key=lambda item: -item.matched / max(item.total, 1))
     shown = misses[: min(missing, _MOST_MISSES)]
     numbers = [f"({number}) " for number in range(1, len(shown) + 1)] if len(shown) > 1 else [""]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class OnnxFuseError(Exception):
     """Base of all errors raised on purpose by onnx-fuse.
@@ -68,6 +71,13 @@ class PatternError(OnnxFuseError):
     """A pattern or fused operator is defined wrongly; raised when it is defined, never while matching."""
 
     exit_code = 2
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "Did you mean NAME? " with the known name that is most like this one, in either case; "" where none is like it."""
+    names = {item.lower(): item for item in known}
+    close = difflib.get_close_matches(name.lower(), names, 1)
+    return f"Did you mean {names[close[0]]}? " if close else ""
 
 
 def reason(error: Exception) -> str:

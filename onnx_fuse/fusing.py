@@ -19,6 +19,7 @@ from onnx_fuse.passes.fuse.native_attention import SINCE, to_native
 from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.graph.function_bodies import Functions
+from onnx_fuse.passes.graph.index import count_nodes
 from onnx_fuse.passes.graph.inlining import drop_bodies, inline_bodies
 from onnx_fuse.passes.graph.spans import Source
 from onnx_fuse.passes.normalize.sweep import rule_names
@@ -265,6 +266,8 @@ class Fusing:
         count = len(self.fused.functions)
         if self.functions == "inline":
             self.fused = inline_bodies(self.fused, self.operators)
+            self.report.nodes_after = count_nodes(self.fused, frozenset(self.domains))
+            self.report.layers = layer_records(self._outline, blocks.outline(self.fused))
         elif self.functions == "none":
             drop_bodies(self.fused, self.operators)
         self.changed = self.changed or len(self.fused.functions) != count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import inspect
@@ -117,9 +118,17 @@ def module_at(path: Path, name: str, types: str | None) -> tuple[Any, Sequence[A
     Raises:
         UsageError: the file cannot be run, or lacks one of these.
     """
-    torch = require_torch()
+    # What is wrong at first sight is told at once; importing torch takes seconds.
     if not os.path.isfile(path):
         raise UsageError(f"{path} does not exist.", "Give a Python file and a class in it: module.py:Class")
+    try:
+        ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(
+            f"{path} is not Python: {error}.", "Give a Python file and a class in it: module.py:Class"
+        ) from error
+    values = None if types is None else typed(types)
+    torch = require_torch()
     sys.path.insert(0, str(path.resolve().parent))
     try:
         names = runpy.run_path(str(path), run_name=path.stem)
@@ -134,8 +143,7 @@ def module_at(path: Path, name: str, types: str | None) -> tuple[Any, Sequence[A
     if not isinstance(module, torch.nn.Module):
         what = "holds no" if made is None else "makes no torch.nn.Module from"
         raise UsageError(f"{path} {what} {name}.", "Name a module class, or a function that returns a module.")
-    if types is not None:
-        values = typed(types)
+    if values is not None:
         axes = {
             value.name: {axis: d.dim_param for axis, d in enumerate(value.type.tensor_type.shape.dim) if d.dim_param}
             for value in values

@@ -266,7 +266,9 @@ def _targets(config: EngineConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
         unknown = [target for target in config.targets if target not in can.targets]
         if unknown:
             raise UsageError(
-                f"{module} does not build for {', '.join(unknown)}.", f"Targets are {', '.join(can.targets)}."
+                f"{module} does not build for {', '.join(unknown)}.",
+                f"Its targets are {', '.join(can.targets)}. For another GPU build on that GPU with TensorRT itself, without "
+                f"a target: {installation.add_extra('tensorrt')}",
             )
         return tuple(config.targets) or can.portable, notes
     if config.targets:

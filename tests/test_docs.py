@@ -31,6 +31,7 @@ from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 from onnx_fuse.cli.app import app
+from tests.onnx_fuse.cli.helpers import TERMINAL
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("onnx_fuse", "passes", "patterns", "runtime")
@@ -89,7 +90,7 @@ def run_shell(page: str, block: Block) -> None:
         wanted = int(found[1]) if (found := re.search(r"# exit code (\d+)$", command)) else 0
         where, words = f"{page}:{block.line}: {command}", shlex.split(command, comments=True)
         if words[0] == "onnx-fuse":
-            done = CliRunner(env={"COLUMNS": "80"}).invoke(app, words[1:])
+            done = CliRunner(env=TERMINAL).invoke(app, words[1:])
             output, code = done.output, done.exit_code
         else:
             assert words[0] == "python", f"{where}: this command is not run by the tests; say so above it"

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from onnx_fuse.cli import bench, build, debug, deploy, doctor, fuse, inspect, learn, parse, plugins, verify
-from onnx_fuse.cli.common import open_console
+from onnx_fuse.cli.common import Command, open_console
 from onnx_fuse.cli.paths import guarded
 from onnx_fuse.errors import OnnxFuseError, OutputError, UsageError
 
@@ -48,7 +48,6 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     name="onnx-fuse",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -128,5 +127,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "deploy": deploy.deploy,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(guarded(command))
+    app.command(name, cls=Command)(guarded(command))
 app.add_typer(plugins.app, name="plugins")

@@ -7,7 +7,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand
 
 from onnx_fuse.errors import UsageError
 
@@ -31,12 +33,39 @@ class Select(str, Enum):
     measured = "measured"
 
 
+class Command(TyperCommand):
+    """A command whose usage line shows what it must be given: `fuse MODEL -o OUT [OPTIONS]`."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        pieces = []
+        for parameter in sorted(self.get_params(ctx), key=lambda item: item.param_type_name != "argument"):
+            name = parameter.metavar or str(parameter.name).upper()
+            if parameter.param_type_name == "argument":
+                name += "..." if parameter.nargs != 1 else ""
+                pieces.append(name if parameter.required else f"[{name}]")
+            elif parameter.required:
+                pieces.append(f"{parameter.opts[0]} {name}")
+        return [*pieces, "[OPTIONS]"]
+
+
+WIDEST = 10_000
+"""Columns where no terminal says how many it has: no line is wrapped, and no name is cut."""
+
+
 def open_console(stderr: bool = False) -> Console:
-    """Where text is printed, as it is."""
+    """Where text is printed, as it is; only a terminal wraps lines and pads the cells of tables."""
     from rich.console import Console
 
+    class Unwrapped(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            with self.capture() as captured:
+                super().print(*objects, **options)
+            self.file.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
+
     # Markup and emoji off: brackets and colons in node names are just that.
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    settings: dict[str, Any] = {"stderr": stderr, "markup": False, "emoji": False, "highlight": False}
+    console = Console(**settings)
+    return console if console.is_terminal else Unwrapped(**settings, width=WIDEST)
 
 
 @contextlib.contextmanager
@@ -52,6 +81,13 @@ def show_progress(quiet: bool, text: str) -> Iterator[Callable[[str], None]]:
 
     with console.status(Text(visible(text))) as status:
         yield lambda text: status.update(Text(visible(text)))
+
+
+def fusion_names(incomplete: str) -> list[str]:
+    """The fusions whose names begin so, for completion in a shell."""
+    import onnx_fuse
+
+    return [fusion.name for fusion in onnx_fuse.fusions() if fusion.name.startswith(incomplete)]
 
 
 def split_names(values: Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onnx_fuse.cli.common import VERIFY_TIMEOUT, Select, counts, open_console, require_model, show_progress, split_names
+from onnx_fuse.cli.common import (
+    VERIFY_TIMEOUT,
+    Select,
+    counts,
+    fusion_names,
+    open_console,
+    require_model,
+    show_progress,
+    split_names,
+)
 from onnx_fuse.cli.paths import INPUT, LEARNED, MODEL, OUTPUT, REPORT
 from onnx_fuse.errors import OnnxFuseError, UsageError
 
@@ -44,15 +53,21 @@ class ExternalData(str, Enum):
 def fuse(
     model: Annotated[Path, MODEL] = typer.Argument(metavar="MODEL", help="The ONNX model."),
     out: Annotated[Path, OUTPUT] = typer.Option(..., "-o", "--output", metavar="OUT", help="The file to write."),
-    fusions: Annotated[str, LEARNED] = typer.Option("", metavar="NAME,..", help="Apply only these fusions."),
-    enable: Annotated[list[str], LEARNED] = typer.Option(
-        [], metavar="NAME", help="Apply an opt-in fusion too; may be repeated."
+    fusions: Annotated[str, LEARNED] = typer.Option(
+        "", metavar="NAME,..", help="Apply only these fusions.", autocompletion=fusion_names
     ),
-    disable: list[str] = typer.Option([], metavar="NAME", help="Leave a fusion out; may be repeated."),
+    enable: Annotated[list[str], LEARNED] = typer.Option(
+        [], metavar="NAME", help="Apply an opt-in fusion too; may be repeated.", autocompletion=fusion_names
+    ),
+    disable: list[str] = typer.Option(
+        [], metavar="NAME", help="Leave a fusion out; may be repeated.", autocompletion=fusion_names
+    ),
     learned: Annotated[list[Path], MODEL] = typer.Option(
         [], "--with", metavar="F.onnx", help="Apply a learned fusion; may be repeated."
     ),
-    require: list[str] = typer.Option([], metavar="NAME=N", help="Fail (3) unless it fused N times; may be repeated."),
+    require: list[str] = typer.Option(
+        [], metavar="NAME[=N]", help="Fail (3) unless it fused N times (once); any: whatever fused. May be repeated."
+    ),
     select: Select = typer.Option(Select.all, help="Fuse all matches, or those predicted or measured to pay."),
     sizes: list[str] = typer.Option([], metavar="NAME=N", help="A dimension's size, for --select; may be repeated."),
     device: str | None = typer.Option(None, metavar="GPU", help="GPU to predict for; cpu to time ONNX Runtime."),
@@ -79,7 +94,7 @@ def fuse(
 ) -> None:
     """Fuse a model and write the result."""
     start = time.perf_counter()
-    fusion_names, required = split_names([fusions]), _requirements(require)
+    only, required = split_names([fusions]), _requirements(require)
     given_sizes = counts("--sizes", sizes, "batch=8")
     _check_paths(model, out, report, inputs, external_data)
     import onnx_fuse
@@ -91,7 +106,7 @@ def fuse(
         with show_progress(quiet, f"fusing {model.name}") as progress:
             result = onnx_fuse.fuse(
                 model,
-                fusions=fusion_names or None,
+                fusions=only or None,
                 enable=(*split_names(enable), *learned),
                 disable=split_names(disable),
                 require=required or None,
@@ -122,11 +137,15 @@ def fuse(
 
 def explain(
     model: Annotated[Path, MODEL] = typer.Argument(metavar="MODEL", help="The ONNX model."),
-    pattern: str | None = typer.Option(None, metavar="NAME", help="Only this fusion."),
+    pattern: str | None = typer.Option(None, metavar="NAME", help="Only this fusion.", autocompletion=fusion_names),
     at: str | None = typer.Option(None, metavar="NODE", help="All about one node, given by its name or an output."),
     learned: Annotated[list[Path], MODEL] = typer.Option(
         [], "--with", metavar="F.onnx", help="Try a learned fusion; may be repeated."
     ),
+    enable: Annotated[list[str], LEARNED] = typer.Option(
+        [], metavar="NAME", help="Try an opt-in fusion too; may be repeated.", autocompletion=fusion_names
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON: the report of a run that rewrites nothing."),
 ) -> None:
     """Say what would fuse, and why the rest does not."""
     require_model(model)
@@ -134,7 +153,10 @@ def explain(
     from onnx_fuse.cli import render
 
     with show_progress(False, f"explaining {model.name}"):
-        report = onnx_fuse.explain(model, pattern=pattern, at=at, enable=learned)
+        report = onnx_fuse.explain(model, pattern=pattern, at=at, enable=(*split_names(enable), *learned))
+    if as_json:
+        typer.echo(report.to_json())
+        return
     render.warnings(open_console(stderr=True), report)
     render.explanation(open_console(), report, at=at, pattern=pattern)
 
@@ -148,7 +170,8 @@ def list_fusions() -> None:
 
 
 def _requirements(values: Sequence[str]) -> dict[str, int]:
-    return counts("--require", values, "FusedSwish=4")
+    named = [value if "=" in value else f"{value}=1" for value in split_names(values)]
+    return counts("--require", named, "FusedSwish=4")
 
 
 def _check_paths(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from onnx_fuse.cli.common import open_console, show_progress
+from onnx_fuse.cli.common import Command, open_console, show_progress
 from onnx_fuse.cli.paths import KERNELS, NEW_LIBRARY, guarded
 from onnx_fuse.errors import UsageError, VerificationError
 
@@ -23,7 +23,7 @@ class For(str, Enum):
     all = "all"
 
 
-@app.command("build")
+@app.command("build", cls=Command)
 @guarded
 def build_plugins(
     target: For | None = typer.Option(
@@ -91,7 +91,7 @@ def _build_for_tensorrt(output: Path | None, architectures: list[int], jobs: int
         typer.echo(f"  {operator}")
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 @guarded
 def show_plugins() -> None:
     """Show the libraries that would be loaded, and what is in them."""
@@ -125,7 +125,7 @@ def show_plugins() -> None:
             typer.echo(f"  {operator}")
 
 
-@app.command("check")
+@app.command("check", cls=Command)
 @guarded
 def check_kernels(
     folder: Annotated[Path, KERNELS] = typer.Argument(

@@ -96,7 +96,7 @@ def fuse_result(console: Console, report: Report, model: str, out: str, seconds:
         console.print(_matches_table(report.matches))
         console.print()
     else:
-        say(console, "Nothing was fused.", "bold")
+        say(console, f"Nothing was fused: {_why_nothing(report)}.", "bold")
     if report.selection:
         selection(console, report.selection)
     before, after = report.nodes_before, report.nodes_after
@@ -114,6 +114,14 @@ def fuse_result(console: Console, report: Report, model: str, out: str, seconds:
     text, style = verification_line(report.verification)
     say(console, text, style)
     say(console, f"Wrote {out} in {seconds:.1f} s.")
+
+
+def _why_nothing(report: Report) -> str:
+    if report.selection:
+        return "what matches does not pay"
+    if report.near_misses:
+        return f"{counted(len(report.near_misses), 'place')} came near it"
+    return "nothing in the model looks like what the fusions take (`onnx-fuse list`)"
 
 
 def selection(console: Console, chosen: dict[str, Any]) -> None:

@@ -220,8 +220,10 @@ def from_example(
         if types is not None:
             raise UsageError("An ONNX example has its types in the file.", "Leave --inputs out.")
         return from_onnx(example if "{" not in example else Path(example), op, domain=domain, **options)
-    module, inputs, shapes, names = torch_export.module_at(Path(path), name, types)
     domain = domain or DOMAIN
+    if op is not None:
+        require_name(op, domain)
+    module, inputs, shapes, names = torch_export.module_at(Path(path), name, types)
     learned = from_torch(module, inputs, op, dynamic_shapes=shapes, input_names=names, domain=domain, **options)
     return replace(learned, source=Path(path))
 

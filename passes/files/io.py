@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto
 
 from onnx_fuse import installation
-from onnx_fuse.errors import ModelError, OutputError, UsageError, reason
+from onnx_fuse.errors import ModelError, OutputError, UsageError, did_you_mean, reason
 from onnx_fuse.passes.files import wire
 from onnx_fuse.passes.files.checker import check, one_sentence
 from onnx_fuse.passes.files.external_data import external_files, materialise, source_of, validate, whole
@@ -266,8 +265,8 @@ def _similar(path: Path) -> str:
         names = [entry.name for entry in os.scandir(path.parent) if entry.name.endswith(".onnx")]
     except OSError:
         return f"The folder {path.parent} does not exist either: check the path."
-    close = difflib.get_close_matches(path.name, names, 1)
-    return f"Did you mean {path.parent / close[0]}?" if close else "Check the path."
+    known = [str(path.parent / name) for name in names]
+    return did_you_mean(str(path), known).rstrip() or "Check the path."
 
 
 def _text_format(path: Path) -> str | None:

@@ -38,12 +38,15 @@ def to_native(model: ModelProto, report: Report) -> ModelProto:
     """The model with `Attention` in place of fused attention of a large hidden size; the report says of which, and why not."""
     nodes = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, _OPERATOR)]
     if not nodes:
+        report.warnings.append("native attention changes nothing: no softmax attention fused")
         return model
     view = _view(model)
     chosen: dict[str, NodeProto] = {}
+    small = 0
     for node in nodes:
         hidden = _hidden_size(node, view)
         if hidden is not None and hidden <= MOST_HIDDEN:
+            small += 1
             continue
         problem = _why_not(node, view, opset_of(model))
         if problem is None:
@@ -51,6 +54,11 @@ def to_native(model: ModelProto, report: Report) -> ModelProto:
         else:
             report.warnings.append(f"{node.name} stays {_OPERATOR}: {problem}")
     if not chosen:
+        if small:
+            report.warnings.append(
+                f"native attention changes nothing: {small} of {len(nodes)} nodes stay {_OPERATOR}, as their hidden size is "
+                f"{MOST_HIDDEN} or less"
+            )
         return model
     for number, node in enumerate(chosen.values()):
         _give_body(model, node, view, number)

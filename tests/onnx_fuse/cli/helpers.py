@@ -20,6 +20,9 @@ from onnx_fuse.passes.report import MatchRecord, NearMissRecord, PassRecord, Rep
 
 HIDDEN = 8
 
+TERMINAL = {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "80"}
+"""The environment of a terminal without colours: lines are wrapped there, and nowhere else."""
+
 
 def small_model(scale: float = 1.0) -> ModelProto:
     """relu(x w): nothing that any fusion matches."""
@@ -63,9 +66,14 @@ def assert_error(done: Result | subprocess.CompletedProcess[str], code: int, *sa
 
 
 def assert_fits(text: str) -> None:
-    """No line of a table or paragraph is wider than 80 columns; a line with a path in it may be."""
+    """No line of a table or paragraph on a `TERMINAL` is wider than 80 columns; a line with a path in it may be."""
     for line in text.splitlines():
         assert len(line.rstrip()) <= 80 or "/" in line, line
+
+
+def assert_plain(text: str) -> None:
+    """Off a terminal nothing is padded."""
+    assert all(line == line.rstrip() for line in text.splitlines()), text
 
 
 class FakeResult:

@@ -61,6 +61,52 @@ def test_nothing_given() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        (["fuse"], "onnx-fuse fuse MODEL -o OUT [OPTIONS]"),
+        (["verify"], "onnx-fuse verify ORIGINAL FUSED [OPTIONS]"),
+        (["plugins", "check"], "onnx-fuse plugins check FOLDER [OPTIONS]"),
+    ],
+)
+def test_usage_shows_what_must_be_given(arguments: list[str], usage: str) -> None:
+    assert f"Usage: {usage}\n" in run(*arguments, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("onnx-fuse fu", ["fuse"]),
+        ("onnx-fuse fuse --sel", ["--select"]),
+        ("onnx-fuse fuse --select me", ["measured"]),
+        ("onnx-fuse fuse --enable FusedS", ["FusedSkipLayerNorm", "FusedSwish"]),
+        ("onnx-fuse explain --pattern HS", ["HSTUHierarchicalAttention"]),
+    ],
+)
+def test_completion_in_a_shell(typed: str, completed: list[str]) -> None:
+    done = process(COMP_WORDS=typed, COMP_CWORD=str(typed.count(" ")), _ONNX_FUSE_COMPLETE="complete_bash")
+    assert done.stdout.split() == completed, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["fuze", "m.onnx"], "fuse"),
+        (["fuse", "m.onnx", "-o", "out.onnx", "--enabel", "FusedSwish"], "--enable"),
+        (["fuse", "m.onnx", "-o", "out.onnx", "--enable", "fusedswich"], "FusedSwish"),
+        (["fuse", "m.onnx", "-o", "out.onnx", "--require", "FusedAtentionLayerNorm"], "FusedAttentionLayerNorm"),
+        (["fuse", "m.onnx", "-o", "out.onnx", "--require", "FusedSwish"], "--enable FusedSwish"),
+        (["explain", "m.onnx", "--pattern", "HSTUAttention"], "HSTUHierarchicalAttention"),
+        (["explain", "m.onx"], "m.onnx"),
+    ],
+)
+def test_what_was_meant(arguments: list[str], meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(small_model(), tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code in (2, 5) and meant in done.stderr
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["nope"],
@@ -71,7 +117,7 @@ def test_nothing_given() -> None:
         ["fuse", "m.onnx", "-o", "out.onnx", "--functions", "drop"],
         ["fuse", "m.onnx", "-o", "out.onnx", "--select", "fastest"],
         ["fuse", "m.onnx", "-o", "out.onnx", "--external-data", "move"],
-        ["fuse", "m.onnx", "-o", "out.onnx", "--require", "FusedSwish"],
+        ["fuse", "m.onnx", "-o", "out.onnx", "--require", "FusedSwish="],
         ["fuse", "m.onnx", "-o", "out.onnx", "--require", "FusedSwish=-1"],
         ["fuse", "m.onnx", "-o", "out.onnx", "--require", "=1"],
         ["fuse", "m.onnx", "n.onnx", "-o", "out.onnx"],

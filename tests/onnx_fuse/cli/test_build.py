@@ -14,6 +14,7 @@ from onnx_fuse.cli.app import app
 from onnx_fuse.errors import UsageError
 from onnx_fuse.runtime.tensorrt import binding
 from tests.helpers import model
+from tests.onnx_fuse.cli.helpers import TERMINAL
 
 try:
     if binding.module().__name__ != "tensorrt_rtx":
@@ -25,8 +26,8 @@ MODEL = """(int64[batch, sequence] input_ids, float[batch, sequence, 8] some_qui
            (float[batch, sequence, 8] y) { e = Gather(T, input_ids) s = Add(e, some_quite_long_name_of_an_input) y = MatMul(s, W) }"""
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["build", *map(str, arguments)], env={"COLUMNS": "80", "TERM": "dumb"})
+def run(*arguments: str | Path, **environment: str) -> Result:
+    return CliRunner().invoke(app, ["build", *map(str, arguments)], env={"COLUMNS": "80", **environment})
 
 
 @pytest.fixture
@@ -38,12 +39,11 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_it_prints(path: Path, tmp_path: Path) -> None:
     shapes = ("--shapes", "input_ids:1x16:8x128:32x512", "--shapes", "input_ids:64x16:64x128:64x512")
-    done = run(path, "-o", tmp_path / "m.plan", "--precision", "fp16", "--target", "SM86,SM120", *shapes)
+    done = run(path, "-o", tmp_path / "m.plan", "--precision", "fp16", "--target", "SM86,SM120", *shapes, **TERMINAL)
     assert done.exit_code == 0, done.output
     text = done.stdout
     assert "for SM86, SM120" in text and "32x512x8" in text and "64x128" in text and "assumed" not in text
     assert "Precision: 3 nodes in float16, 0 in float32." in text and "y: " in text and "written" in text
-    assert done.stderr == ""
     table = [line for line in text.splitlines() if str(tmp_path) not in line]
     assert max(map(len, table)) <= 80
 
@@ -107,6 +107,7 @@ def test_the_log_of_tensorrt(path: Path, tmp_path: Path) -> None:
         (("--workspace", "lots"), 2, "is no size"),
         (("--workspace", "1"), 4, "builds no engine of m.onnx"),
         (("--target", "SM1"), 2, "does not build for SM1"),
+        (("--target", "SM90"), 2, "[tensorrt]"),
         (("--plugins", "no.so"), 2, "no.so"),
         (("--plugins", "no.so", "--no-plugins"), 2, "exclude each other"),
         (("--config", "no.json"), 2, "no.json cannot be read"),

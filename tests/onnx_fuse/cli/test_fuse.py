@@ -14,10 +14,13 @@ import pytest
 
 from onnx_fuse.errors import RequirementError, VerificationError
 from onnx_fuse.passes.files import io
+from tests import helpers
 from tests.onnx_fuse.cli.helpers import (
     HIDDEN,
+    TERMINAL,
     assert_error,
     assert_fits,
+    assert_plain,
     fake_api,
     full_report,
     process,
@@ -151,7 +154,8 @@ def test_disk_that_fills_up(small: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_trained_model(minilm: Path, tmp_path: Path) -> None:
     out, report = tmp_path / "out.onnx", tmp_path / "r.json"
-    done = process("fuse", minilm, "-o", out, "--report", report, "--require", "FusedAttentionLayerNorm=3")
+    arguments = ("fuse", minilm, "-o", out, "--report", report, "--require", "FusedAttentionLayerNorm=3")
+    done = process(*arguments, **TERMINAL)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert_fits(done.stdout)
@@ -196,7 +200,7 @@ def test_unknown_fusion(minilm: Path, tmp_path: Path) -> None:
 
 def test_nothing_to_fuse_is_byte_identical(small: Path, tmp_path: Path) -> None:
     done = run("fuse", small, "-o", tmp_path / "out.onnx")
-    assert done.exit_code == 0 and "Nothing was fused." in done.stdout
+    assert done.exit_code == 0 and "Nothing was fused: nothing in the model looks like" in done.stdout
     assert (tmp_path / "out.onnx").read_bytes() == small.read_bytes()
 
 
@@ -214,8 +218,8 @@ def test_quiet(minilm: Path, tmp_path: Path) -> None:
 
 
 def test_explain(minilm: Path) -> None:
-    done = run("explain", minilm)
-    assert done.exit_code == 0 and done.stderr == ""
+    done = run("explain", minilm, **TERMINAL)
+    assert done.exit_code == 0
     assert "FusedAttentionLayerNorm" in done.stdout
     assert_fits(done.stdout)
     done = run("explain", minilm, "--pattern", "FusedSkipLayerNorm")
@@ -231,10 +235,39 @@ def test_explain_one_place(minilm: Path) -> None:
         assert done.exit_code == 0 and "No fusion begins" not in done.stdout
 
 
+def test_explain_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(helpers.model("(float[N, 8] x) => (float[N, 8] y) { s = Sigmoid(x) y = Mul(x, s) }"), path)
+    assert json.loads(run("explain", path, "--json").stdout)["fused"] == {}
+    assert json.loads(run("explain", path, "--json", "--enable", "FusedSwish").stdout)["fused"] == {"FusedSwish": 1}
+
+
+def test_requiring_anything(small: Path, minilm: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    assert_error(run("fuse", small, "-o", out, "--require", "any"), 3, "1 fused node required, 0 fused", "nothing in")
+    assert not out.exists()
+    done = run("fuse", minilm, "-o", out, "--require", "any=4", "--no-verify")
+    assert done.exit_code == 0, done.stderr
+    assert_error(run("fuse", minilm, "-o", out, "--require", "any=5"), 3, "5 fused nodes required, 4 fused")
+
+
+def test_inlined_bodies_count(minilm: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "out.onnx", tmp_path / "r.json"
+    done = run("fuse", minilm, "-o", out, "--functions", "inline", "--no-verify", "--report", report)
+    written, nodes = json.loads(report.read_text()), len(io.load(out).graph.node)
+    assert f"{written['nodes_before']} before, {nodes} after" in done.stdout
+    assert nodes == written["nodes_after"] > 145
+
+
 def test_fusions() -> None:
     done = run("list")
     assert done.exit_code == 0 and done.stderr == ""
+    assert_plain(done.stdout)
+    assert (
+        "FusedAttentionLayerNorm             default   multi-head softmax attention with its output projection, residual"
+        in done.stdout
+    )
     for name in ("FusedAttentionLayerNorm", "FusedEmbedLayerNorm", "FusedSkipLayerNorm", "FusedSwish"):
         assert name in done.stdout
     assert "default" in done.stdout and "opt-in" in done.stdout
-    assert_fits(done.stdout)
+    assert_fits(run("list", **TERMINAL).stdout)

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from tests.onnx_fuse.cli.helpers import (
     HIDDEN,
+    TERMINAL,
     assert_error,
     assert_fits,
     run,
@@ -18,7 +19,7 @@ from tests.onnx_fuse.cli.helpers import (
 
 
 def test_trained_model(minilm: Path) -> None:
-    done = run("inspect", minilm)
+    done = run("inspect", minilm, **TERMINAL)
     assert done.exit_code == 0 and done.stderr == ""
     for said in (
         "ai.onnx 17",
@@ -77,7 +78,7 @@ def test_json(tmp_path: Path) -> None:
     size = HIDDEN * HIDDEN * 4
     assert found["external_data"] == [{"location": "m.data", "file_bytes": size, "tensors": 1, "tensor_bytes": size}]
     assert (found["embedded_bytes"], found["external_bytes"], found["parameters"]) == (0, size, HIDDEN * HIDDEN)
-    text = run("inspect", path).stdout
+    text = run("inspect", path, **TERMINAL).stdout
     assert "m.data" in text and "(500 characters)" in text and "swish in choose/else_branch" in text
     assert_fits(text)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from onnx_fuse import torch_export
 from tests.helpers import model
 from tests.onnx_fuse.cli.helpers import run
 
@@ -131,3 +132,23 @@ def test_with_a_model_that_is_no_fusion(folder: Path) -> None:
     assert done.exit_code == 5 and "holds no learned fusion" in done.stderr
     done = run("fuse", folder / "model.onnx", "-o", folder / "out.onnx", "--with", folder / "nothing.onnx")
     assert done.exit_code == 5 and "does not exist" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no.py:Gate"], "no.py does not exist"),
+        (["gate.onnxtxt:Gate.py:x"], "does not exist"),
+        (["broken.py:Gate"], "is not Python"),
+        (["module.py:Gate", "--inputs", "float[B"], "are no inputs"),
+        (["module.py:Gate", "--op", "Conv"], "cannot be called"),
+    ],
+)
+def test_what_is_wrong_at_first_sight_needs_no_torch(
+    folder: Path, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "broken.py").write_text("class Gate(:")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(torch_export, "require_torch", lambda: pytest.fail("torch was imported"))
+    done = run("learn", *arguments, "-o", "out.onnx")
+    assert done.exit_code in (2, 5) and said in done.stderr, done.output

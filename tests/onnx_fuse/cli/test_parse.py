@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.onnx_fuse.cli.helpers import (
+    TERMINAL,
     assert_fits,
     run,
 )
@@ -34,7 +35,7 @@ def test_how_to_get_plugins(tmp_path: Path) -> None:
     model = helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=10)
     path, advice = tmp_path / "m.onnx", "onnx-fuse plugins build"
     onnx.save(model, path)
-    done = run("parse", path)
+    done = run("parse", path, **TERMINAL)
     if "TensorRT" in done.stderr and done.exit_code == 2:
         pytest.skip("no TensorRT is installed")
     assert done.exit_code == 0 and advice in done.stdout and "--plugins LIB" in done.stdout
@@ -62,7 +63,7 @@ def test_not_accepted(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return refused
 
     monkeypatch.setattr(parsing, "parse", parse)
-    done = run("parse", small, "--plugins", "a.so", "--plugins", "b.so")
+    done = run("parse", small, "--plugins", "a.so", "--plugins", "b.so", **TERMINAL)
     assert seen == [Path("a.so"), Path("b.so")]
     assert done.exit_code == 4 and len(done.stderr.splitlines()) == 2
     for said in (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.onnx_fuse.cli.helpers import (
+    TERMINAL,
     assert_fits,
     fake_api,
     full_report,
@@ -43,13 +44,13 @@ def test_nothing_fused(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report.matches, report.verification = [], {"skipped": "it needs 80 GiB, 20 are free"}
     fake_api(monkeypatch, report)
     done = run("fuse", small, "-o", tmp_path / "out.onnx")
-    assert "Nothing was fused." in done.stdout and "Nearest to fusing:" in done.stdout
+    assert "Nothing was fused: 9 places came near it." in done.stdout and "Nearest to fusing:" in done.stdout
     assert "Not verified: it needs 80 GiB, 20 are free" in done.stdout
 
 
 def test_explanation(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = fake_api(monkeypatch, full_report())
-    done = run("explain", small)
+    done = run("explain", small, **TERMINAL)
     assert done.exit_code == 0 and called["pattern"] is None and called["at"] is None
     for said in (
         "Would fuse: 3 places",
@@ -59,7 +60,7 @@ def test_explanation(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         assert said in done.stdout, said
     assert_fits(done.stdout)
-    done = run("explain", small, "--at", "multiply", "--pattern", "FusedSwish")
+    done = run("explain", small, "--at", "multiply", "--pattern", "FusedSwish", **TERMINAL)
     assert called["pattern"] == "FusedSwish" and called["at"] == "multiply"
     assert "matched 3 nodes: a, b, /encoder" in " ".join(done.stdout.split()) and "inputs: query, key" in done.stdout
     assert_fits(done.stdout)

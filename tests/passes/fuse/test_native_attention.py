@@ -11,6 +11,7 @@ from onnx import ModelProto, version_converter
 import onnx_fuse
 from onnx_fuse.errors import UsageError
 from tests import helpers
+from tests.onnx_fuse.cli.helpers import small_model
 
 HIDDEN, HEADS = 576, 8
 
@@ -119,7 +120,13 @@ def test_what_attention_does_not_compute_stays(model: ModelProto, sentence: str)
 
 def test_a_small_hidden_size_stays_with_the_plugin() -> None:
     done = onnx_fuse.fuse(attention(hidden=512), attention="native", verify=False)
-    assert done.report.fused == {"FusedAttentionLayerNorm": 1} and not done.report.warnings
+    assert done.report.fused == {"FusedAttentionLayerNorm": 1}
+    assert "1 of 1 nodes stay FusedAttentionLayerNorm" in done.report.warnings[0]
+
+
+def test_without_attention_it_says_that_it_changes_nothing() -> None:
+    done = onnx_fuse.fuse(small_model(), attention="native", verify=False)
+    assert done.report.warnings == ["native attention changes nothing: no softmax attention fused"]
 
 
 def test_a_model_that_cannot_be_converted(monkeypatch: pytest.MonkeyPatch) -> None:
