@@ -38,6 +38,14 @@ _EXPORTS = {
     "FusedOp": "onnx_fuse.patterns.language.operator",
     "Fusion": "onnx_fuse.patterns.language.operator",
     "OnnxFuseError": "onnx_fuse.errors",
+    "LearnError": "onnx_fuse.errors",
+    "ModelError": "onnx_fuse.errors",
+    "OutputError": "onnx_fuse.errors",
+    "PatternError": "onnx_fuse.errors",
+    "RequirementError": "onnx_fuse.errors",
+    "RewriteError": "onnx_fuse.errors",
+    "UsageError": "onnx_fuse.errors",
+    "VerificationError": "onnx_fuse.errors",
 }
 
 __all__ = [
@@ -49,14 +57,22 @@ __all__ = [
     "FusedOp",
     "Fusion",
     "Graph",
+    "LearnError",
     "LearnedFusion",
+    "ModelError",
     "OnnxFuseError",
     "Optional",
+    "OutputError",
     "OwnKernel",
+    "PatternError",
     "Pipeline",
     "Report",
+    "RequirementError",
+    "RewriteError",
     "Scalar",
+    "UsageError",
     "Verification",
+    "VerificationError",
     "__version__",
     "custom_op",
     "explain",
@@ -70,7 +86,17 @@ __all__ = [
 
 if TYPE_CHECKING:
     from onnx_fuse.api import FuseResult, explain, fuse, fusions
-    from onnx_fuse.errors import OnnxFuseError
+    from onnx_fuse.errors import (
+        LearnError,
+        ModelError,
+        OnnxFuseError,
+        OutputError,
+        PatternError,
+        RequirementError,
+        RewriteError,
+        UsageError,
+        VerificationError,
+    )
     from onnx_fuse.exporting.custom_ops import custom_op
     from onnx_fuse.exporting.step import Exported, export, finish_export
     from onnx_fuse.learning import LearnedFusion

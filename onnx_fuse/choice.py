@@ -102,7 +102,7 @@ def check_required(require: Mapping[str, int], chosen: Sequence[Fusion]) -> None
     opt_in = {fusion.name for fusion in fusions()} - names
     for name in require:
         if name in opt_in:
-            raise UsageError(f"{name} is required and not enabled.", f"Enable it: enable=[{name!r}] (--enable {name}).")
+            raise UsageError(f"{name} is required and not enabled.", f"Enable it: --enable {name}.")
         if name not in names | {ANY}:
             raise UsageError(
                 f"{name} is required but not among the fusions that run.",
@@ -122,7 +122,7 @@ def check_met(require: Mapping[str, int], report: Report, chosen: Sequence[Fusio
             f"{wanted} required, {found} fused.{_missing(names, count - found, report)}",
             "`onnx-fuse explain MODEL` tells what stopped the rest.",
         )
-        error.report = report  # type: ignore[attr-defined]
+        error.report = report
         raise error
 
 

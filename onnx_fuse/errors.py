@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import Any
 
 
 class OnnxFuseError(Exception):
@@ -11,10 +13,16 @@ class OnnxFuseError(Exception):
 
     Args:
         cause: one sentence, naming the file and node it is about.
-        remedy: one sentence, what to do next.
+        remedy: one sentence, what to do next, with the options of the command (`--disable NAME`).
+
+    Attributes:
+        report: the report of the run, of an error that `onnx_fuse.fuse` raises once it has one.
+
+    As text, in a traceback for example, it names arguments (`disable=["NAME"]`) instead of options.
     """
 
     exit_code = 1
+    report: Any = None
 
     def __init__(self, cause: str, remedy: str = "") -> None:
         super().__init__(cause)
@@ -22,7 +30,7 @@ class OnnxFuseError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.cause}\n{self.remedy}" if self.remedy else self.cause
+        return in_python(f"{self.cause}\n{self.remedy}" if self.remedy else self.cause)
 
 
 class UsageError(OnnxFuseError):
@@ -78,6 +86,35 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = {item.lower(): item for item in known}
     close = difflib.get_close_matches(name.lower(), names, 1)
     return f"Did you mean {names[close[0]]}? " if close else ""
+
+
+# A command is one wherever it is told; an option may carry a value, or a word for one in capitals.
+_COMMANDS = re.compile(r"(onnx-fuse (?:plugins )?[a-z]+|pip|docker)(?: \S+)*?(?=[,;.:)`]|$| and | or )")
+_OPTION = re.compile(r"--(no-)?([a-z]+(?:-[a-z]+)*)(?: ([A-Z][\w.=]*|\d+|keep|copy|inline|none|auto|measured)\b)?")
+_OTHER_NAMES = {"target": "targets", "shapes": "profiles"}
+_LISTS = ("disable", "enable", "targets")
+
+
+def in_python(message: str) -> str:
+    """A message with the options of the command as arguments: `--disable NAME` as `disable=["NAME"]`."""
+    commands = [found.span() for found in _COMMANDS.finditer(message)]
+
+    def argument(found: re.Match[str]) -> str:
+        if any(start <= found.start() < end for start, end in commands):
+            return found.group()
+        negated, option, value = found.groups()
+        name = _OTHER_NAMES.get(option, option.replace("-", "_"))
+        if negated or name == "library":
+            return f"{name}={not negated}"
+        if value is None:
+            return name
+        key, equals, number = value.partition("=")
+        if equals:
+            return f'{name}={{"{key}": {number}}}'
+        quoted = value if value.isdigit() or value == "SECONDS" else f'"{value}"'
+        return f"{name}=[{quoted}]" if name in _LISTS else f"{name}={quoted}"
+
+    return _OPTION.sub(argument, message)
 
 
 def reason(error: Exception) -> str:

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.checker import check
-from onnx_fuse.passes.files.graphsurgeon import from_surgeon, is_surgeon_graph
+from onnx_fuse.passes.files.graphsurgeon import SurgeonGraph, from_surgeon, is_surgeon_graph
 from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.fuse.native_attention import SINCE, to_native
 from onnx_fuse.passes.fuse.simplify import Simplify
@@ -35,6 +35,9 @@ from onnx_fuse.versions import installed_versions
 
 Progress = Callable[[str], None]
 
+Model = str | os.PathLike[str] | bytes | ModelProto | SurgeonGraph
+"""A model as `fuse` and `explain` take it: its path, its bytes, or itself."""
+
 _PACKAGES = ("onnx-fuse", "onnx", "onnxruntime", "numpy")  # whose versions a report has
 
 
@@ -45,33 +48,42 @@ class Given:
     Attributes:
         model: the model in memory, or the path of its file.
         lazily: leave large weights in the file, if it is one.
+        base_dir: where the external data of a model in memory lies.
         opened: the file, once a model was read from it whose large weights are still there.
     """
 
     model: ModelProto | Path
     lazily: bool = True
+    base_dir: Path | None = None
     opened: Source | None = None
 
     @classmethod
-    def of(cls, model: Any, *, lazily: bool = True) -> Given:
-        """A path, a ModelProto or an onnx_graphsurgeon.Graph.
+    def of(cls, model: Model, *, lazily: bool = True, base_dir: str | os.PathLike[str] | None = None) -> Given:
+        """A path, bytes, a ModelProto or an onnx_graphsurgeon.Graph.
 
         Args:
             model: what was given.
             lazily: leave large weights in the file, if it is one.
+            base_dir: folder of the external data of a model that is no path.
 
         Raises:
-            UsageError: it is something else.
+            UsageError: it is something else, or a path with a `base_dir`.
+            ModelError: the bytes are no model.
         """
-        if isinstance(model, ModelProto):
-            return cls(model, lazily)
-        if is_surgeon_graph(model):
-            return cls(from_surgeon(model), lazily)
+        folder = None if base_dir is None else Path(base_dir)
         if isinstance(model, (str, os.PathLike)):
+            if folder is not None:
+                raise UsageError("base_dir is for a model in memory.", "Leave it out: data lies beside the file.")
             return cls(Path(model), lazily)
+        if isinstance(model, bytes):
+            model = io.parse(model)
+        elif is_surgeon_graph(model):
+            model = from_surgeon(model)
+        if isinstance(model, ModelProto):
+            return cls(model, lazily, folder)
         raise UsageError(
             f"A model cannot be a {type(model).__name__}.",
-            "Give a path, an onnx.ModelProto or an onnx_graphsurgeon.Graph.",
+            "Give a path, the bytes of a file, an onnx.ModelProto or an onnx_graphsurgeon.Graph.",
         )
 
     @property
@@ -82,7 +94,7 @@ class Given:
     @property
     def folder(self) -> Path | None:
         """Where the model's external data lies."""
-        return self.model.parent if isinstance(self.model, Path) else None
+        return self.model.parent if isinstance(self.model, Path) else self.base_dir
 
     def read(self) -> ModelProto:
         """The model, for a caller who leaves it as it is.

@@ -120,7 +120,7 @@ class Log:
     rewrites: int = 0
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """All records of one run.
 
@@ -153,6 +153,18 @@ class Report:
     def fused(self) -> dict[str, int]:
         """Operator -> number of fused nodes."""
         return dict(sorted(Counter(match.operator for match in self.matches).items()))
+
+    def headline(self) -> str:
+        """The run in a line: "3 FusedSwish; 12 nodes before, 6 after; verified"."""
+        counts = ", ".join(f"{count} {operator}" for operator, count in self.fused.items()) or "nothing fused"
+        checked = self.verification or {}
+        verdict = (
+            "not verified" if checked.get("skipped") or not checked else "verified" if checked["passed"] else "FAILED"
+        )
+        return f"{counts}; {self.nodes_before} nodes before, {self.nodes_after} after; {verdict}"
+
+    def __repr__(self) -> str:
+        return f"<Report: {self.headline()}>"
 
     def grouped_near_misses(self) -> list[tuple[NearMissRecord, int]]:
         """One near miss for each (fusion, reason with its node names removed), with how often it occurred; most complete first."""

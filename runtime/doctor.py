@@ -438,7 +438,7 @@ def _driver(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "broken" if has_driver and facts.driver_problem else "note",
             f"No GPU can be used: {what}. Fusing, verifying, parsing and building for a named GPU work without.",
-            "Check nvidia-smi, and in a container --gpus all."
+            "Check nvidia-smi, and in a container docker's --gpus all."
             if has_driver
             else "To run engines, use a machine with a GPU.",
         )

@@ -124,7 +124,7 @@ def fuse(
             progress(f"writing {out.name}")
             result.save(out, external_data=external_data.value if external_data else "auto")
     except OnnxFuseError as error:
-        _write_report(report, getattr(error, "report", None))
+        _write_report(report, error.report)
         raise
     _write_report(report, result.report)
     if quiet:
@@ -190,7 +190,7 @@ def _check_paths(
         raise UsageError(f"{inputs} does not exist or is no file.", "Give an .npz file, written with numpy.savez.")
     if external_data is ExternalData.keep and model.parent.resolve() != out.parent.resolve():
         proto, _file = io.load_lazily(model)
-        io.plan_copies(proto, out, model, "keep")
+        io.plan_copies(proto, out, model.parent, "keep")
 
 
 def _write_report(target: str | None, report: Report | None) -> None:

@@ -23,7 +23,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from onnx_fuse import torch_export
-from onnx_fuse.api import FuseResult, fuse
+from onnx_fuse.api import Attention, FuseResult, fuse
 from onnx_fuse.choice import Chosen
 from onnx_fuse.errors import ModelError, UsageError, VerificationError
 from onnx_fuse.exporting.custom_ops import CustomOps
@@ -34,6 +34,7 @@ from onnx_fuse.passes.files.temporary import temporary_folder
 from onnx_fuse.passes.graph.function_bodies import Functions
 from onnx_fuse.passes.precision import precision_of
 from onnx_fuse.passes.report import Report
+from onnx_fuse.passes.select.decisions import Method
 from onnx_fuse.runtime.onnxruntime import room, sessions
 from onnx_fuse.runtime.plugins import plugin_library
 from onnx_fuse.runtime.verify.compare import TOLERANCES, Comparison, compare
@@ -87,9 +88,9 @@ def export(
     enable: Iterable[Chosen] = (),
     disable: Iterable[str] = (),
     require: Mapping[str, int] | None = None,
-    select: str = "auto",
+    select: Method = "auto",
     device: str | None = None,
-    attention: str = "fused",
+    attention: Attention = "fused",
     functions: Functions = "keep",
     plugin_libraries: Sequence[str | os.PathLike[str]] | None = None,
     progress: Progress | None = None,
@@ -162,9 +163,9 @@ def finish_export(
     enable: Iterable[Chosen] = (),
     disable: Iterable[str] = (),
     require: Mapping[str, int] | None = None,
-    select: str = "auto",
+    select: Method = "auto",
     device: str | None = None,
-    attention: str = "fused",
+    attention: Attention = "fused",
     functions: Functions = "keep",
     plugin_libraries: Sequence[str | os.PathLike[str]] | None = None,
     progress: Progress | None = None,

@@ -6,7 +6,8 @@ bodies inlined before they go there.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeGuard
 
 from onnx import ModelProto, helper
 
@@ -15,14 +16,24 @@ from onnx_fuse.passes.graph.inlining import inline_bodies
 _FUNCTION_IR = 8
 
 
-def is_surgeon_graph(item: object) -> bool:
+class SurgeonGraph(Protocol):
+    """An `onnx_graphsurgeon.Graph`, of a package that has no types."""
+
+    nodes: Sequence[Any]
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+    opset: int
+    ir_version: int | None
+
+
+def is_surgeon_graph(item: object) -> TypeGuard[SurgeonGraph]:
     """Whether an object is an onnx_graphsurgeon.Graph, without importing graphsurgeon to find out."""
     return any(
         kind.__module__.startswith("onnx_graphsurgeon") and kind.__name__ == "Graph" for kind in type(item).__mro__
     )
 
 
-def to_surgeon(model: ModelProto) -> Any:
+def to_surgeon(model: ModelProto) -> SurgeonGraph:
     """The model as an onnx_graphsurgeon.Graph."""
     import onnx_graphsurgeon as gs
 
@@ -30,7 +41,7 @@ def to_surgeon(model: ModelProto) -> Any:
     return gs.import_onnx(inline_bodies(model, overloaded))
 
 
-def from_surgeon(graph: Any, like: ModelProto | None = None) -> ModelProto:
+def from_surgeon(graph: SurgeonGraph, like: ModelProto | None = None) -> ModelProto:
     """The onnx_graphsurgeon.Graph as a model; what graphsurgeon does not carry (metadata of the model) comes from `like`."""
     import onnx_graphsurgeon as gs
 

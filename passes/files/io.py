@@ -30,8 +30,10 @@ __all__ = [
     "load",
     "load_lazily",
     "materialise",
+    "parse",
     "plan_copies",
     "save",
+    "serialise",
 ]
 
 ExternalDataMode: TypeAlias = Literal["auto", "keep", "copy"]
@@ -128,6 +130,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     source: str | os.PathLike[str] | None = None,
+    base_dir: Path | None = None,
     external_data: ExternalDataMode = "auto",
     unchanged: bool = False,
 ) -> None:
@@ -137,8 +140,9 @@ def save(
         model: the model to write.
         path: the file to write; one that exists is replaced, a link is followed.
         source: the file that the model came from: its external data lies beside it.
+        base_dir: where external data lies, of a model that came from no file.
         external_data: "keep" leaves the data files where they are, "copy" puts copies beside `path`, "auto" keeps them if
-            `path` is in the folder of `source` and copies them otherwise.
+            `path` is in their folder and copies them otherwise.
         unchanged: the model is what `source` holds: its own bytes are written, which are not always those that protobuf
             would write.
 
@@ -151,7 +155,8 @@ def save(
     as_it_is = source if unchanged and source is not None and _text_format(source) == _text_format(path) else None
     opened = None if as_it_is is None else source_of(model)
     data = _serialise(model, path) if as_it_is is None or opened is not None else _read(as_it_is)
-    copies = plan_copies(model, path, source, external_data, data)
+    home = base_dir if source is None else source.parent
+    copies = plan_copies(model, path, home, external_data, data)
     pieces = _pieces(model, data, path) if as_it_is is None else [opened.whole] if opened is not None else None
     del data
     with Staging() as staging:
@@ -166,12 +171,13 @@ def save(
 
 
 def plan_copies(
-    model: ModelProto, path: Path, source: Path | None, mode: ExternalDataMode, data: bytes | None = None
+    model: ModelProto, path: Path, home: Path | None, mode: ExternalDataMode, data: bytes | None = None
 ) -> list[tuple[Path, Path]]:
     """Which data files `save` copies where, as (file, copy); refuses what would lose or overwrite data.
 
     Args:
-        model, path, source, mode: as for `save`.
+        model, path, mode: as for `save`.
+        home: where external data lies; None: not known.
         data: the bytes of the model where they are at hand, which tell quickly that there is no external data.
 
     Raises:
@@ -185,14 +191,14 @@ def plan_copies(
     if not locations:
         return []
     folder = path.parent
-    home = folder if source is None else source.parent
-    require_apart([("The model", path)], [place / location for location in locations for place in (home, folder)])
-    if source is None:
+    places = {home or folder, folder}
+    require_apart([("The model", path)], [place / location for location in locations for place in places])
+    if home is None:
         missing = [location for location in locations if not (folder / location).is_file()]
         if missing:
             raise UsageError(
                 f"The model's external data {missing[0]!r} is not in {folder}, and where the model came from is not known.",
-                "Load the model by its path, or save it into the folder of its data.",
+                "Give the path of the model or its base_dir, or save it into the folder of its data.",
             )
         return []
     if os.path.realpath(home) == os.path.realpath(folder):
@@ -267,6 +273,18 @@ def _similar(path: Path) -> str:
         return f"The folder {path.parent} does not exist either: check the path."
     known = [str(path.parent / name) for name in names]
     return did_you_mean(str(path), known).rstrip() or "Check the path."
+
+
+def parse(data: bytes) -> ModelProto:
+    """A model from the bytes of its file.
+
+    Raises:
+        ModelError: they are none.
+    """
+    path = Path("The given data")
+    model = _parse(data, path)
+    _require_model(model, path)
+    return model
 
 
 def _text_format(path: Path) -> str | None:
@@ -353,6 +371,15 @@ def _require_model(model: ModelProto, path: Path) -> None:
             f"{path} has IR version {model.ir_version}; {installed} knows up to {onnx.IR_VERSION}.",
             f"Update it ({installation.pip_install('-U', 'onnx')}), or export the model with an older onnx.",
         )
+
+
+def serialise(model: ModelProto) -> bytes:
+    """The bytes of the model's file; external data stays where it is.
+
+    Raises:
+        OutputError: it has more than protobuf can write.
+    """
+    return _serialise(model, Path("the bytes of the model"))
 
 
 def _serialise(model: ModelProto, path: Path) -> bytes:

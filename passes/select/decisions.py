@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from onnx import ModelProto
 
 from onnx_fuse.passes.graph import inlining
 
-METHODS = ("all", "auto", "measured")
+Method = Literal["all", "auto", "measured"]
+METHODS: tuple[Method, ...] = get_args(Method)
 """How to choose: every fusion, those predicted to pay, those that make the model faster when it is timed."""
 
 

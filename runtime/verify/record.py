@@ -33,7 +33,7 @@ class Rejected:
     reason: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Verification:
     """What was compared and what came of it.
 
@@ -94,6 +94,9 @@ class Verification:
     def undefined(self) -> int:
         """Places of outputs that were not compared because the original is not finite there, and need not be."""
         return sum(one.undefined for case in self.cases for one in case.comparisons if not one.inner)
+
+    def __repr__(self) -> str:
+        return f"<Verification: {self.summary()[0]}>"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data."""
