@@ -38,6 +38,7 @@ _EXPORTS = {
     "FusedOp": "onnx_fuse.patterns.language.operator",
     "Fusion": "onnx_fuse.patterns.language.operator",
     "OnnxFuseError": "onnx_fuse.errors",
+    "FusionWarning": "onnx_fuse.errors",
     "LearnError": "onnx_fuse.errors",
     "ModelError": "onnx_fuse.errors",
     "OutputError": "onnx_fuse.errors",
@@ -56,6 +57,7 @@ __all__ = [
     "Fused",
     "FusedOp",
     "Fusion",
+    "FusionWarning",
     "Graph",
     "LearnError",
     "LearnedFusion",
@@ -87,6 +89,7 @@ __all__ = [
 if TYPE_CHECKING:
     from onnx_fuse.api import FuseResult, explain, fuse, fusions
     from onnx_fuse.errors import (
+        FusionWarning,
         LearnError,
         ModelError,
         OnnxFuseError,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal, get_args
 from onnx import ModelProto
 
 from onnx_fuse.choice import Chosen, by_name, check_met, check_required, chosen_fusions, without_kernel
-from onnx_fuse.errors import UsageError
+from onnx_fuse.errors import FusionWarning, UsageError
 from onnx_fuse.fusing import Fusing, Given, Model, Progress, layer_records
 from onnx_fuse.passes.files import io
 from onnx_fuse.passes.files.checker import check
@@ -191,6 +192,7 @@ def fuse(
     report = run.report
     report.warnings += without_kernel(chosen, report)
     report.seconds = time.perf_counter() - started
+    _warn(report)
     if problem is not None:
         problem.report = report
         raise problem
@@ -238,7 +240,17 @@ def explain(
         report.matches = [item for item in report.matches if names & {item.node, *item.replaced}]
         report.near_misses = [item for item in report.near_misses if names & {item.node, item.failed_at}]
     report.seconds = time.perf_counter() - started
+    _warn(report)
     return report
+
+
+def _warn(report: Report) -> None:
+    """Lets nobody overlook that a pass or fusion was left out because it raised."""
+    for item in report.passes:
+        if item.error is not None:
+            warnings.warn(
+                f"{item.name}: {item.error}", FusionWarning, stacklevel=4
+            )  # decorated functions, called from outside
 
 
 def _names_at(model: ModelProto, at: str) -> set[str]:

@@ -88,6 +88,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {names[close[0]]}? " if close else ""
 
 
+class FusionWarning(UserWarning):
+    """A pass, or the code of a fusion, raised; it was left out, and the others went on. The report says so, too."""
+
+
 # A command is one wherever it is told; an option may carry a value, or a word for one in capitals.
 _COMMANDS = re.compile(r"(onnx-fuse (?:plugins )?[a-z]+|pip|docker)(?: \S+)*?(?=[,;.:)`]|$| and | or )")
 _OPTION = re.compile(r"--(no-)?([a-z]+(?:-[a-z]+)*)(?: ([A-Z][\w.=]*|\d+|keep|copy|inline|none|auto|measured)\b)?")

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from typer.core import TyperGroup
 from onnx_fuse.cli import bench, build, debug, deploy, doctor, fuse, inspect, learn, parse, plugins, verify
 from onnx_fuse.cli.common import Command, open_console
 from onnx_fuse.cli.paths import guarded
-from onnx_fuse.errors import OnnxFuseError, OutputError, UsageError
+from onnx_fuse.errors import FusionWarning, OnnxFuseError, OutputError, UsageError
 
 INTERRUPTED = 130
 _STREAM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -60,6 +61,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The command in this process; `onnx_fuse.__main__` runs it in a supervised one."""
+    warnings.simplefilter("ignore", FusionWarning)  # the commands print them
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names may not fit the encoding

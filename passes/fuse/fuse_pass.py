@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 from onnx import FunctionProto, ModelProto
 
+from onnx_fuse.errors import PatternError
 from onnx_fuse.passes.fuse import near_misses
 from onnx_fuse.passes.fuse.carry_over import carried_over
 from onnx_fuse.passes.fuse.commit import commit
@@ -146,9 +148,13 @@ class FusePass:
         for fusion in self.fusions:
             try:
                 found, missed = _match_fusion(fusion, view)
+            except PatternError:
+                raise  # it is defined wrongly, whatever the model
             except Exception as error:
                 # A rule is somebody's code: when it raises, its fusion is left out and the others go on.
-                log.errors.append(f"{fusion.name} raised {type(error).__name__}: {error}")
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                place = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+                log.errors.append(f"{fusion.name} raised {type(error).__name__}: {error} ({place})")
                 continue
             candidates.extend(found)
             attempts.extend(Attempt(fusion, miss) for miss in missed)

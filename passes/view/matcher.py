@@ -13,13 +13,14 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from onnx_fuse.errors import PatternError
 from onnx_fuse.passes.graph.dims import Shape
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.attribute_terms import attribute_problem
 from onnx_fuse.passes.view.facts import ATTRIBUTE_INPUTS
 from onnx_fuse.passes.view.furthest_failure import FurthestFailure, describe_value, name_of, operator_label
 from onnx_fuse.passes.view.view import View
-from onnx_fuse.patterns.language.dsl import Pattern
+from onnx_fuse.patterns.language.dsl import Pattern, Requirement
 from onnx_fuse.patterns.language.term_facts import choices, root_keys
 from onnx_fuse.patterns.language.terms import AnyOf, Named, Number, Op, Output, Shaped, Term, Tree, Variable
 
@@ -194,7 +195,7 @@ class _Search:
     def _requirements(self) -> bool:
         match = self._match()
         for requirement in self.pattern.requirements:
-            sentence = requirement(match, self.view)
+            sentence = _asked(requirement, match, self.view)
             if sentence is not None:
                 return self.failure.note(self.root, sentence, 3)
         self.found = match
@@ -485,3 +486,18 @@ def _output_index(term: Term) -> int:
     while isinstance(term, (Shaped, Named)):
         term = term.inner
     return term.index if isinstance(term, Output) else 0
+
+
+def _asked(requirement: Requirement, match: Match, view: View) -> str | None:
+    """What a requirement says.
+
+    Raises:
+        PatternError: it returns something else than None or a sentence.
+    """
+    sentence: Any = requirement(match, view)
+    if sentence is None or (isinstance(sentence, str) and sentence.strip()):
+        return sentence
+    raise PatternError(
+        f"the requirement {requirement.__name__} of pattern {match.pattern.name} returned {sentence!r} at {match.root.name}",
+        "It returns None where the match may fuse, or the sentence that says why not.",
+    )

@@ -14,12 +14,14 @@ order. The matcher itself is in `onnx_fuse.passes.view.matcher`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from onnx_fuse.errors import PatternError
+from onnx import defs
+
+from onnx_fuse.errors import PatternError, did_you_mean
 from onnx_fuse.patterns.language.term_facts import Key, needed_keys, operands_fit, root_keys, root_operands, size_of
 from onnx_fuse.patterns.language.terms import AnyOf, Kind, Named, Number, Op, Output, Shaped, Term, Tree, Variable
 
@@ -59,6 +61,22 @@ VIEW_DOMAIN = "onnx_fuse.view"
 """Domain of operators that exist in canonical views alone: they are matched, and never written."""
 
 
+_NEWER = frozenset({"Swish"})
+"""Operators that the view has whatever the opset, and the oldest onnx that is supported does not."""
+
+NEVER_SHOWN = {
+    "Identity": "its input: leave it out",
+    "Dropout": "its input: leave it out",
+    "Flatten": "Reshape: write op.Reshape(x)",
+    "Squeeze": "Reshape: write op.Reshape(x)",
+    "Unsqueeze": "Reshape: write op.Reshape(x)",
+    "Gemm": "MatMul, then Add: write op.Add(op.MatMul(x, weight), bias)",
+    "Constant": "a constant: write a number, or a variable of kind Constant or Scalar",
+}
+"""Operators that no pattern can rely on, and what the canonical view has instead. It keeps them where their axes are not known, or
+they do more than usual (a Gemm that transposes its input, a Dropout in training mode)."""
+
+
 class _Operators:
     """What a pattern function receives as `op`: `op.Softmax(x, axis=-1)` is a node of the pattern."""
 
@@ -87,6 +105,9 @@ class _Operators:
 
         Division by a number is written as the multiplication it is in the canonical view; an exponent has no tolerance.
         """
+        types = (op_types,) if isinstance(op_types, str) else tuple(op_types)
+        for op_type in types if self._domain == "" else ():
+            _require_known(op_type, attributes)
         if op_types == "Div" and len(inputs) == 2:
             divisor = _term(inputs[1])
             if isinstance(divisor, Number):
@@ -168,6 +189,19 @@ def _term(item: Any) -> Term:
     raise PatternError(
         f"a pattern operand is {item!r}", "Use a variable, an operator, a number, or op.any_of/op.optional/op.shape."
     )
+
+
+def _require_known(op_type: str, attributes: Mapping[str, Any]) -> None:
+    """Raises PatternError for an operator that ONNX does not have, or that the canonical view does not show."""
+    shown = NEVER_SHOWN.get(op_type)
+    if shown is not None and not (op_type == "Gemm" and "transA" in attributes):
+        raise PatternError(f"a pattern has {op_type}, which the canonical view does not show", f"The view has {shown}.")
+    if not defs.has(op_type) and op_type not in _NEWER:
+        known = {schema.name for schema in defs.get_all_schemas() if schema.domain == ""}
+        raise PatternError(
+            f"a pattern has {op_type}, and ONNX has no operator of that name",
+            f"{did_you_mean(op_type, known)}An operator of another domain is op.domain('com.example').{op_type}(...).",
+        )
 
 
 Requirement = Callable[["Match", "View"], "str | None"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 
-from onnx_fuse.errors import PatternError
+from onnx_fuse.errors import PatternError, did_you_mean
 from onnx_fuse.patterns.language.body import Body, rename_outputs
 from onnx_fuse.patterns.language.declaration import Declaration
 from onnx_fuse.patterns.language.dsl import Pattern
@@ -77,6 +78,35 @@ class FusedOp:
         if self.domain in ("", "ai.onnx"):
             raise PatternError(
                 f"FusedOp {self.name} is in ONNX's own domain", "Give it a domain of its own, such as domain='my.ops'."
+            )
+        self._require_that_body_fits()
+
+    def _require_that_body_fits(self) -> None:
+        """Raises PatternError where the body could not be called with the operator's inputs and attributes."""
+        builder, *parameters = inspect.signature(self.body).parameters.values() or (None,)
+        if builder is None:
+            raise PatternError(
+                f"the body of {self.name} has no parameter", "Its first one makes operators: def body(op, x, ...)."
+            )
+        kinds = {parameter.kind for parameter in (builder, *parameters)}
+        if inspect.Parameter.VAR_POSITIONAL in kinds:
+            return
+        names = {parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD}
+        given = [name for name in (*self.inputs, *self.attributes) if not name.endswith("*")]
+        any_name = inspect.Parameter.VAR_KEYWORD in kinds
+        lacking = [name for name in given if name not in names] if not any_name else []
+        if lacking:
+            raise PatternError(
+                f"the body of {self.name} does not take {', '.join(lacking)}",
+                "Give it a parameter for each input and attribute of the operator.",
+            )
+        required = [item.name for item in parameters if item.default is item.empty and item.name in names]
+        prefixes = tuple(name.rstrip("*") for name in self.inputs if name.endswith("*"))
+        more = [name for name in required if name not in given and not name.startswith(prefixes)]
+        if more and self.structure is None:
+            raise PatternError(
+                f"the body of {self.name} takes {', '.join(more)}, and the operator has no such input or attribute",
+                f"{did_you_mean(more[0], given)}Its inputs and attributes are: {', '.join(given)}.",
             )
 
     @property
@@ -289,8 +319,20 @@ class Fusion:
         return self.pattern if isinstance(self.pattern, tuple) else (self.pattern,)
 
     def fused(self, match: Match, view: View) -> Fused | str:
-        """What a match becomes, or the sentence that refuses it."""
-        return self.build(match, view) if self.build is not None else self._by_name(match, view)
+        """What a match becomes, or the sentence that refuses it.
+
+        Raises:
+            PatternError: `build` returns something else.
+        """
+        if self.build is None:
+            return self._by_name(match, view)
+        made: Any = self.build(match, view)
+        if isinstance(made, Fused) or (isinstance(made, str) and made.strip()):
+            return made
+        raise PatternError(
+            f"the build function of {self.name} returned {made!r} at {match.root.name}",
+            "It returns a Fused, or the sentence that says why the match does not fuse.",
+        )
 
     def _by_name(self, match: Match, view: View) -> Fused | str:
         inputs = {name: match.get(name) for name in self.operator.inputs}

@@ -16,7 +16,7 @@ from onnx_fuse.learning import from_example
 from onnx_fuse.runtime.serve.deploy import deploy
 from onnx_fuse.runtime.tensorrt.config import EngineConfig
 
-ERRORS = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, Exception)]
+ERRORS = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, errors.OnnxFuseError)]
 
 
 @pytest.mark.parametrize(

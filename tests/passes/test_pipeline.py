@@ -12,7 +12,7 @@ from onnx import ModelProto, helper
 
 import onnx_fuse
 from onnx_fuse import Graph, Pipeline
-from onnx_fuse.errors import PatternError
+from onnx_fuse.errors import FusionWarning, PatternError
 from onnx_fuse.passes.fuse.fuse_pass import FusePass
 from onnx_fuse.passes.fuse.simplify import Simplify
 from onnx_fuse.passes.pipeline import GraphPass, Pass, SurgeonPass, as_pass
@@ -230,6 +230,23 @@ class TestRulesThatRaise:
         result = onnx_fuse.fuse(before, fusions=[made, SWISH])
         assert result.report.fused == {"FusedSwish": 1}
         assert any("Leaky raised AttributeError" in warning for warning in result.report.warnings)
+
+    def test_nobody_can_overlook_it(self) -> None:
+        with pytest.warns(FusionWarning, match=r"Broken raised ZeroDivisionError.*\(test_pipeline.py:\d+ in"):
+            onnx_fuse.fuse(model(TEXT), fusions=[broken_fusion("requirement")])
+
+    @pytest.mark.parametrize("returned", [True, False, 0, "", ["no"]])
+    def test_a_requirement_or_build_that_returns_something_else(self, returned: Any) -> None:
+        @pattern
+        def mine(op, x):
+            return op.Relu(x)
+
+        made = Fusion("Mine", mine, FusedOp("Mine", ("x",), relu_body), build=lambda match, view: returned)
+        with pytest.raises(PatternError, match="build function of Mine returned"):
+            onnx_fuse.fuse(model(TEXT), fusions=[made])
+        mine.require(lambda match, view: returned)
+        with pytest.raises(PatternError, match="of pattern mine returned"):
+            onnx_fuse.fuse(model(TEXT), fusions=[made])
 
     def test_a_body_of_nonsense(self) -> None:
         made = Fusion("Nonsense", relu, FusedOp("Nonsense", ("x",), lambda op, x: op.NoSuchOperator(x)))

@@ -239,7 +239,7 @@ from dataclasses import replace
 def either(op, x, w):
     return op.any_of(op.MatMul(x, w), op.Add(x, w))
 
-made = replace(fusion_of(either, lambda op, x, w: x), anchor=None, build=lambda match, view: match.root.op_type)
+made = replace(fusion_of(either, lambda op, x: x), anchor=None, build=lambda match, view: match.root.op_type)
 _, report = fused(model("(float[2,4] x, float[4,4] w, float[4] b) => (float[2,4] y) { y = Gemm(x, w, b) }"), made)
 print(*[miss.reason for miss in report.near_misses])
 """

@@ -9,6 +9,7 @@ import pytest
 import onnx_fuse
 from onnx_fuse.errors import PatternError
 from onnx_fuse.patterns import Attribute, Constant, Optional, Pattern, Scalar, Value, pattern
+from onnx_fuse.patterns.language.dsl import NEVER_SHOWN
 from onnx_fuse.patterns.language.terms import AnyOf, Number, Op, Output, Shaped, Tree
 
 
@@ -123,6 +124,19 @@ class TestMistakes:
     def test_a_result_or_operand_that_is_no_term(self, result: Any) -> None:
         assert repr(result) in self.refused(lambda op, x: result).cause
         assert repr(result) in self.refused(lambda op, x: op.Mul(x, result)).cause
+
+    def test_an_operator_that_onnx_does_not_have(self) -> None:
+        error = self.refused(lambda op, x: op.Softmaxx(x))
+        assert "Softmaxx" in error.cause and "Did you mean Softmax?" in error.remedy
+        pattern(lambda op, x: op.domain("com.microsoft").FastGelu(x))
+
+    @pytest.mark.parametrize("op_type", NEVER_SHOWN)
+    def test_an_operator_that_the_view_does_not_show(self, op_type: str) -> None:
+        error = self.refused(lambda op, x: op.Relu(op.node(("Abs", op_type), x)))
+        assert op_type in error.cause and "The view has" in error.remedy
+
+    def test_a_gemm_that_stays_one(self) -> None:
+        assert pattern(lambda op, x, w: op.Gemm(x, w, transA=1)).size == 1
 
     def test_an_unknown_annotation(self) -> None:
         def odd(op, x: float):

@@ -63,6 +63,25 @@ class TestSignature:
             with pytest.raises(PatternError, match=said):
                 operator.make_function(["x"], ["output"], attributes, OPSETS, TensorProto.FLOAT)
 
+    @pytest.mark.parametrize(
+        ("body", "said"),
+        [
+            (lambda: "x", "has no parameter"),
+            (lambda op, x: x, "does not take bias, alpha"),
+            (lambda op, x, bias, alpha, beta: x, "takes beta, and the operator has no such"),
+            (lambda op, *, x, alpha: x, "does not take bias"),
+        ],
+    )
+    def test_a_body_whose_signature_does_not_fit(self, body: Any, said: str) -> None:
+        with pytest.raises(PatternError, match=said):
+            FusedOp("Op", ("x", "bias"), body, ("alpha",))
+
+    def test_bodies_that_fit(self) -> None:
+        FusedOp("Op", ("x", "bias"), lambda op, x, bias, alpha, beta=1.0: x, ("alpha",))
+        FusedOp("Op", ("x", "bias"), lambda op, **given: given["x"], ("alpha",))
+        FusedOp("Op", ("x", "ids_*"), lambda op, x, ids_1, **ids: x)
+        FusedOp("Op", ("x",), lambda op, x, grouped: x, structure=lambda attributes: {"grouped": True})
+
     @pytest.mark.parametrize("domain", ["", "ai.onnx"])
     def test_onnx_s_own_domain_is_not_for_us(self, domain: str) -> None:
         with pytest.raises(PatternError, match="ONNX's own domain"):
