@@ -287,8 +287,8 @@ def _session(
 
 
 def _library(case: Case, threads: int) -> ort.InferenceSession | None:
-    """The fused model with the kernel library; None where that has no kernel for any of its nodes."""
-    kernels = kernel_library.choose(case.fused, True)
+    """The fused model with the kernel library; None where by default bodies run, as they do where its kernels would gain nothing."""
+    kernels = kernel_library.choose(case.fused, None)
     if kernels.library is None:
         return None
     _require_kernels(case, kernels)

@@ -25,6 +25,7 @@ from onnx_fuse.patterns.parts.norm import affine_problem
 SILU_IS_ZERO = -128.0
 """At and below this number SiLU is zero in float32."""
 _TRILU_SINCE = 14
+_LOWEST = float(np.finfo(np.float32).min)
 _PRECISION: dict[int, float] = {TensorProto.FLOAT: 1e-6, TensorProto.FLOAT16: 1e-3, TensorProto.BFLOAT16: 8e-3}
 """How far from the reciprocal of a whole number a constant may be that was meant to be one."""
 
@@ -285,11 +286,14 @@ def hstu_body(  # type: ignore[no-untyped-def]
         context = levels_body(op, queries, keys, values, alpha, mask, position, length, decay, levels)
         return op.like(op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3]), op.open_shape(v, 0, 1)), q)
     scores = op.MatMul(queries, split(k, [0, 2, 3, 1]))
+    bias = None if bias is None else op.float32(bias)
+    if bias is not None and mask is not None:
+        bias = op.Max(bias, _LOWEST)  # SiLU of -inf is NaN, which no mask would clear below
     if bias is not None and bias_order == "inside_alpha":
-        scores = op.Mul(op.Add(scores, op.float32(bias)), alpha)
+        scores = op.Mul(op.Add(scores, bias), alpha)
     else:
         scores = op.Mul(scores, alpha)
-        scores = scores if bias is None else op.Add(scores, op.float32(bias))
+        scores = scores if bias is None else op.Add(scores, bias)
     weights = op.Mul(scores, op.Sigmoid(scores))
     if mask is not None:
         weights = op.Mul(weights, op.float32(mask))

@@ -463,6 +463,17 @@ def test_body_computes_the_definition(names: str, changes: dict[str, Any], batch
     np.testing.assert_allclose(found, reference(inputs, attributes), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", ["inside_alpha", "outside_alpha"])
+def test_what_is_masked_may_have_a_bias_of_minus_infinity(order: str) -> None:
+    attributes = {**ATTRIBUTES, "bias_order": order}
+    inputs = {name.split("_")[0]: drawn(name, 2, 5) for name in ("q", "k", "v", "bias", "mask_bool")}
+    expected = reference(inputs, attributes)
+    lowest = np.broadcast_to(inputs["bias"], (2, HEADS, 5, 5))
+    inputs["bias"] = np.where(inputs["mask"], lowest, -np.inf).astype(np.float32)
+    found = helpers.run(operator_model(inputs, attributes), inputs)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("opset", [13, 18, 23])
 @pytest.mark.parametrize(("batch", "length"), [(0, 3), (2, 0)])
 def test_body_takes_empty_axes(opset: int, batch: int, length: int) -> None:
