@@ -287,7 +287,7 @@ def _session(
 
 
 def _library(case: Case, threads: int) -> ort.InferenceSession | None:
-    """The fused model with the kernel library; None where by default bodies run, as they do where its kernels would gain nothing."""
+    """The fused model with the kernel library; None where bodies run by default, because kernels would gain nothing."""
     kernels = kernel_library.choose(case.fused, None)
     if kernels.library is None:
         return None
