@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx_fuse
 from onnx_fuse import errors
+from onnx_fuse.passes.refusals import BY_CODE
 from onnx_fuse.patterns.language.operator import FusedOp
 from onnx_fuse.runtime.plugins import declared_cpp
 
@@ -147,6 +148,15 @@ def troubleshooting() -> str:
             sections.append(
                 f"### {name}\n\nExit code {kind.exit_code}. {summary}\n\n{table(('cause', 'remedy'), rows)}"
             )
+    return "\n\n".join(sections)
+
+
+def codes() -> str:
+    """All kinds of refusal."""
+    sections = []
+    for kind in BY_CODE.values():
+        advice = f"To get it: {kind.advice}" if kind.advice else "No change of the export is known that would help."
+        sections.append(f"### {kind.code} {kind.name}\n\n{kind.meaning}\n\n    {kind.example}\n\n{cell(advice)}")
     return "\n\n".join(sections)
 
 
@@ -336,6 +346,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     for make in (
         operators,
         troubleshooting,
+        codes,
         recommenders,
         onnxruntime,
         fusing,

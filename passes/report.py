@@ -29,6 +29,7 @@ class MatchRecord:
         left_out: sentences on the parts that were present in the graph and stayed outside.
         block: the module that the nodes belong to, in the model's own names ("encoder.layer.2.attention"); "" where none tells.
         advice: what to change in the export so that less is left out, where known.
+        codes: the code of each sentence of `left_out` (passes/refusals.py).
         replaced_types: operator types of `replaced`.
         replaced_edges: (i, j) where node j of `replaced` reads what node i makes.
     """
@@ -45,6 +46,7 @@ class MatchRecord:
     left_out: tuple[str, ...] = ()
     block: str = ""
     advice: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()
     replaced_types: tuple[str, ...] = ()
     replaced_edges: tuple[tuple[int, int], ...] = ()
 
@@ -63,6 +65,7 @@ class NearMissRecord:
         reason: the sentence a person reads.
         block: as in MatchRecord, of `node`.
         advice: what to change in the export so that it fuses; "" where nothing is known to help.
+        code: of the kind of refusal (passes/refusals.py), "OF201".
     """
 
     fusion: str
@@ -75,6 +78,7 @@ class NearMissRecord:
     reason: str
     block: str = ""
     advice: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from enum import Enum
@@ -26,6 +27,9 @@ from onnx_fuse.errors import OnnxFuseError, UsageError
 
 if TYPE_CHECKING:
     from onnx_fuse.passes.report import Report
+
+
+_CODE = re.compile(r"OF\d{3}", re.IGNORECASE)
 
 
 class Attention(str, Enum):
@@ -136,7 +140,9 @@ def fuse(
 
 
 def explain(
-    model: Annotated[Path, MODEL] = typer.Argument(metavar="MODEL", help="The ONNX model."),
+    model: Annotated[Path | None, MODEL] = typer.Argument(
+        None, metavar="MODEL", help="The ONNX model; or the code of a refusal, such as OF201."
+    ),
     pattern: str | None = typer.Option(None, metavar="NAME", help="Only this fusion.", autocompletion=fusion_names),
     at: str | None = typer.Option(None, metavar="NODE", help="All about one node, given by its name or an output."),
     learned: Annotated[list[Path], MODEL] = typer.Option(
@@ -146,8 +152,14 @@ def explain(
         [], metavar="NAME", help="Try an opt-in fusion too; may be repeated.", autocompletion=fusion_names
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON: the report of a run that rewrites nothing."),
+    codes: bool = typer.Option(False, "--codes", help="List the codes of refusals, instead of explaining a model."),
 ) -> None:
     """Say what would fuse, and why the rest does not."""
+    if codes or (model is not None and _CODE.fullmatch(model.name) and not model.exists()):
+        _tell_codes("" if codes or model is None else model.name.upper())
+        return
+    if model is None:
+        raise UsageError("Missing argument 'MODEL'.", "See onnx-fuse explain --help.")
     require_model(model)
     import onnx_fuse
     from onnx_fuse.cli import render
@@ -159,6 +171,18 @@ def explain(
         return
     render.warnings(open_console(stderr=True), report)
     render.explanation(open_console(), report, at=at, pattern=pattern)
+
+
+def _tell_codes(code: str) -> None:
+    from onnx_fuse.cli import render
+    from onnx_fuse.passes.refusals import BY_CODE
+
+    if not code:
+        render.codes(open_console())
+    elif code in BY_CODE:
+        render.code(open_console(), BY_CODE[code])
+    else:
+        raise UsageError(f"There is no code {code}.", "`onnx-fuse explain --codes` lists them.")
 
 
 def list_fusions() -> None:

@@ -11,11 +11,13 @@ import hashlib
 import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any, TypeVar
 
 from onnx_fuse.cli.render import counted, matched, verification_line, visible
 from onnx_fuse.passes.graph import blocks
+from onnx_fuse.passes.refusals import BY_CODE
 from onnx_fuse.passes.report import LayerRecord, MatchRecord, NearMissRecord, Report, without_numbers
 
 MOST_ROWS = 20
@@ -34,6 +36,10 @@ def to_html(report: Report) -> str:
     misses = _groups(report.near_misses, lambda miss: (miss.fusion, without_numbers(miss.reason)))
     misses.sort(key=lambda group: -max(miss.matched / max(miss.total, 1) for miss in group))
     name = PurePath(report.model).name or "model"
+    parts = [
+        _picture(report, fusions) + _fusions(fusions),
+        _near_misses(misses),
+    ]  # the reasons first where nothing fused
     body = "\n".join(
         part
         for part in (
@@ -41,9 +47,8 @@ def to_html(report: Report) -> str:
             "<main>",
             _tiles(report),
             _warnings(report),
-            _picture(report, fusions),
-            _fusions(fusions),
-            _near_misses(misses),
+            *(parts if fusions else reversed(parts)),
+            _codes(report),
             _verification(report.verification),
             _passes(report),
             "</main>",
@@ -131,8 +136,12 @@ def _fusions(fusions: Sequence[Sequence[MatchRecord]]) -> str:
         rows = [
             [match.block or "–", match.node, _place(match.root, match.graph), len(match.replaced)] for match in group
         ]
-        left_out = dict.fromkeys(sentence for match in group for sentence in match.left_out)
-        rest = "".join(f"<li>{text(sentence)}</li>" for sentence in list(left_out)[:8])
+        left_out = {
+            sentence: code
+            for match in group
+            for sentence, code in zip_longest(match.left_out, match.codes, fillvalue="")
+        }
+        rest = "".join(f"<li>{text(sentence)} {_code(code)}</li>" for sentence, code in list(left_out.items())[:8])
         rest = f"<h3>Left out</h3><ul>{rest}</ul>" if rest else ""
         advice = _advice(dict.fromkeys(one for match in group for one in match.advice))
         ports = f"inputs: {', '.join(first.inputs)}; outputs: {', '.join(first.outputs)}"
@@ -160,11 +169,27 @@ def _near_misses(groups: Sequence[Sequence[NearMissRecord]]) -> str:
         rows = [[miss.block or "–", _place(miss.node, miss.graph), miss.op_type, miss.reason] for miss in group]
         items.append(
             f'<details><summary><span class="name">{text(best.fusion)}</span><span class="count">{len(group)}×</span>'
-            f'<span class="note">{text(matched(best))}</span><span class="reason">{text(best.reason)}</span></summary>'
+            f'<span class="note">{text(matched(best))}</span><span class="reason">{text(best.reason)} '
+            f"{_code(best.code)}</span></summary>"
             f'<div class="inside">{_table(("block", "node", "operator", "what stopped it"), rows)}</div></details>'
             f"{_advice([best.advice])}"
         )
     return _section("missed", "What did not fuse", "".join(items))
+
+
+def _code(code: str) -> str:
+    return f'<a href="#{text(code)}">{text(code)}</a>' if code in BY_CODE else ""
+
+
+def _codes(report: Report) -> str:
+    """What the codes mean that the report has."""
+    found = {miss.code for miss in report.near_misses} | {code for match in report.matches for code in match.codes}
+    kinds = [kind for code, kind in BY_CODE.items() if code in found]
+    told = "".join(
+        f'<dt id="{kind.code}">{kind.code} {kind.name}</dt><dd>{text(kind.meaning)}{_advice([kind.advice])}</dd>'
+        for kind in kinds
+    )
+    return _section("codes", "What the codes mean", f"<dl>{told}</dl>") if kinds else ""
 
 
 def _verification(found: dict[str, Any] | None) -> str:

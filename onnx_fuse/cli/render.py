@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_fuse.passes.graph import blocks
+from onnx_fuse.passes.refusals import BY_CODE, OWN, Kind
 from onnx_fuse.passes.report import MatchRecord, NearMissRecord, Report, group_near_misses, without_numbers
 
 if TYPE_CHECKING:
@@ -229,14 +231,16 @@ def explanation(console: Console, report: Report, *, at: str | None = None, patt
             times = f"{count}x " if count > 1 else ""
             indented(console, f"{place}{times}{match.operator}{parts}, {counted(len(match.replaced), 'node')}", 2)
             indented(console, f"first at {_place(match.root, match.graph)}", 6, "dim")
-            for sentence in match.left_out:
-                indented(console, f"left out: {sentence}", 6)
+            for sentence, code in zip_longest(match.left_out, match.codes, fillvalue=""):
+                indented(console, f"left out: {_with_code(sentence, code)}", 6)
             for advice in match.advice:
                 indented(console, f"to get it: {advice}", 6, "cyan")
         _near_misses(console, group.near_misses)
     if report.near_misses:
         console.print()
         say(console, "`--at NODE` shows one place in full, `--pattern NAME` one fusion.", "dim")
+        code = report.near_misses[0].code or OWN.code
+        say(console, f"`onnx-fuse explain {code}` tells what a code means.", "dim")
 
 
 @dataclass(frozen=True)
@@ -317,7 +321,7 @@ def _near_misses(console: Console, groups: Iterable[tuple[NearMissRecord, int]])
         places = "" if count == 1 else f", and {counted(count - 1, 'more place')}"
         head = f"{miss.fusion}: {matched(miss)} at {_place(miss.node, miss.graph)}{places}"
         indented(console, head, 2)
-        indented(console, miss.reason, 6, "italic")
+        indented(console, _with_code(miss.reason, miss.code), 6, "italic")
         if miss.advice:
             indented(console, f"to get it: {miss.advice}", 6, "cyan")
 
@@ -333,8 +337,8 @@ def _details(console: Console, report: Report, at: str) -> None:
         indented(console, f"inputs: {', '.join(match.inputs)}; outputs: {', '.join(match.outputs)}", 2)
         if match.parts:
             indented(console, f"with: {', '.join(match.parts)}", 2)
-        for sentence in match.left_out:
-            indented(console, f"left out: {sentence}", 2)
+        for sentence, code in zip_longest(match.left_out, match.codes, fillvalue=""):
+            indented(console, f"left out: {_with_code(sentence, code)}", 2)
         for advice in match.advice:
             indented(console, f"to get it: {advice}", 2, "cyan")
     for miss in report.near_misses:
@@ -342,11 +346,15 @@ def _details(console: Console, report: Report, at: str) -> None:
         if miss.block:
             indented(console, f"block: {miss.block}", 2)
         indented(console, f"{matched(miss)}, then:", 2)
-        indented(console, miss.reason, 6, "italic")
+        indented(console, _with_code(miss.reason, miss.code), 6, "italic")
         if miss.advice:
             indented(console, f"to get it: {miss.advice}", 2, "cyan")
     if not report.matches and not report.near_misses:
         say(console, f"No fusion begins to match at {at}.")
+
+
+def _with_code(sentence: str, code: str) -> str:
+    return f"{sentence} [{code}]" if code else sentence
 
 
 def matched(miss: NearMissRecord) -> str:
@@ -358,6 +366,24 @@ def matched(miss: NearMissRecord) -> str:
 
 def _place(node: str, graph: str) -> str:
     return f"{node} in {graph}" if graph else node
+
+
+def codes(console: Console) -> None:
+    """All kinds of refusal: code, name, what it means."""
+    result = table("code", "name", "meaning")
+    for kind in BY_CODE.values():
+        row(result, kind.code, kind.name, kind.meaning)
+    console.print(result)
+
+
+def code(console: Console, kind: Kind) -> None:
+    """One kind of refusal: what it means, an example, what to change in the export."""
+    say(console, f"{kind.code} {kind.name}", "bold")
+    indented(console, kind.meaning, 2)
+    indented(console, f"for example: {kind.example}", 2, "italic")
+    indented(
+        console, f"to get it: {kind.advice}" if kind.advice else "No change of the export is known that would help.", 2
+    )
 
 
 # --- learn ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from onnx import NodeProto
 from onnx_fuse.passes.fuse.plan import Replacement
 from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.graph.index import Graph
+from onnx_fuse.passes.refusals import kind_of
 from onnx_fuse.passes.report import MatchRecord
 
 
@@ -59,6 +60,7 @@ class MatchNotes:
                 left_out,
                 place.block,
                 advice,
+                tuple(kind_of(sentence).code for sentence in left_out),
                 content.replaced_types,
                 content.replaced_edges,
             )

@@ -13,6 +13,7 @@ from onnx_fuse.passes.fuse.plan import Plan, Planned, Refusal
 from onnx_fuse.passes.graph import blocks
 from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.graph.node import Node
+from onnx_fuse.passes.refusals import kind_of
 from onnx_fuse.passes.report import NearMissRecord
 from onnx_fuse.passes.view.furthest_failure import name_of
 from onnx_fuse.passes.view.matcher import NearMiss, match_at
@@ -217,6 +218,7 @@ def _record(miss: NearMiss, fusion: str, graph: Graph) -> NearMissRecord:
         reason=miss.reason,
         block=blocks.block_of(graph.nodes[miss.root.position].proto),
         advice=blocks.advise(miss.reason, graph),
+        code=kind_of(miss.reason).code,
     )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from onnx_fuse.passes.refusals import kind_of
+
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, StringStringEntryProto
 
@@ -187,46 +189,6 @@ _PROBABILITIES = (
     "Export without the attention probabilities: output_attentions=False, or need_weights=False for "
     "torch.nn.MultiheadAttention."
 )
-_CACHE = "Export without a key-value cache: use_cache=False."
-_SIZES = (
-    "Give dynamic axes of one size one name when exporting (one for the batch, one for the sequence), or export with "
-    "fixed sizes."
-)
-_ADVICE: tuple[tuple[str, str], ...] = (
-    (r"\b(past|present|cache)[\w.]*(key|value|kv)|\bkey_values\b|\bkv_cache", _CACHE),
-    (
-        r"(number of (\S+ )?heads|head size)\b.*must be known",
-        "Export with the number of heads and the head size as fixed numbers: reshape with Python integers, not with sizes "
-        "read from a tensor.",
-    ),
-    (r"^the mask .* has (an unknown shape|shape)|has shape unknown|elsewhere in the match it is", _SIZES),
-    (
-        r"\bDropout\b|\btraining",
-        "Export in evaluation mode: model.eval() before exporting, and no training=TrainingMode.TRAINING.",
-    ),
-    (
-        r"\bTanh\b",
-        "The scores are soft-capped and the operator has no soft cap: only a model configured without one fuses "
-        "(attn_logit_softcapping=None).",
-    ),
-    (
-        r"not a constant.*\((scale|mask_value|epsilon)\)",
-        "Make it a Python number in the model (such as 1 / math.sqrt(head_size)), so that the export holds a constant.",
-    ),
-    (r"\bopset \d+ is (outside|older)|has no CastLike", "Export again with opset_version=17 or newer."),
-    (
-        r"have different types",
-        "Export in one type: model.float() or model.half() for the whole model, and no autocast.",
-    ),
-    (r"^its type is |is DOUBLE", "Export in float32, float16 or bfloat16: model.float() before exporting."),
-    (r"of domain com\.microsoft", "Fuse the model as it was exported, before ONNX Runtime's optimizer rewrites it."),
-    (
-        r"\b(Dynamic)?(Quantize|Dequantize)Linear\b|\b(MatMul|Conv)Integer\b|\bQLinear",
-        "Fuse the float model first and quantise the result, or leave the attention out of the quantisation.",
-    ),
-    (r"not known before run time", "Inline the model's functions first: onnx.inliner.inline_local_functions(model)."),
-)
-_COMPILED = tuple((re.compile(pattern), advice) for pattern, advice in _ADVICE)
 _KEPT = re.compile(r"its output (\S+) (is a graph output|is also read by (\S+) )")
 
 
@@ -243,10 +205,10 @@ def advise(reason: str, graph: Graph | None = None) -> str:
         producer = graph.producers.get(value) if graph is not None else None
         if producer is not None and producer.op_type == "Softmax":
             return _PROBABILITIES
-        for pattern, advice in _COMPILED[:1]:
-            if pattern.search(value):
-                return advice
+        kind = kind_of(value)
+        if kind.name == "key-value-cache":
+            return kind.advice
         if kept[3] is None:
             return f"Leave {value} out of what the model returns (hidden states: output_hidden_states=False)."
         return ""
-    return next((advice for pattern, advice in _COMPILED if pattern.search(reason)), "")
+    return kind_of(reason).advice

@@ -14,6 +14,7 @@ import pytest
 
 from onnx_fuse.errors import RequirementError, VerificationError
 from onnx_fuse.passes.files import io
+from onnx_fuse.passes.refusals import BY_CODE
 from tests import helpers
 from tests.onnx_fuse.cli.helpers import (
     HIDDEN,
@@ -271,3 +272,15 @@ def test_fusions() -> None:
         assert name in done.stdout
     assert "default" in done.stdout and "opt-in" in done.stdout
     assert_fits(run("list", **TERMINAL).stdout)
+
+
+def test_codes_of_refusals(minilm: Path) -> None:
+    listed = run("explain", "--codes")
+    assert listed.exit_code == 0 and all(code in listed.stdout for code in BY_CODE)
+    told = run("explain", "of101")
+    assert told.exit_code == 0 and BY_CODE["OF101"].meaning in told.stdout and "to get it: " in told.stdout
+    assert_error(run("explain", "OF199"), 2, "no code OF199", "--codes")
+    assert_error(run("explain"), 2, "MODEL")
+    report = json.loads(run("explain", minilm, "--json", "--enable", "FusedSkipLayerNorm").stdout)
+    assert report["near_misses"] and all(miss["code"] in BY_CODE for miss in report["near_misses"])
+    assert f"[{report['near_misses'][0]['code']}]" in run("explain", minilm, "--enable", "FusedSkipLayerNorm").stdout
