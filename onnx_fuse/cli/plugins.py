@@ -89,6 +89,12 @@ def _build_for_tensorrt(output: Path | None, architectures: list[int], jobs: int
     typer.echo(f"{built.path}: {built.variants} kernels for {chips}, {built.size / 1e6:.1f} MB, {built.seconds:.0f} s")
     for operator in built.operators:
         typer.echo(f"  {operator}")
+    if folder is None:
+        from onnx_fuse.plugin_csrc.kernels.pruning import PRUNED
+
+        typer.echo("Left out, as the library is no better for them:")
+        for entry in PRUNED:
+            typer.echo(f"  {entry.names}, for which {entry.instead} runs: {entry.reason}")
 
 
 @app.command("show", cls=Command)

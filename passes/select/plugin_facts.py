@@ -79,10 +79,9 @@ def _attention(call: _Call) -> PluginFacts:
     aligned = size % 16 == 0 and value_size % 16 == 0 and width % 16 == 0
     keys = call.shapes["key"][-2]
     dense = all(call.shapes[name][-1] == keys for name in ("attention_bias", "mask") if name in call.shapes)
-    if call.half and aligned and dense and max(size, value_size) <= 64 and width <= _WIDE:
-        rows = 64 if width <= _NARROW else 32
-        if batch * math.ceil(queries / rows) >= call.device.multiprocessors:
-            return PluginFacts()
+    projected = call.half and aligned and dense and max(size, value_size) <= 64 and width <= _NARROW
+    if projected and batch * math.ceil(queries / 64) >= call.device.multiprocessors:
+        return PluginFacts()
     linear = _linear_launches(heads * value_size, width, has_norm)
     total = 4 * batch * queries * width if linear == 2 else 0
     return PluginFacts(1 + linear, context + total)

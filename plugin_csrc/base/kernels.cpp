@@ -80,13 +80,6 @@ int architectureHere() {
          attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
 }
 
-KernelVariant const* lookUp(std::string const& name) {
-  KernelVariant const* const end = gr_kernel_variants + gr_kernel_variant_count;
-  KernelVariant const* const found =
-      std::find_if(gr_kernel_variants, end, [&](KernelVariant const& variant) { return name == variant.name; });
-  return found == end ? nullptr : found;
-}
-
 Loaded load(KernelVariant const& variant) {
   int const architecture = architectureHere();
   std::vector<KernelImage const*> refused;
@@ -171,24 +164,38 @@ int64_t KernelVariant::constant(std::string_view wanted) const {
   refuse("the kernel ", name, " has no constant ", wanted);
 }
 
-KernelVariant const& findKernel(std::string const& name) {
-  KernelVariant const* const found = lookUp(name);
-  if (found == nullptr) {
-    refuse("the library has no kernel ", name);
-  }
-  return *found;
+KernelVariant const* lookUp(std::string const& name) {
+  KernelVariant const* const end = gr_kernel_variants + gr_kernel_variant_count;
+  KernelVariant const* const found =
+      std::find_if(gr_kernel_variants, end, [&](KernelVariant const& variant) { return name == variant.name; });
+  return found == end ? nullptr : found;
 }
 
-KernelVariant const& findKernel(std::string const& name, std::string const& otherwise) {
-  KernelVariant const* const first = lookUp(name);
-  KernelVariant const* const second = lookUp(otherwise);
-  if (first == nullptr || second == nullptr) {
-    return findKernel(first == nullptr ? otherwise : name);
+KernelVariant const& findKernel(std::string const& name) { return findKernel(std::vector<std::string>{name}); }
+
+KernelVariant const& findKernel(std::vector<std::string> const& names) {
+  std::vector<KernelVariant const*> compiled;
+  for (std::string const& name : names) {
+    if (KernelVariant const* const found = lookUp(name); found != nullptr) {
+      compiled.push_back(found);
+    }
+  }
+  if (compiled.empty()) {
+    refuse("the library has no kernel ", names.back());
+  }
+  if (compiled.size() == 1) {
+    return *compiled.front();
   }
   int const architecture = architectureHere();
-  bool const built = std::any_of(first->images, first->images + first->imageCount,
-                                 [&](KernelImage const& image) { return !image.ptx && runsOn(image, architecture); });
-  return built ? *first : *second;
+  for (bool const ptx : {false, true}) {
+    for (KernelVariant const* const variant : compiled) {
+      if (std::any_of(variant->images, variant->images + variant->imageCount,
+                      [&](KernelImage const& image) { return image.ptx == ptx && runsOn(image, architecture); })) {
+        return *variant;
+      }
+    }
+  }
+  return *compiled.back();
 }
 
 Arguments::Value& Arguments::add(char kind) {

@@ -43,10 +43,12 @@ struct KernelVariant {
   int64_t constant(std::string_view wanted) const;
 };
 
-// Refuses where nothing of this name was compiled.
+// The first of these kernels that has machine code for the current device, else the first of which a PTX runs here: not every
+// architecture has every kernel, and what is special may not have been compiled. Refuses where none of them was.
+KernelVariant const& findKernel(std::vector<std::string> const& names);
 KernelVariant const& findKernel(std::string const& name);
-// The first if it has machine code for the current device, else the second: for kernels that only some architectures have.
-KernelVariant const& findKernel(std::string const& name, std::string const& otherwise);
+// The kernel of this name; null where it was not compiled.
+KernelVariant const* lookUp(std::string const& name);
 
 struct Grid {
   int64_t x{1};

@@ -32,6 +32,5 @@ MODULES = (
 
 
 def variants() -> Iterator[Variant]:
-    """All variants, in a fixed order."""
-    for module in MODULES:
-        yield from module.variants()
+    """All variants, in a fixed order, each once."""
+    yield from {variant.name: variant for module in MODULES for variant in module.variants()}.values()

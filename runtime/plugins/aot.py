@@ -30,8 +30,6 @@ ARCHITECTURES = manifest.ARCHITECTURES
 PTX_ARCHITECTURE = 80
 """The oldest of them, whose PTX later GPUs without machine code of their own translate."""
 
-_SAME_PTX = {86: 80, 89: 80}
-# Triton's code for these differs from that for sm_80 in nothing but the target it names: only ptxas runs again.
 EXACT = frozenset({90, 100, 120})
 # Triton compiles these for sm_90a, sm_100a and sm_120a, whose code runs on no other chip.
 _SHARED_LIMIT_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -197,7 +195,7 @@ def _compiled(task: tuple[str, str, Variant, tuple[int, ...]]) -> Kernel | str:
         try:
             with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
                 warnings.simplefilter("ignore")
-                images.extend(_images(variant, architecture))
+                images.extend(_images(variant, architecture, architectures))
         except Exception as error:
             text = " ".join(str(error).split())[:500]
             return f"The kernel {variant.name} of {module} does not compile for sm_{architecture}: {type(error).__name__}: {text}"
@@ -220,12 +218,13 @@ def numbers(variant: Variant) -> dict[str, int]:
 
 
 def variants(module: str) -> list[Variant]:
-    """The variants that a module (its name, or the path of a .py file) asks for; none where it only shares kernels of others."""
+    """The variants that a module (its name, or the path of a .py file) asks for, each once; none where it only shares kernels of
+    others."""
     make = getattr(loaded(module), "variants", None)
-    return [] if make is None else list(make())
+    return [] if make is None else list({variant.name: variant for variant in make()}.values())
 
 
-def _images(variant: Variant, architecture: int) -> Iterable[Image]:
+def _images(variant: Variant, architecture: int, architectures: Sequence[int]) -> Iterable[Image]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -241,7 +240,8 @@ def _images(variant: Variant, architecture: int) -> Iterable[Image]:
         {(order[name],): [["tt.divisibility", ALIGNMENT]] for name in aligned},
     )
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
-    made_for = _SAME_PTX.get(architecture, architecture)
+    made_for = manifest.SAME_PTX.get(architecture, architecture)
+    made_for = made_for if made_for in architectures else architecture
     result = triton.compile(source, target=GPUTarget("cuda", made_for, 32), options=options)
     found = result.metadata
     limit = _SHARED_LIMIT_KB[architecture] * 1024
@@ -273,7 +273,7 @@ def check_parameters(ptx: str, signature: str) -> None:
 
 
 def _image(found: Any, architecture: int, data: bytes, ptx: bool = False) -> Image:
-    return Image(architecture, ptx, found.name, 32 * found.num_warps, found.shared, len(data), zlib.compress(data, 9))
+    return Image(architecture, ptx, found.name, 32 * found.num_warps, found.shared, len(data), zlib.compress(data))
 
 
 def _assembled(ptx: str, architecture: int, options: Mapping[str, Any]) -> bytes:
@@ -297,6 +297,7 @@ def _assembled(ptx: str, architecture: int, options: Mapping[str, Any]) -> bytes
 def write_sources(kernels: Sequence[Kernel], folder: Path) -> None:
     """Writes kernels.bin (all images), kernels.S (which includes it) and kernels.cpp (the table); files that are right stay."""
     blob = bytearray()
+    places: dict[bytes, int] = {}
     lines = ['#include "base/kernels.h"', "", "namespace {", ""]
     rows = []
     for number, kernel in enumerate(kernels):
@@ -305,11 +306,13 @@ def write_sources(kernels: Sequence[Kernel], folder: Path) -> None:
         images = []
         for image in kernel.images:
             flags = [str(image.architecture in EXACT and not image.ptx).lower(), str(image.ptx).lower()]
-            numbers = [image.threads, image.shared, len(blob), len(image.packed), image.size]
+            if image.packed not in places:
+                places[image.packed] = len(blob)
+                blob += image.packed
+            numbers = [image.threads, image.shared, places[image.packed], len(image.packed), image.size]
             images.append(
                 f'{{"{image.symbol}", {image.architecture}, {", ".join(flags)}, {", ".join(map(str, numbers))}}}'
             )
-            blob += image.packed
         lines.append(f"gr::KernelImage const images{number}[] = {{{', '.join(images)}}};")
         rows.append(
             f'    {{"{kernel.name}", "{kernel.signature}", constants{number}, {len(kernel.constants)}, images{number}, '

@@ -26,7 +26,6 @@ NUMBERS_OF_NOTHING = (  # tests that ask for numbers although nothing runs
 
 NOT_RUN = {
     *(f"fused_embed_layer_norm.{element}" for element in ("fp16.128", "bf16.128", "fp16.512", "bf16.512", "fp32.512")),
-    *(f"fused_attention_layer_norm.{element}.d256" for element in ("fp16", "bf16")),
 }
 """Variants for every architecture that no case of the suite for a GPU is of the size for."""
 

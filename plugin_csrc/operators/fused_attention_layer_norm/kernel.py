@@ -42,6 +42,7 @@ from onnx_fuse.plugin_csrc.kernels.common import (
 )
 from onnx_fuse.plugin_csrc.kernels.linear import epilogue
 from onnx_fuse.plugin_csrc.kernels.manifest import ARCHITECTURES, TYPES, Variant
+from onnx_fuse.plugin_csrc.kernels.pruning import pruned
 from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention.kernel import LARGE, held_size, tile_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -666,8 +667,8 @@ _PROJECTED_TYPES = table(
 
 def pick(element: str, size: int, value_size: int, dense: bool = True) -> Variant | None:
     """The variant for heads of these sizes that takes every bias and mask; None for heads larger than 256. Sizes that are no
-    multiples of 16 have `.any`, as has a bias or mask that broadcasts its last axis. In 16-bit types heads of 32 take that of 64:
-    they mostly have one of `pick_whole`."""
+    multiples of 16 have `.any`, as has a bias or mask that broadcasts its last axis, and what is `pruned`. In 16-bit types heads
+    of 32 take that of 64: they mostly have one of `pick_whole`."""
     found = held_size(size, value_size, dense)
     if found is None:
         return None
@@ -675,8 +676,10 @@ def pick(element: str, size: int, value_size: int, dense: bool = True) -> Varian
     if aligned and element != "fp32":
         held = max(held, 64)
     name = f"fused_attention_layer_norm.{element}.d{held}" + ("" if aligned else ".any")
+    if pruned(name):
+        return pick(element, size, value_size, dense=False)
     divisible = ("size", "value_size") if aligned else ()
-    tiled, warps = tile_of(element, held)
+    tiled, warps = tile_of(element, held, aligned)
     stages = 1 if element == "fp32" else 2
     constants = {
         **tiled,
@@ -730,12 +733,16 @@ def pick_whole(
     """The variant that has these kinds of bias and mask as constants, `.large` for the architectures in `LARGE`.
 
     None where there is none: for float32, heads of sizes that `TILES` does not have, kinds that `EXTRAS` does not have, a scale
-    that is not positive, and a bias or mask that broadcasts its last axis or whose rows do not begin at multiples of 8 elements.
+    that is not positive, a bias or mask that broadcasts its last axis or whose rows do not begin at multiples of 8 elements, and
+    what is `pruned`.
     """
     extra = EXTRAS.get(kinds)
     if element == "fp32" or size != value_size or size not in TILES[large] or extra is None or scale <= 0:
         return None
     if extra and (keys % 8 or not dense):
+        return None
+    name = f"fused_attention_layer_norm.whole.{element}.d{size}{extra}" + ".large" * large
+    if pruned(name):
         return None
     rows, columns, stages = TILES[large][size]
     constants = {
@@ -752,7 +759,7 @@ def pick_whole(
         "STAGES": stages,
     }
     return variant(
-        f"fused_attention_layer_norm.whole.{element}.d{size}{extra}" + ".large" * large,
+        name,
         attention,
         element,
         _TYPES,
@@ -765,7 +772,8 @@ def pick_whole(
 
 def pick_projected(element: str, size: int, value_size: int, width: int, dense: bool = True) -> Variant | None:
     """The variant that has the rim as its epilogue; None where there is none: for float32, for heads larger than 64, for a
-    projection to more than 512, for sizes that are no multiples of 16, and for a bias or mask that broadcasts its last axis."""
+    projection to more than 512, for sizes that are no multiples of 16, for a bias or mask that broadcasts its last axis, and for
+    what is `pruned`."""
     held = next((held for held in (128, 512) if width <= held), None)
     if (
         element == "fp32"
@@ -777,8 +785,10 @@ def pick_projected(element: str, size: int, value_size: int, width: int, dense: 
         or width % 16
     ):
         return None
-    constants = {"ROWS": 64 if held == 128 else 32, "COLUMNS": 32, "SIZE": 64, "WIDTH": held, "STAGES": 2}
     name = f"fused_attention_layer_norm.projected.{element}.h{held}"
+    if pruned(name):
+        return None
+    constants = {"ROWS": 64 if held == 128 else 32, "COLUMNS": 32, "SIZE": 64, "WIDTH": held, "STAGES": 2}
     divisible = ("size", "value_size", "width")
     return variant(
         name,

@@ -73,19 +73,16 @@ class FusedAttentionLayerNorm final : public Operator {
     int64_t const rows = sizes.batch * sizes.queries;
     bool const isDense = run.isDense({"attention_bias", "mask"}, sizes.keys);
     std::string const projected = mProjected && isDense ? projectedName(run, sizes) : "";
-    if (!projected.empty()) {
-      KernelVariant const& whole = findKernel(projected);
-      int64_t const tiles = sizes.batch * ceilDivide(sizes.queries, whole.constant("ROWS"));
+    if (KernelVariant const* const whole = lookUp(projected); whole != nullptr) {
+      int64_t const tiles = sizes.batch * ceilDivide(sizes.queries, whole->constant("ROWS"));
       if (tiles >= multiprocessors()) {
-        runProjected(run, sizes, whole, tiles);
+        runProjected(run, sizes, *whole, tiles);
         return;
       }
     }
     bool const wide = mRim && !mProjected && output.type != DataType::kFLOAT;
     void* const context = mProjected || wide ? run.workspace() : output.data;
-    std::string const whole = wholeName(run, sizes, isDense);
-    KernelVariant const& kernel =
-        whole.empty() ? findKernel(generalName(run, sizes, isDense)) : findKernel(whole + ".large", whole);
+    KernelVariant const& kernel = findKernel(kernelNames(run, sizes, isDense));
     Arguments arguments;
     addOperands(run, arguments);
     arguments.pointer(context);
@@ -145,6 +142,17 @@ class FusedAttentionLayerNorm final : public Operator {
     arguments.float32(mScale).float32(mMaskValue).integer(mCausal != Causal::kNone ? 1 : 0);
     arguments.integer(mCausal == Causal::kLowerRight ? sizes.keys - sizes.queries : 0).integer(mZeroMasked ? 1 : 0);
     arguments.integer(mHeadMajor ? 1 : 0).integer(run.kind("attention_bias")).integer(run.kind("mask"));
+  }
+
+  // As in kernel.py: what `pick_whole` gives, then what `pick` does, each with what runs where that is not compiled.
+  std::vector<std::string> kernelNames(Run const& run, Geometry const& sizes, bool dense) const {
+    std::vector<std::string> names;
+    if (std::string const whole = wholeName(run, sizes, dense); !whole.empty()) {
+      names = {whole + ".large", whole};
+    }
+    names.push_back(generalName(run, sizes, dense));
+    names.push_back(generalName(run, sizes, false));
+    return names;
   }
 
   // As `pick`: the kernel that takes every bias and mask.

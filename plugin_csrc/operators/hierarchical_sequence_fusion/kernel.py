@@ -31,6 +31,7 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     variant,
 )
 from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
+from onnx_fuse.plugin_csrc.kernels.pruning import pruned
 
 ROWS = 32
 BLOCK = 128
@@ -151,7 +152,8 @@ _TYPES = table(
 def pick(element: str, width: int, levels: int, dense: bool = True) -> Variant | None:
     """The variant for rows of `width` and this many levels; None for more than 128 levels. Every width is accepted.
 
-    `.any` is for widths that are no multiples of 16, and for a mask that broadcasts its last axis (not `dense`).
+    `.any` is for widths that are no multiples of 16, for a mask that broadcasts its last axis (not `dense`), and for what is
+    `pruned`.
     """
     most = next((most for most in LEVELS if levels <= most), None)
     if most is None:
@@ -160,6 +162,8 @@ def pick(element: str, width: int, levels: int, dense: bool = True) -> Variant |
     most = LEVELS[-1] if odd else most
     constants = {"ROWS": ROWS, "BLOCK": BLOCK if most == LEVELS[0] else BLOCK // 2, "LEVELS": most, "DENSE": not odd}
     name = f"hierarchical_sequence_fusion.{element}.l{most}" + (".any" if odd else "")
+    if pruned(name):
+        return pick(element, width, levels, dense=False)
     divisible = () if odd else ("width",)
     return variant(name, hierarchical_sequence_fusion, element, _TYPES, constants, divisible, aligned=not odd)
 

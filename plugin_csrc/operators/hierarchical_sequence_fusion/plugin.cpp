@@ -7,11 +7,15 @@ namespace {
 constexpr size_t kSlots = 4;
 constexpr int64_t kMostLevels = 128;
 
-// As `pick` in hierarchical_sequence_fusion.py.
-std::string kernelName(Run const& run, int64_t width, int64_t levels) {
+// As `pick` in kernel.py, and what runs where that is not compiled.
+std::vector<std::string> kernelNames(Run const& run, int64_t width, int64_t levels) {
   bool const odd = width % 16 != 0 || !run.aligned() || !run.isDense({"level_mask"}, levels);
   std::string const name = std::string("hierarchical_sequence_fusion.") + run.type();
-  return name + (levels <= 16 && !odd ? ".l16" : ".l128") + (odd ? ".any" : "");
+  std::vector<std::string> names{name + ".l128.any"};
+  if (!odd) {
+    names.insert(names.begin(), name + (levels <= 16 ? ".l16" : ".l128"));
+  }
+  return names;
 }
 
 class HierarchicalSequenceFusion final : public Operator {
@@ -51,7 +55,7 @@ class HierarchicalSequenceFusion final : public Operator {
     Tensor const& embeddings = run.input("level_embeddings");
     int64_t const width = x.size(2);
     int64_t const levels = embeddings.size(0);
-    KernelVariant const& kernel = findKernel(kernelName(run, width, levels));
+    KernelVariant const& kernel = findKernel(kernelNames(run, width, levels));
     Arguments arguments;
     arguments.pointer(x.data).pointer(embeddings.data).pointer(run.dataOr("level_mask", x.data));
     arguments.pointer(run.output("y").data).pointer(run.dataOr("level_weights", x.data));

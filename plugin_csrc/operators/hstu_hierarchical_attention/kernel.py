@@ -49,6 +49,7 @@ from onnx_fuse.plugin_csrc.kernels.common import (
 )
 from onnx_fuse.plugin_csrc.kernels.manifest import ARCHITECTURES, TYPES, Variant
 from onnx_fuse.plugin_csrc.kernels.norm_rows import GATES, NO_GATE, activate
+from onnx_fuse.plugin_csrc.kernels.pruning import pruned
 from onnx_fuse.plugin_csrc.operators.hstu_hierarchical_attention.tiles import step
 
 
@@ -493,12 +494,15 @@ _LEVEL_TYPES = table(
 )
 
 
-def tile_of(element: str, held: int) -> tuple[dict[str, int], int]:
-    """(tile sizes, warps) of attention whose heads are padded to `held`: what fits into 99 KB of shared memory."""
+def tile_of(element: str, held: int, aligned: bool) -> tuple[dict[str, int], int]:
+    """(tile sizes, warps) of attention whose heads are padded to `held`: what fits into 99 KB of shared memory, and into the
+    registers where what is not `aligned` is loaded a number at a time."""
     if element == "fp32":
         rows, columns, warps = (32, 32, 4) if held <= 128 else (32, 16, 4)
-    else:
+    elif aligned:
         rows, columns, warps = {32: (128, 64, 8), 64: (128, 64, 8), 128: (128, 32, 8), 256: (64, 32, 8)}[held]
+    else:
+        rows, columns, warps = {64: (128, 32, 8), 256: (64, 16, 8)}[held]
     return {"ROWS": rows, "COLUMNS": columns, "SIZE": held}, warps
 
 
@@ -512,7 +516,8 @@ def held_size(size: int, value_size: int, dense: bool) -> tuple[int, bool] | Non
 
 def pick(element: str, mode: str, size: int, value_size: int, dense: bool = True) -> Variant | None:
     """The variant for heads of these sizes; None for heads larger than 256. Sizes that are no multiples of 16 have `.any`, as has
-    a bias or mask that broadcasts its last axis. In 16-bit types heads of 32 mostly have a variant of `pick_tiles`."""
+    a bias or mask that broadcasts its last axis, and what is `pruned`. In 16-bit types heads of 32 mostly have a variant of
+    `pick_tiles`."""
     found = held_size(size, value_size, dense)
     if found is None:
         return None
@@ -523,8 +528,10 @@ def pick(element: str, mode: str, size: int, value_size: int, dense: bool = True
         held, aligned = (64, True) if held <= 64 and aligned else (256, False)
     function, types = (hstu_silu, _SILU_TYPES) if mode == "silu" else (hstu_level_softmax, _LEVEL_TYPES)
     name = f"hstu_hierarchical_attention.{mode}.{element}.d{held}" + ("" if aligned else ".any")
+    if pruned(name):
+        return pick(element, mode, size, value_size, dense=False)
     divisible = ("size", "value_size") if aligned else ()
-    constants, warps = tile_of(element, held)
+    constants, warps = tile_of(element, held, aligned)
     if element == "fp32" and held > 64:
         warps = 8  # the sums of large heads do not fit into the registers of 4
     stages = 1 if element == "fp32" else 2
@@ -561,7 +568,8 @@ def pick_tiles(
     element: str, size: int, value_size: int, length: int, kinds: tuple[int, int], dense: bool, large: bool
 ) -> Variant | None:
     """The variant of `hstu_tiles`, `.large` for the architectures in `LARGE`; None where there is none: for float32, heads of other
-    sizes, kinds of bias and mask that `EXTRAS` does not have, and those whose rows do not begin at multiples of 8 elements."""
+    sizes, kinds of bias and mask that `EXTRAS` does not have, those whose rows do not begin at multiples of 8 elements, and what
+    is `pruned`."""
     extra = EXTRAS.get(kinds)
     if element == "fp32" or size != value_size or size not in TILES[large] or extra is None:
         return None
@@ -582,6 +590,8 @@ def pick_tiles(
     }
     types = {**_SILU_TYPES, "mask": "*i8"}
     name = f"hstu_hierarchical_attention.tiles.{element}.d{size}{extra}" + ".large" * large
+    if pruned(name):
+        return None
     where = LARGE if large else frozenset(ARCHITECTURES) - LARGE
     return variant(name, hstu_tiles, element, types, constants, num_warps=8, num_stages=stages, architectures=where)
 

@@ -57,9 +57,7 @@ class HSTUHierarchicalAttention final : public Operator {
     int64_t const length = q.size(1);
     int64_t const valueSize = v.size(2) / mHeads;
     bool const isDense = run.aligned() && run.isDense({"bias", "mask"}, length);
-    std::string const tiled = tilesName(run, q.size(2) / mHeads, valueSize, isDense);
-    KernelVariant const& kernel = tiled.empty() ? findKernel(kernelName(run.type(), q.size(2) / mHeads, valueSize, isDense))
-                                                : findKernel(tiled + ".large", tiled);
+    KernelVariant const& kernel = findKernel(kernelNames(run, q.size(2) / mHeads, valueSize, isDense));
     bool const headNorm = mNorm != Norm::kNone && !isNormedAfter();
     Arguments arguments;
     arguments.pointer(q.data).pointer(run.input("k").data).pointer(v.data);
@@ -113,8 +111,19 @@ class HSTUHierarchicalAttention final : public Operator {
   // A norm over all heads does not fit into the kernel of one head: norm_rows follows.
   bool isNormedAfter() const { return mNorm == Norm::kLayer && mHeads > 1; }
 
-  // As `pick` in hstu_hierarchical_attention.py.
-  std::string kernelName(char const* type, int64_t size, int64_t valueSize, bool dense) const {
+  // As in kernel.py: what `pick_tiles` gives, then what `pick` does, each with what runs where that is not compiled.
+  std::vector<std::string> kernelNames(Run const& run, int64_t size, int64_t valueSize, bool dense) const {
+    std::vector<std::string> names;
+    if (std::string const tiled = tilesName(run, size, valueSize, dense); !tiled.empty()) {
+      names = {tiled + ".large", tiled};
+    }
+    names.push_back(generalName(run.type(), size, valueSize, dense));
+    names.push_back(generalName(run.type(), size, valueSize, false));
+    return names;
+  }
+
+  // As `pick`.
+  std::string generalName(char const* type, int64_t size, int64_t valueSize, bool dense) const {
     HeldSize held = heldSize(size, valueSize, dense);
     if (!mLevels && held.aligned && type != std::string("fp32")) {
       held.size = std::max<int64_t>(held.size, 64);
@@ -126,7 +135,7 @@ class HSTUHierarchicalAttention final : public Operator {
     return std::string("hstu_hierarchical_attention.") + (mLevels ? "level_softmax." : "silu.") + type + "." + held.suffix();
   }
 
-  // As `pick_tiles` there; empty where it has none.
+  // As `pick_tiles`, without ".large"; empty where it has none.
   std::string tilesName(Run const& run, int64_t size, int64_t valueSize, bool dense) const {
     int32_t const bias = run.kind("bias");
     int32_t const mask = run.kind("mask");

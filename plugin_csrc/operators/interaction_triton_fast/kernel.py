@@ -14,6 +14,7 @@ import triton.language as tl
 
 from onnx_fuse.plugin_csrc.kernels.common import dot, element_of, start, store, table, variant
 from onnx_fuse.plugin_csrc.kernels.manifest import TYPES, Variant
+from onnx_fuse.plugin_csrc.kernels.pruning import pruned
 
 SEPARATE = tl.constexpr(0)
 STACKED = tl.constexpr(1)
@@ -183,11 +184,12 @@ _TYPES = table(("*T", " ".join(f"feature_{slot}" for slot in range(1, SLOTS + 1)
 
 def pick(element: str, features: int, size: int) -> Variant | None:
     """The variant for F features of `size`: `.f16`, `.f32` and `.f64` for at most so many features whose size is a multiple of
-    16, `.any` for other sizes; None for more than 64 features."""
+    16, `.any` for other sizes and what is `pruned`; None for more than 64 features."""
     if features > SLOTS:
         return None
-    odd = size % 16 != 0
-    held = SLOTS if odd else next(held for held in SAMPLES if features <= held)
+    held = next(held for held in SAMPLES if features <= held)
+    odd = size % 16 != 0 or pruned(f"interaction_triton_fast.{element}.f{held}") is not None
+    held = SLOTS if odd else held
     constants = {
         "FEATURES": held,
         "SAMPLES": SAMPLES[held],

@@ -9,10 +9,14 @@ namespace {
 constexpr int64_t kSlots = 64;
 constexpr int64_t kProgramsOfMultiprocessor = 8;
 
-// As `pick` in interaction_triton_fast.py.
-std::string kernelName(Run const& run, int64_t features, int64_t size) {
+// As `pick` in kernel.py, and what runs where that is not compiled.
+std::vector<std::string> kernelNames(Run const& run, int64_t features, int64_t size) {
   std::string const name = std::string("interaction_triton_fast.") + run.type();
-  return name + (size % 16 != 0 || !run.aligned() ? ".any" : features <= 16 ? ".f16" : features <= 32 ? ".f32" : ".f64");
+  std::vector<std::string> names{name + ".any"};
+  if (size % 16 == 0 && run.aligned()) {
+    names.insert(names.begin(), name + (features <= 16 ? ".f16" : features <= 32 ? ".f32" : ".f64"));
+  }
+  return names;
 }
 
 class InteractionTritonFast final : public Operator {
@@ -71,7 +75,7 @@ class InteractionTritonFast final : public Operator {
     }
     int64_t const pairs = features * (features - 1) / 2 + features * mDiagonal;
     int64_t const stride = pairs + (mDense == Dense::kNone ? 0 : size);
-    KernelVariant const& kernel = findKernel(kernelName(run, features, size));
+    KernelVariant const& kernel = findKernel(kernelNames(run, features, size));
     Arguments arguments;
     for (int64_t slot = 0; slot < kSlots; ++slot) {
       arguments.pointer(inputs[static_cast<size_t>(slot < given ? slot : 0)].data);

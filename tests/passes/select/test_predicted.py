@@ -24,7 +24,7 @@ def fused(model: ModelProto, *names: str) -> ModelProto:
 
 def test_attention_with_its_rim_pays() -> None:
     """The plugin is one launch, TensorRT needs one for attention, for the projection and for the norm."""
-    before = fused(attention())
+    before = fused(attention(128, 2))
     found = select_fused(before, sizes={"batch": 64, "length": 128}, device="A100", alternative="original")
     (decision,) = found.decisions
     assert decision.keep and decision.operator == "FusedAttentionLayerNorm"
