@@ -7,6 +7,8 @@ GPU_MINUTES ?=
 RESULTS ?= build/gpu-results.jsonl
 # Compute capabilities that `make gpu-bundle` compiles for.
 ARCH ?= 80 90
+# Those that the wheel of `make dist` is compiled for; all if empty.
+WHEEL_ARCH ?=
 # Test workers. Each is one thread wide, so that they do not fight over the cores.
 JOBS ?= 2
 # On Linux a bare `torch` brings gigabytes of CUDA, which no test needs. pip takes the CPU build of this release where its
@@ -63,7 +65,7 @@ test: $(VENV)/test.stamp
 	@$(PYTEST) -m "not long"
 
 # Sanitizers, wheels, whole builds, and what else takes long.
-test-long: $(VENV)/test.stamp
+test-long: $(VENV)/wheel.stamp
 	@$(BIN)/python -m tests.trust.fuzz --cases 4000
 	@$(PYTEST) -m long
 
@@ -107,8 +109,10 @@ docs: $(VENV)/docs.stamp
 bench: $(VENV)/bench.stamp
 	@set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
 
-dist: $(VENV)/test.stamp
+# Sdist and wheel of onnx-fuse, and a wheel with the compiled libraries.
+dist: $(VENV)/wheel.stamp
 	@rm -rf build/lib dist && $(BIN)/python -m build
+	@$(BIN)/python plugin_wheel/build.py dist $(addprefix --arch ,$(WHEEL_ARCH))
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -142,6 +146,10 @@ $(VENV)/torch.stamp: Makefile | $(BIN)/python
 
 $(VENV)/test.stamp: $(METADATA) $(VENV)/torch.stamp $(VENV)/demo.stamp
 	@echo "setting up $(VENV): test" && $(PIP) -e '.[test,torch]' && $(PIP) --no-deps $(HEADERS) && touch $@
+
+# zig, which compiles for older versions of glibc, and auditwheel.
+$(VENV)/wheel.stamp: $(METADATA) $(VENV)/test.stamp
+	@echo "setting up $(VENV): wheel" && $(PIP) -e '.[wheel]' && touch $@
 
 # torch with CUDA, which is what a bare `torch` brings on Linux; it brings triton.
 $(VENV)/gpu.stamp: $(METADATA) | $(BIN)/python

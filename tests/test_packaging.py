@@ -120,7 +120,7 @@ def test_sdist_has_every_file_of_the_tree(dist: Path) -> None:
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert sources(*FOLDERS, "benchmarks", "docs", "examples", "tests") - names == set()
+    assert sources(*FOLDERS, "benchmarks", "docs", "examples", "plugin_wheel", "tests") - names == set()
     assert {"LICENSE", "Makefile", "mkdocs.yml", "pyproject.toml", "setup.cfg"} <= names
     assert {page.name for page in ROOT.glob("*.md")} <= names
 
@@ -205,24 +205,30 @@ def exports(file: Path) -> Iterator[str]:
             yield from ast.literal_eval(node.value)
 
 
-def base_dependencies() -> Iterator[metadata.Distribution]:
-    """What `pip install onnx-fuse` brings, without extras: the dependencies of onnx-fuse and theirs."""
-    seen: set[str] = set()
-    todo = ["onnx-fuse"]
+def dependencies(*names: str) -> Iterator[metadata.Distribution]:
+    """What pip brings beside onnx-fuse for `onnx-fuse` or `onnx-fuse[EXTRA]`: its dependencies and theirs."""
+    seen: set[str] = {"onnx-fuse"}
+    todo = list(names)
     while todo:
-        distribution = metadata.distribution(todo.pop())
-        if distribution.name in seen:
+        name, extra = re.fullmatch(r"([^\[]*)(?:\[(.*)\])?", todo.pop()).groups("")
+        distribution = metadata.distribution(name)
+        if distribution.name in seen - {"onnx-fuse"}:
             continue
-        seen.add(distribution.name)
-        if len(seen) > 1:
+        if distribution.name not in seen:
             yield distribution
+        seen.add(distribution.name)
         wanted = [Requirement(line) for line in distribution.requires or ()]
-        todo += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+        todo += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": extra})]
 
 
 @pytest.fixture(scope="module")
 def empty_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scripts folder of a new environment that holds the wheel and its base dependencies.
+    """The scripts folder of a new environment that holds the wheel and its base dependencies."""
+    return environment_with([wheel], ["onnx-fuse"], tmp_path_factory)
+
+
+def environment_with(wheels: list[Path], names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts folder of a new environment that holds wheels, and what pip brings for names.
 
     The dependencies are links to the ones installed here: nothing is downloaded, and a module that only an extra brings
     is as absent as it would be for a user.
@@ -231,12 +237,12 @@ def empty_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=environment.parent)
     variables = {"base": str(environment), "platbase": str(environment)}
     scripts, site = (Path(sysconfig.get_path(name, vars=variables)) for name in ("scripts", "purelib"))
-    for distribution in base_dependencies():
+    for distribution in dependencies(*names):
         for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
             if not (site / top).exists():
                 (site / top).symlink_to(Path(str(distribution.locate_file(top))))
-    pip = (sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--quiet", "--no-deps", "--no-index")
-    run(*pip, "--disable-pip-version-check", wheel, cwd=environment.parent)
+    pip = (sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--quiet", "--no-index")
+    run(*pip, "--disable-pip-version-check", *wheels, cwd=environment.parent)
     return scripts
 
 
@@ -277,6 +283,56 @@ def test_wheel_fuses_in_an_empty_environment(empty_environment: Path, tmp_path: 
     onnx.save(model, tmp_path / "model.onnx")
     run(empty_environment / "onnx-fuse", "fuse", "model.onnx", "-o", "fused.onnx", cwd=tmp_path)
     assert (tmp_path / "fused.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def plugin_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the compiled libraries, for one architecture. What has been compiled is kept beside the tests."""
+    out = tmp_path_factory.mktemp("plugins")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(ROOT / ".cache" / "triton"))
+        run(sys.executable, ROOT / "plugin_wheel" / "build.py", out, "--arch", "80", cwd=out)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+@pytest.mark.long
+def test_libraries_of_the_wheel_need_nothing_but_an_old_glibc(plugin_wheel: Path, tmp_path: Path) -> None:
+    """Neither CUDA nor TensorRT; auditwheel has seen to the versions of glibc's symbols."""
+    assert plugin_wheel.name == f"onnx_fuse_plugins-{onnx_fuse.__version__}-py3-none-manylinux_2_17_x86_64.whl"
+    with zipfile.ZipFile(plugin_wheel) as archive:
+        archive.extractall(tmp_path)
+    found = sorted(tmp_path.glob("onnx_fuse_plugins/*.so"))
+    assert [path.name for path in found] == ["libgr_ml_infra_onnxruntime.so", "libgr_ml_infra_tensorrt_plugins.so"]
+    for path in found:
+        assert path.with_name(f"{path.name}.json").is_file()
+        needed = re.findall(r"NEEDED +(\S+)", run("objdump", "-p", path, cwd=tmp_path))
+        assert {name.split(".so")[0] for name in needed} <= {"ld-linux-x86-64", "libc", "libdl", "libm", "libpthread"}
+
+
+@pytest.mark.long
+def test_both_wheels_serve_where_there_is_no_compiler(
+    wheel: Path, plugin_wheel: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT finds the plugins and ONNX Runtime the kernels; nobody has named them."""
+    import onnx
+
+    scripts = environment_with([wheel, plugin_wheel], ["onnx-fuse", "onnx-fuse[tensorrt-rtx]"], tmp_path_factory)
+    folder = tmp_path_factory.mktemp("used")
+    monkeypatch.delenv("ONNX_FUSE_PLUGINS", raising=False)
+    monkeypatch.delenv("ONNX_FUSE_KERNEL_LIBRARY", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setenv("PATH", str(scripts))
+    shown = run("onnx-fuse", "plugins", "show", cwd=folder)
+    places = [Path(line.partition(":")[0]) for line in shown.splitlines() if line.startswith("/")]
+    assert [place.name for place in places] == ["libgr_ml_infra_onnxruntime.so", "libgr_ml_infra_tensorrt_plugins.so"]
+    assert all(place.parent.name == "onnx_fuse_plugins" and place.is_relative_to(scripts.parent) for place in places)
+    text = "m (float[n, 8] x) => (float[n, 8] y) { s = Sigmoid(x)  y = Mul(x, s) }"
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}'), folder / "m.onnx")
+    run("onnx-fuse", "fuse", "m.onnx", "-o", "fused.onnx", "--enable", "FusedSwish", cwd=folder)
+    assert "1 of them plugins" in run("onnx-fuse", "parse", "fused.onnx", cwd=folder)
+    code = "from onnx_fuse import runtime; print(runtime.open('fused.onnx').kernels)"
+    assert str(places[0]) in run("python", "-c", code, cwd=folder)
 
 
 def test_import_is_light(tmp_path: Path) -> None:

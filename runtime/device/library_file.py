@@ -30,6 +30,23 @@ def source_folder() -> Path:
     return Path(spec.origin).parent
 
 
+def found(name: str) -> Path | None:
+    """The library of this name in the package onnx-fuse-plugins of this version, else in the user's cache; None where neither has
+    it with its record."""
+    spec = importlib.util.find_spec("onnx_fuse_plugins")
+    places = [] if spec is None else [Path(folder) / name for folder in spec.submodule_search_locations or ()]
+    packaged = [path for path in places if has_record(path) and _version(record_path(path)) == __version__]
+    return next(filter(has_record, [*packaged, cache_folder() / name]), None)
+
+
+def _version(record: Path) -> object:
+    """What a record says; nothing where it cannot be read."""
+    try:
+        return json_object.read(record).get("version")
+    except (OSError, ValueError):
+        return None
+
+
 def record_path(library: Path) -> Path:
     """The record of a library: LIBRARY.json."""
     return library.with_name(f"{library.name}.json")

@@ -130,13 +130,12 @@ class Kernels:
 
 
 def find() -> Path | None:
-    """The kernel library to use: the one that ONNX_FUSE_KERNEL_LIBRARY names (none where it is empty), else the one in the
-    package or in the user's cache, if its record is beside it; None where there is none."""
+    """The kernel library to use: the one that ONNX_FUSE_KERNEL_LIBRARY names (none where it is empty), else the one of the
+    package onnx-fuse-plugins or in the user's cache, if its record is beside it; None where there is none."""
     named = os.environ.get(VARIABLE)
     if named is not None:
         return Path(named) if named else None
-    places = [library_file.source_folder() / LIBRARY, library_file.cache_folder() / LIBRARY]
-    return next(filter(library_file.has_record, places), None)
+    return library_file.found(LIBRARY)
 
 
 def described(path: Path) -> Library | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,13 @@ from pathlib import Path
 
 from onnx_fuse import installation
 from onnx_fuse.errors import UsageError
+from onnx_fuse.runtime.device.library_file import cache_folder
+
+
+def work_folder(name: str, settings: Mapping[str, str] | None) -> Path:
+    """Where a library is compiled: a folder in the cache for each set of CMake's settings, of which some cannot be changed."""
+    told = repr(sorted(settings.items())) if settings else ""
+    return cache_folder() / "build" / (f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}" if told else name)
 
 
 def cmake(
@@ -36,7 +44,7 @@ def cmake(
     """
     if shutil.which("cmake") is None:
         raise UsageError(f"Building the {what} needs cmake.", f"Install it: {installation.pip_install('cmake')}")
-    if shutil.which("g++") is None:
+    if "CMAKE_CXX_COMPILER" not in settings and shutil.which("g++") is None:
         raise UsageError(f"Building the {what} needs g++.", "Install a C++ compiler, such as the package g++.")
     made_of = work / "CMakeCache.txt"
     if made_of.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={sources}\n" not in made_of.read_text():

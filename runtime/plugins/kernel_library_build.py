@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,13 +16,18 @@ from onnx_fuse.versions import __version__
 
 
 def build(
-    output: Path | None = None, *, jobs: int | None = None, progress: Callable[[str], None] | None = None
+    output: Path | None = None,
+    *,
+    jobs: int | None = None,
+    settings: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Library:
     """Compiles the library; what has not changed is not compiled again.
 
     Args:
         output: where to put it; its place in the user's cache if None.
         jobs: processes at a time; one for each core if None.
+        settings: CMake's, such as another compiler (CMAKE_CXX_COMPILER).
         progress: called with a word on what is being done.
 
     Raises:
@@ -34,7 +39,7 @@ def build(
     library_file.check_place(output)
     if progress is not None:
         progress(f"compiling the {KIND}")
-    made = compiled(library_file.cache_folder() / "build" / "onnxruntime", jobs=jobs)
+    made = compiled(compilation.work_folder("onnxruntime", settings), settings, jobs=jobs)
     contents(made)  # it can be loaded, and says what it holds
     data = made.read_bytes()
     built = Library(
@@ -48,12 +53,14 @@ def build(
     return built
 
 
-def compiled(work: Path, *, jobs: int | None = None, sanitizers: str = "") -> Path:
-    """The library, compiled in a folder.
+def compiled(
+    work: Path, settings: Mapping[str, str] | None = None, *, jobs: int | None = None, sanitizers: str = ""
+) -> Path:
+    """The library, compiled in a folder, with further settings of CMake.
 
     Raises:
         UsageError: as `build`.
     """
-    settings = {"SANITIZE": sanitizers, "CMAKE_BUILD_TYPE": "Debug"} if sanitizers else {}
+    settings = {**(settings or {}), **({"SANITIZE": sanitizers, "CMAKE_BUILD_TYPE": "Debug"} if sanitizers else {})}
     compilation.cmake(library_file.source_folder() / "onnxruntime", work, settings, jobs=jobs, what=KIND)
     return work / LIBRARY

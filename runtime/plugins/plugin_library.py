@@ -123,6 +123,7 @@ def build(
     *,
     architectures: Sequence[int] = aot.ARCHITECTURES,
     jobs: int | None = None,
+    settings: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Library:
     """Compiles the kernels and the library; what has not changed is not compiled again.
@@ -131,6 +132,7 @@ def build(
         output: where to put the library; its place in the user's cache if None.
         architectures: compute capabilities to compile for, 90 for sm_90.
         jobs: processes at a time; one for each core if None.
+        settings: CMake's, such as another compiler (CMAKE_CXX_COMPILER).
         progress: called with a word on what is being done.
 
     Raises:
@@ -144,10 +146,10 @@ def build(
     kernels = aot.compile_kernels(aot.kernel_modules(), architectures, jobs=jobs, progress=say)
     # One folder for each set of architectures, so that they do not undo each other's work.
     name = "-".join(["sm", *(str(item) for item in architectures)])
-    work = cache_folder() / "build" / name
+    work = compilation.work_folder(name, settings)
     aot.write_sources(kernels, work / "kernels")
     say("compiling the library")
-    cmake(work, {"KERNELS": str(work / "kernels")}, jobs)
+    cmake(work, {"KERNELS": str(work / "kernels"), **(settings or {})}, jobs)
     return _installed_library(work / LIBRARY, output, kernels, architectures, started)
 
 
@@ -298,16 +300,16 @@ def _fetched(name: str) -> Path:
 
 
 def find(given: Sequence[str | os.PathLike[str]] = ()) -> list[Path]:
-    """The plugin libraries to load: those given, else those of ONNX_FUSE_PLUGINS (none where it is empty), else the one in the
-    package or in the user's cache, and those of the user's own kernels in the cache. What nobody has named needs its record."""
+    """The plugin libraries to load: those given, else those of ONNX_FUSE_PLUGINS (none where it is empty), else the one of the
+    package onnx-fuse-plugins or in the user's cache, and those of the user's own kernels in the cache. What nobody has named needs
+    its record."""
     if given:
         return [Path(item) for item in given]
     named = os.environ.get(VARIABLE)
     if named is not None:
         return [Path(item) for item in named.split(os.pathsep) if item]
-    places = [source_folder() / LIBRARY, cache_folder() / LIBRARY]
-    built = [path for path in places if has_record(path)]
-    return [*built[:1], *filter(has_record, sorted(own_folder().glob("*.so")))]
+    built = library_file.found(LIBRARY)
+    return [*([built] if built else []), *filter(has_record, sorted(own_folder().glob("*.so")))]
 
 
 def of_engine(engine: str, plugins: Mapping[str, str], given: Iterable[Path] = ()) -> list[Path]:
@@ -351,7 +353,10 @@ def recorded() -> set[str]:
 def how_to_get(operators: Iterable[str]) -> str:
     """What to do to have plugins for operators, each `domain::operator`."""
     if any(name.startswith(f"{DOMAIN}::") for name in operators):
-        return "Build the plugin library with `onnx-fuse plugins build`, or name one with --plugins LIB."
+        return (
+            "Build the plugin library with `onnx-fuse plugins build`, install the wheel onnx_fuse_plugins that `make dist` makes, "
+            "or name one with --plugins LIB."
+        )
     return (
         "Build a library of their kernels with `onnx-fuse plugins build --from FOLDER`, or name one with --plugins LIB."
     )

@@ -13,6 +13,7 @@ import pytest
 from onnx_fuse.errors import OutputError, UsageError
 from onnx_fuse.runtime.device.library_file import cache_folder
 from onnx_fuse.runtime.plugins import plugin_library
+from onnx_fuse.versions import __version__
 
 FACTS: dict[str, Any] = {"version": "1", "architectures": [80], "variants": 2, "size": 7, "seconds": 1.0}
 
@@ -36,7 +37,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv(plugin_library.VARIABLE)
-    monkeypatch.setattr(plugin_library, "source_folder", lambda: tmp_path / "sources")
+    (tmp_path / "site" / "onnx_fuse_plugins").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "site")
     return cache_folder()
 
 
@@ -47,13 +49,21 @@ def test_a_relative_cache_is_ignored(tmp_path: Path, cache: Path, monkeypatch: p
 
 
 def test_only_libraries_with_a_record_are_found(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in (tmp_path / "sources", cache):
-        library(folder / plugin_library.LIBRARY, record=False)
+    packaged = tmp_path / "site" / "onnx_fuse_plugins" / plugin_library.LIBRARY
+    for path in (packaged, cache / plugin_library.LIBRARY):
+        library(path, record=False)
     stray = library(cache / "own" / "stray.so", record=False)
     assert plugin_library.find() == []
     own = library(cache / "own" / "mine.so")
     built = library(cache / plugin_library.LIBRARY)
     assert plugin_library.find() == [built, own]
+    # The package comes before the cache, if it is of this version.
+    library(packaged, version="0.0")
+    assert plugin_library.find() == [built, own]
+    packaged.with_name(f"{packaged.name}.json").write_text("{")
+    assert plugin_library.find() == [built, own]
+    library(packaged, version=__version__)
+    assert plugin_library.find() == [packaged, own]
     # Who names it, wants it.
     assert plugin_library.find([stray]) == [stray]
     monkeypatch.setenv(plugin_library.VARIABLE, str(stray))
