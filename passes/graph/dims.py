@@ -43,6 +43,11 @@ def _named(text: str) -> Product:
 
 def multiply(a: Dim, b: Dim) -> Dim:
     """a * b."""
+    if type(a) is int:  # as most are, and this is asked more often than anything else
+        if a == 1 and type(b) is not int:
+            return b
+        if type(b) is int and -_LARGEST <= (plain := a * b) <= _LARGEST:
+            return plain
     left, left_symbols = _parts(a)
     right, right_symbols = _parts(b)
     factor = left * right

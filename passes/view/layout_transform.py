@@ -269,12 +269,13 @@ def _turn(move: Move) -> tuple[Shape, tuple[int, ...]] | None:
     """
     atoms = [atom for group in move.before for atom in group]
     large = [atom for atom in atoms if move.sizes[atom] != 1]
-    moved = [atom for atom in move.order if move.sizes[atom] != 1]
     split = tuple(move.sizes[atom] for atom in atoms)
     perm = tuple(atoms.index(atom) for atom in move.order)
-    alone = split == move.base_shape and tuple(split[axis] for axis in perm) == move.shape
-    if alone or len(large) == len(atoms) == len(move.after):
+    if len(large) == len(atoms) == len(move.after):
         return split, perm
+    if split == move.base_shape and tuple(split[axis] for axis in perm) == move.shape:
+        return split, perm
+    moved = [atom for atom in move.order if move.sizes[atom] != 1]
     if large == moved:
         return None
     groups = next((groups for groups in (move.before, move.after) if _is_plain(move, groups)), ())

@@ -174,7 +174,9 @@ class Declaration:
             for found, form in single
             for axis, size in zip(form.axes, found[len(found) - len(form.axes) :], strict=True)
         ]
-        for _ in self.inputs:  # each round may make another size known
+        known = -1
+        while known < len(sizes):  # what a round finds may make another size known
+            known = len(sizes)
             for axis, size in axes:
                 if not axis.broadcasts and size is not None:
                     axis.solve(size, sizes)
