@@ -144,4 +144,4 @@ def _missing(names: Collection[str], missing: int, report: Report) -> str:
 def _miss(item: NearMissRecord) -> str:
     where = f"{item.node} in {item.graph}" if item.graph else item.node
     where += f" of {item.block}" if item.block else ""
-    return f"{where}: {item.reason.rstrip('.')}"
+    return f"{where}: {item.sentence.rstrip('.')}"

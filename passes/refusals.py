@@ -304,7 +304,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "OF207",
         "inputs",
-        r"an input is absent|has \d+ inputs|operands of|no operand is made|the example has no input",
+        r"an input is absent|has \d+ inputs|operands of|the example has no input",
         "A node has inputs that the operator does not stand for, or lacks some.",
         "Clip has 3 inputs, pattern wants 1",
     ),
@@ -340,9 +340,9 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "OF209",
         "nothing-behind",
-        r"what reads it is no part|no node beside it|is no part of the pattern here",
+        r"pattern wants it read by|no node beside it|is no part of the pattern here",
         "What follows is not what the fusion looks for.",
-        "what reads it is no part of the pattern: Concat /Concat",
+        "Softmax /attn/Softmax is read by Concat /Concat, pattern wants it read by MatMul",
     ),
     Kind(
         "OF210",

@@ -62,7 +62,7 @@ class NearMissRecord:
         graph: as in MatchRecord.
         failed_at: name of the node or value that did not fit.
         matched, total: nodes matched, and nodes of the pattern.
-        reason: the sentence a person reads.
+        reason: what was found there and what was wanted.
         block: as in MatchRecord, of `node`.
         advice: what to change in the export so that it fuses; "" where nothing is known to help.
         code: of the kind of refusal (passes/refusals.py), "OF201".
@@ -79,6 +79,12 @@ class NearMissRecord:
     block: str = ""
     advice: str = ""
     code: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The reason with the place that stopped the attempt, which may be another one than where it began."""
+        is_named = self.failed_at in self.reason or self.failed_at == self.node
+        return self.reason if is_named else f"{self.reason} (at {self.failed_at})"
 
 
 @dataclass(frozen=True)
@@ -188,7 +194,7 @@ class Report:
             )
         for miss, count in self.grouped_near_misses():
             lines.append(
-                f"near miss ({count}x) {miss.fusion} at {miss.node}: {miss.matched} of {miss.total} nodes, {miss.reason}"
+                f"near miss ({count}x) {miss.fusion} at {miss.node}: {miss.matched} of {miss.total} nodes, {miss.sentence}"
             )
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)

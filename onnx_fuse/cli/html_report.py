@@ -166,10 +166,10 @@ def _near_misses(groups: Sequence[Sequence[NearMissRecord]]) -> str:
     items = []
     for group in groups:
         best = max(group, key=lambda miss: miss.matched)
-        rows = [[miss.block or "–", _place(miss.node, miss.graph), miss.op_type, miss.reason] for miss in group]
+        rows = [[miss.block or "–", _place(miss.node, miss.graph), miss.op_type, miss.sentence] for miss in group]
         items.append(
             f'<details><summary><span class="name">{text(best.fusion)}</span><span class="count">{len(group)}×</span>'
-            f'<span class="note">{text(matched(best))}</span><span class="reason">{text(best.reason)} '
+            f'<span class="note">{text(matched(best))}</span><span class="reason">{text(best.sentence)} '
             f"{_code(best.code)}</span></summary>"
             f'<div class="inside">{_table(("block", "node", "operator", "what stopped it"), rows)}</div></details>'
             f"{_advice([best.advice])}"

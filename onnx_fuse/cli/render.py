@@ -321,7 +321,7 @@ def _near_misses(console: Console, groups: Iterable[tuple[NearMissRecord, int]])
         places = "" if count == 1 else f", and {counted(count - 1, 'more place')}"
         head = f"{miss.fusion}: {matched(miss)} at {_place(miss.node, miss.graph)}{places}"
         indented(console, head, 2)
-        indented(console, _with_code(miss.reason, miss.code), 6, "italic")
+        indented(console, _with_code(miss.sentence, miss.code), 6, "italic")
         if miss.advice:
             indented(console, f"to get it: {miss.advice}", 6, "cyan")
 
@@ -346,7 +346,7 @@ def _details(console: Console, report: Report, at: str) -> None:
         if miss.block:
             indented(console, f"block: {miss.block}", 2)
         indented(console, f"{matched(miss)}, then:", 2)
-        indented(console, _with_code(miss.reason, miss.code), 6, "italic")
+        indented(console, _with_code(miss.sentence, miss.code), 6, "italic")
         if miss.advice:
             indented(console, f"to get it: {miss.advice}", 2, "cyan")
     if not report.matches and not report.near_misses:

@@ -20,6 +20,7 @@ from onnx_fuse.passes.view.matcher import NearMiss, match_at
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import Pattern
 from onnx_fuse.patterns.language.operator import Fusion
+from onnx_fuse.patterns.language.term_facts import readers_of
 
 _STEPS_BEFORE = 4
 """How far before a root its anchor is looked for."""
@@ -160,8 +161,9 @@ def _unexplained(fusion: Fusion, view: View, plan: Plan, attempts: Sequence[Near
     for node in view.nodes([("", fusion.anchor)]):
         if node.position in explained:
             continue
-        readers = ", ".join(f"{reader.op_type} {reader.name}" for reader in view.readers(node.outputs[0])[:3])
-        reason = f"what reads it is no part of the pattern: {readers or 'nothing'}"
+        readers = " and ".join(f"{reader.op_type} {reader.name}" for reader in view.readers(node.outputs[0])[:3])
+        wanted = " or ".join(sorted(op_type for _, op_type in readers_of(("", fusion.anchor), pattern.root)))
+        reason = f"{node.op_type} {node.name} is read by {readers or 'nothing'}, pattern wants it read by {wanted}"
         miss = NearMiss(pattern, node, node.name, 1, reason, frozenset())
         misses.append(_stopped_behind(node, fusion, view) or miss)
     return misses

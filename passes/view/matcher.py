@@ -87,7 +87,7 @@ def match_at(pattern: Pattern, node: Node, view: View) -> Match | NearMiss:
     """Tries the pattern with `node` as its root."""
     result = match_or_tell(pattern, node, view, lambda *_: True)
     if result is None:
-        return NearMiss(pattern, node, node.name, 1, "no operand is made by what the pattern wants", frozenset())
+        return NearMiss(pattern, node, node.name, 1, _other_operands(pattern, node, view), frozenset())
     return result
 
 
@@ -453,6 +453,15 @@ _HANDLERS: dict[type[Term], Callable[..., bool]] = {
     Tree: _Search._tree,
 }
 """How each kind of term matches."""
+
+
+def _other_operands(pattern: Pattern, node: Node, view: View) -> str:
+    """What makes the operands of a node, where the pattern wants one at least made otherwise."""
+    makers = [describe_value(view, value) for value in view.inputs(node)]
+    wanted = {
+        op_type for operands, _ in pattern.operands_of(node.key) for keys in operands if keys for _, op_type in keys
+    }
+    return f"{' and '.join(makers)}, pattern wants {' or '.join(sorted(wanted))} there"
 
 
 def _found_operator(node: Node) -> str:

@@ -96,6 +96,15 @@ def needed_keys(*roots: Term) -> Keys:
     return frozenset().union(*(found[id(root)] for root in roots))
 
 
+def readers_of(key: Key, *roots: Term) -> Keys:
+    """(domain, operator type) of the nodes in terms that read what a node of this key makes."""
+    found: set[Key] = set()
+    for term in _inner_first(roots):
+        if isinstance(term, Op) and any(key in root_keys(operand) for operand in term.inputs):
+            found |= term.keys
+    return frozenset(found)
+
+
 def _parts(term: Term) -> tuple[Term, ...]:
     return term.alternatives if isinstance(term, AnyOf) else _inner(term)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onnx_fuse.passes.report import NearMissRecord, group_near_misses
 
 
@@ -17,3 +19,10 @@ def test_near_misses_of_all_layers_are_one_group() -> None:
         miss(f"{kind} with epsilon {number}") for kind in ("float16", "float32") for number in ("1e-05", "1e-06")
     ]
     assert [count for _, count in group_near_misses(different)] == [1, 1, 1, 1]
+
+
+def test_a_sentence_names_the_place_that_stopped_it() -> None:
+    at = replace(miss("found Add, pattern wants MatMul"), node="root", failed_at="/layer/Add_3")
+    assert at.sentence == "found Add, pattern wants MatMul (at /layer/Add_3)"
+    for named in (replace(at, failed_at="root"), replace(at, reason="its output /layer/Add_3 is a graph output")):
+        assert named.sentence == named.reason

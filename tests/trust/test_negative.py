@@ -459,7 +459,7 @@ refused(
     "a guard that looks at the scores",
     ATTENTION,
     "Softmax_probabilities",
-    "what reads it is no part of the pattern: Where Where_guarded",
+    "is read by Where Where_guarded",
     guard="undefined = IsNaN(scaled)\nguarded = Where(undefined, zero, {})",
 )
 refused(
