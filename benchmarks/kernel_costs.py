@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +27,15 @@ if __name__ == "__main__":
 
 from benchmarks import common
 from onnx_fuse.passes.files import staging
-from onnx_fuse.passes.select import cost_model, roofline
+from onnx_fuse.passes.select import cost_model, kernel_table, plugin_facts, roofline
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
 from onnx_fuse.versions import installed_versions
 
 RESULT = common.RESULTS / "kernel_costs.json"
 ARCHITECTURES = (80, 90)
 DEVICE = "H200"
-COPY, MATRIX = 4.3e12, 790e12
-"""Of an H200: bytes a second of a copy of 1 GB, and operations a second of a large bfloat16 product, as others measured them."""
+MATRIX_SHARE = 790 / 989.4
+"""Part of the published rate that a large bfloat16 product reaches, as others measured it on an H200."""
 
 
 # -- variants ------------------------------------------------------------------------------------------------------------
@@ -58,7 +56,8 @@ def cost(variant: Variant, architecture: int, threads: int, shared: int, cubin: 
     """What the machine code of a variant tells.
 
     "main" is about the main loop, or the whole kernel where it has no loop: instructions of its shortest and longest way, and
-    special ones on the shortest, of a thread, for one `unit`; bytes of local memory that it touches. "rim" has the ways of the
+    special ones on the shortest, of a thread, for one `unit`; multiplications and additions of its matrix products, of a warp;
+    bytes of local memory that it touches. "rim" has the ways of the
     other loops with the same products: those over the diagonal and the end of the keys.
     """
     from onnx_fuse.runtime.plugins import machine_code
@@ -68,19 +67,23 @@ def cost(variant: Variant, architecture: int, threads: int, shared: int, cubin: 
     shortest, longest = (loop.shortest, loop.longest) if loop else (code.longest, code.longest)
     unit, handled = units(variant)
     tensor = sum(item.is_tensor for item in longest)
-    if unit == "tensor instruction" and not tensor:
-        unit, handled = "way", 0  # float32: its products are plain instructions
     work = loop.products if loop else 0
-    if unit == "score" and work:  # the compiler may write several steps of a loop out
+    is_float32 = not tensor and unit != "element"
+    if is_float32:  # its products are plain instructions
+        unit = "way" if unit == "tensor instruction" else unit
+        work = 2 * 32 * sum(item.name == "FFMA" for item in longest)
+    if unit == "score" and tensor:  # the compiler may write several steps of a loop out
         handled *= max(1, round(work * (threads // 32) / (4 * variant.constants["SIZE"] * handled)))
     share = handled / threads if handled else max(tensor, 1)
     rim_share = share * variant.constants["RIM"] / variant.constants["COLUMNS"] if "RIM" in variant.constants else share
     blocks = roofline.resident_blocks(architecture, threads, code.registers, shared)
     special = sum(item.is_special for item in shortest)
+    best = roofline.share_of_products(architecture, work, len(shortest), special, is_float32=is_float32)
     rims = [item for item in code.innermost(lambda each: each.is_tensor) if item is not loop]
     return {
         "variant": variant.name,
         "architecture": architecture,
+        "tile": {key: value for key, value in variant.constants.items() if type(value) is int},
         "registers": code.registers,
         "stack": code.stack,
         "spills": sum(item.name in machine_code.LOCAL for item in code.instructions),
@@ -99,12 +102,13 @@ def cost(variant: Variant, architecture: int, threads: int, shared: int, cubin: 
             "shortest": round(len(shortest) / share, 2),
             "longest": round(len(longest) / share, 2),
             "special": round(special / share, 2),
+            "products": round(work / share, 2),
             "local": sum(item.name in machine_code.LOCAL for item in longest),
             "loads": widths(longest, (*machine_code.LOADS, *machine_code.ASYNCHRONOUS)),
             "stores": widths(longest, machine_code.STORES),
         },
         "rim": [[round(len(way) / rim_share, 2) for way in (item.shortest, item.longest)] for item in rims],
-        "share_of_products": roofline.share_of_products(architecture, work, len(shortest), special) if work else None,
+        "share_of_products": best if work else None,
     }
 
 
@@ -169,193 +173,72 @@ def named(operators: Sequence[str] | None) -> list[tuple[str, Variant]]:
     ]
 
 
-# -- launches ------------------------------------------------------------------------------------------------------------
+# -- predictions ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A kernel that an operator starts: its variant, grid, and arguments by name (tensors without data)."""
-
-    variant: Variant
-    programs: int
-    arguments: Mapping[str, Any]
-
-    def bytes(self, looked_up: int) -> int:
-        """What it reads and writes at least; of a table `looked_up` rows."""
-        tensors = {id(item): (name, item) for name, item in self.arguments.items() if hasattr(item, "element_size")}
-        moved = 0
-        for name, item in tensors.values():
-            count = item.numel()
-            if name.startswith("table_"):
-                count = min(count, looked_up * item.shape[-1])
-            moved += count * item.element_size()
-        return moved
+def kernels_of(rows: Iterable[Mapping[str, Any]], architecture: int) -> kernel_table.Kernels:
+    """The kernels of an architecture among these rows of `cost`, as the model takes them."""
+    found = (row for row in rows if row["architecture"] == architecture)
+    return {row["variant"]: kernel_table.Kernel(row["variant"], row["tile"], *_figures(row)) for row in found}
 
 
-def launches(case: Any, dtype: str) -> list[Launch]:
-    """What the operator of a case of `kernels.py` starts, by its own `launch` on tensors without data."""
-    import torch
-
-    from onnx_fuse.plugin_csrc.operators import catalogue
-
-    found: list[Launch] = []
-
-    def record(chosen: Variant, programs: int, *arguments: Any) -> None:
-        found.append(Launch(chosen, programs, dict(zip(chosen.signature, arguments, strict=True))))
-
-    inputs = {
-        name: torch.empty(case.shape(dims), dtype=getattr(torch, case.type_of(name, dtype)), device="meta")
-        for name, dims in case.inputs.items()
-    }
-    before = {module: module.start for module in catalogue.MODULES}
-    for module in before:
-        module.start = record
-    try:
-        _started(case, inputs)
-    finally:
-        for module, start in before.items():
-            module.start = start
-    return found
+def _figures(row: Mapping[str, Any]) -> list[Any]:
+    """What `kernel_table` has in a row, in the order of its `COLUMNS`."""
+    main = row["main"]
+    work, is_float32 = main["products"], bool(main["products"]) and not row["tensor"]
+    instructions = (main["shortest"], main["special"], row["rim"][0][0] if row["rim"] else main["shortest"])
+    return [row["registers"], row["shared"], row["threads"], is_float32, work, *(instructions if work else (0, 0, 0))]
 
 
-def _started(case: Any, inputs: Mapping[str, Any]) -> None:
-    """Calls the `launch` of an operator with the inputs and attributes of its node."""
-    import importlib
-
-    folder = {name.replace("_", ""): name for name in _folders()}[case.operator.lower()]
-    launch = importlib.import_module(f"onnx_fuse.plugin_csrc.operators.{folder}.kernel").launch
-    given = dict(case.attributes)
-    if case.operator in ("HSTUHierarchicalAttention", "FusedAttentionLayerNorm"):
-        given["architecture"] = cost_model.DEVICES[DEVICE].capability
-    if case.operator == "FusedSwish":
-        launch(inputs["x"], given["beta"])
-    elif case.operator == "FusedEmbedLayerNorm":
-        pairs = [(inputs[f"ids_{slot}"], inputs[f"table_{slot}"]) for slot in range(1, given.pop("num_tables") + 1)]
-        launch(pairs, inputs["gamma"], inputs["beta"], **given)
-    elif case.operator == "FMInteraction":
-        launch(inputs["E"], reduce=bool(given["reduce"]))
-    elif case.operator == "InteractionTritonFast":
-        launch([inputs["E"]], "stacked", **given, programs=8 * cost_model.DEVICES[DEVICE].multiprocessors)
-    elif case.operator == "SequenceRecommendationInteraction":
-        launch(**inputs, outputs=tuple(case.outputs), **given)
-    else:
-        launch(**inputs, **given)
+def packed(content: Mapping[str, Any]) -> str:
+    """The table of kernels that `--select auto` reads, from a cost report."""
+    kernels: dict[str, dict[str, Any]] = {}
+    for row in sorted(content["variants"], key=lambda row: (row["variant"], row["architecture"])):
+        kernels.setdefault(row["variant"], {"tile": row["tile"]})[str(row["architecture"])] = _figures(row)
+    head = {"format": kernel_table.FORMAT, "triton": content["versions"]["triton"], "columns": kernel_table.COLUMNS}
+    lines = (f"{json.dumps(name)}:{json.dumps(told, separators=(',', ':'))}" for name, told in kernels.items())
+    return f'{json.dumps(head)[:-1]}, "kernels": {{\n' + ",\n".join(lines) + "\n}}\n"
 
 
-def _folders() -> list[str]:
-    from onnx_fuse.plugin_csrc import operators
+def launches(
+    case: Any, dtype: str, device: cost_model.Device, kernels: kernel_table.Kernels
+) -> tuple[roofline.Launch, ...]:
+    """What the plugin of a case of `kernels.py` launches on a device with these kernels."""
+    node = case.node()
+    shapes = {**case.inputs, **case.outputs}
 
-    return [path.parent.name for place in operators.__path__ for path in Path(place).glob("*/kernel.py")]
+    def tensor(name: str) -> plugin_facts.Tensor:
+        return plugin_facts.Tensor(case.shape(shapes[name]), case.onnx_type(name, dtype), name)
 
-
-def serial_loads(launch: Launch) -> int:
-    """Loads of a block that wait for one another, as the kernels are written; those of a loop wait unless they are pipelined."""
-    name, constants, given = launch.variant.function.__name__, launch.variant.constants, launch.arguments
-    if name == "fused_embed_layer_norm":
-        return 2 * int(given["count"])  # ids, then rows, table by table
-    if name == "embed_rows":
-        return 2 * math.ceil(given["count"] / 3)  # all ids, then all rows, of 3 tables
-    if name == "fm_interaction":
-        return math.ceil(given["features"] / 8) * math.ceil(given["size"] / constants["BLOCK"])  # 8 features at once
-    if name == "hierarchical_sequence_fusion":
-        reach = max(*(int(given[f"radius_{slot}"]) for slot in range(1, 5)), 0)
-        return math.ceil(given["width"] / constants["BLOCK"]) * (2 + (math.ceil((2 * reach + 1) / 4) if reach else 0))
-    if name == "sequence_interests":
-        return math.ceil(given["length"] / constants["ROWS"]) * (3 if given["mask_kind"] else 1)
-    if name == "norm_rows":  # x, bias, gate and skip at once, but for a skip of float32 beside T
-        once = 2 if given["skip_kind"] == 2 else 1
-        steps = 1 if constants["WHOLE"] else 1 + math.ceil(given["width"] / constants["BLOCK"])
-        return steps * once + (1 if given["lengths_kind"] else 0)
-    return 1
+    facts = plugin_facts.plugin_facts(node, tensor, device, kernels)
+    assert facts is not None and facts.refusal is None
+    return facts.launches
 
 
-def tiles(launch: Launch) -> int:
-    """Pieces that its blocks make; more than blocks where these stay and take one after the other."""
-    if launch.variant.function.__name__ == "interaction_triton_fast":
-        return math.ceil(launch.arguments["batch"] / launch.variant.constants["SAMPLES"])
-    return launch.programs
-
-
-def products(case: Any, launch: Launch) -> float:
-    """Multiplications and additions of its matrix products."""
-    given = launch.arguments
-    if launch.variant.function.__name__ == "linear":
-        return 2.0 * given["rows"] * given["inner"] * given["width"]
-    if launch.variant.function.__name__ == "norm_rows" or "interests" in launch.variant.name:
-        return 0.0
-    behind = [item for item in launches(case, "bfloat16") if item.variant.function.__name__ == "linear"]
-    whole = float(case.flops(case.sizes))
-    return whole if launch.variant.name.startswith("linear") else whole - sum(products(case, item) for item in behind)
-
-
-def tiles_of_scores(launch: Launch) -> tuple[int, int]:
-    """(tiles of an attention kernel in which every key counts, tiles with the diagonal or the end), of all its blocks."""
-    given, constants = launch.arguments, launch.variant.constants
-    rows, columns = constants["ROWS"], constants["COLUMNS"]
-    queries = given.get("length", given.get("queries"))
-    keys = given.get("length", given.get("keys"))
-    full = rim = 0
-    for first in range(0, queries, rows):
-        end = min(keys, first + rows) if given.get("causal") else keys
-        whole = min(end, first if given.get("causal") else end) // columns
-        full += whole
-        rim += math.ceil(end / columns) - whole
-    blocks = launch.programs // math.ceil(queries / rows)
-    return full * blocks, rim * blocks
-
-
-def seconds_of_products(case: Any, launch: Launch, row: Mapping[str, Any], architecture: int) -> float:
-    """How long its products take, all blocks together: whole tiles, and each at the share that its loop leaves."""
-    if not row["share_of_products"]:
-        return 0.0
-    if row["main"]["unit"] != "score" or "projected" in launch.variant.name:
-        return products(case, launch) / (row["share_of_products"] * MATRIX)
-    main, constants = row["main"], launch.variant.constants
-    instructions = (main["shortest"], row["rim"][0][0] if row["rim"] else main["shortest"])
-    seconds = 0.0
-    for count, of_a_score in zip(tiles_of_scores(launch), instructions, strict=True):
-        work = 4.0 * constants["SIZE"] * constants["ROWS"] * constants["COLUMNS"] * count
-        share = roofline.share_of_products(architecture, 4 * 32 * constants["SIZE"], of_a_score, main["special"])
-        seconds += work / (share * MATRIX)
-    return seconds
-
-
-def predicted(case: Any, rows: Mapping[tuple[str, int], Mapping[str, Any]], architecture: int) -> dict[str, Any]:
-    """The roofline of a case on a device of this architecture, in bfloat16."""
-    dtype, device = "bfloat16", cost_model.DEVICES[DEVICE]
+def predicted(
+    case: Any, device: cost_model.Device, kernels: kernel_table.Kernels, dtype: str = "bfloat16"
+) -> dict[str, Any]:
+    """The roofline of a case on a device with these kernels."""
     rates = {
-        "copy_bytes_per_second": COPY,
-        "matrix_flops_per_second": {dtype: MATRIX},
+        "copy_bytes_per_second": cost_model.COPY_SHARE * device.bandwidth,
+        "matrix_flops_per_second": {dtype: MATRIX_SHARE * (device.float32 if dtype == "float32" else device.half)},
         "launch_seconds": cost_model.LAUNCH,
     }
     limit, by = case.limit(dtype, rates)
-    looked_up = max((count(case.sizes) for count in case.gathered.values()), default=0)
     found = []
-    for launch in launches(case, dtype):
-        row = rows[launch.variant.name, architecture]
-        moved, work = launch.bytes(looked_up), products(case, launch)
-        resident = min(float(row["resident_blocks"]), launch.programs / device.multiprocessors)
-        bandwidth = roofline.share_of_bandwidth(resident, moved / tiles(launch), serial_loads(launch))
-        if work and row["share_of_products"]:
-            bandwidth = roofline.HIGHEST_SHARE  # keys and values are loaded ahead
-        waves = launch.programs / (row["resident_blocks"] * device.multiprocessors)
-        seconds = {
-            "memory": moved / (bandwidth * COPY),
-            "products": seconds_of_products(case, launch, row, architecture) * (math.ceil(waves) / waves),
-            "launch": cost_model.LAUNCH,
-        }
-        what = max(seconds, key=lambda name: seconds[name])
+    for launch in launches(case, dtype, device, kernels):
+        told = roofline.predict(launch, device)
         found.append(
             {
-                "variant": launch.variant.name,
+                "variant": launch.kernel.name,
                 "programs": launch.programs,
-                "waves": round(waves, 2),
-                "bytes": moved,
-                "products": work,
-                "serial_loads": serial_loads(launch),
-                "share_of_bandwidth": round(bandwidth, 3),
-                "limited_by": what,
-                "seconds": cost_model.LAUNCH + max(seconds["memory"], seconds["products"]),
+                "waves": round(told.waves, 2),
+                "bytes": launch.bytes,
+                "products": launch.products,
+                "serial_loads": launch.serial_loads,
+                "share_of_bandwidth": round(told.share_of_bandwidth, 3),
+                "limited_by": told.limited_by,
+                "seconds": told.seconds,
             }
         )
     total = sum(item["seconds"] for item in found)
@@ -452,18 +335,23 @@ def report(
     rows = {(row["variant"], row["architecture"]): row for row in before}
     rows |= {(row["variant"], row["architecture"]): row for row in costs(named(operators), architectures, progress)}
     places = [(variant.name, each) for _, variant in named(None) for each in sorted(variant.architectures)]
-    architecture = cost_model.DEVICES[DEVICE].capability
-    cases = [
-        predicted(case, rows, architecture)
-        for case in kernels.CASES
-        if all((launch.variant.name, architecture) in rows for launch in launches(case, "bfloat16"))
-    ]
+    device = cost_model.DEVICES[DEVICE]
+    found = kernels_of(rows.values(), device.capability)
+    is_complete = all(place in rows for place in places if place[1] == device.capability)
     return {
         "versions": installed_versions(["onnx-fuse", "triton"]),
-        "assumed": {"device": DEVICE, "copy_bytes_per_second": COPY, "matrix_flops_per_second": MATRIX},
-        "cases": cases,
+        "assumed": {"device": DEVICE},
+        "cases": [
+            predicted(case, device, found) for case in kernels.CASES if is_complete or is_known(case, device, found)
+        ],
         "variants": [rows[place] for place in places if place in rows],
     }
+
+
+def is_known(case: Any, device: cost_model.Device, kernels: kernel_table.Kernels) -> bool:
+    """Whether the kernels that a case needs are among these, by the table of all."""
+    wanted = launches(case, "bfloat16", device, kernel_table.kernels(device.capability))
+    return all(launch.kernel.name in kernels for launch in wanted)
 
 
 def main() -> int:

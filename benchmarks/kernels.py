@@ -88,6 +88,14 @@ class Case:
     def type_of(self, name: str, dtype: str) -> str:
         return "int64" if name.startswith("ids") else dtype
 
+    def onnx_type(self, name: str, dtype: str) -> int:
+        return {**TYPES, "int64": TensorProto.INT64}[self.type_of(name, dtype)]
+
+    def node(self) -> onnx.NodeProto:
+        """The fused node, whose values have the operator's names."""
+        names = ({name: name for name in self.inputs}, {name: name for name in self.outputs})
+        return fused_op(self.operator).make_node(*names, self.attributes, "node")
+
     def bytes(self, dtype: str) -> int:
         """What has to be read and written at least: every input and output once, of tables the rows that are looked up."""
         moved = 0
@@ -108,6 +116,11 @@ class Case:
         }
         what = max(seconds, key=lambda name: seconds[name])
         return seconds[what], what
+
+
+def fused_op(name: str) -> Any:
+    (operator,) = [item.operator for item in onnx_fuse.fusions() if item.operator.name == name]
+    return operator
 
 
 def normed(torch: Any, z: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
@@ -363,19 +376,15 @@ def results(torch: Any, case: Case, function: Callable[..., Any], inputs: Mappin
 
 def unfused_model(case: Case, dtype: str) -> onnx.ModelProto:
     """The node of a case with its body, which ONNX Runtime runs operator by operator."""
-    (operator,) = [item.operator for item in onnx_fuse.fusions() if item.operator.name == case.operator]
-    kinds = {**TYPES, "int64": TensorProto.INT64}
-    node = operator.make_node(
-        {name: name for name in case.inputs}, {name: name for name in case.outputs}, case.attributes, "node"
+    operator, node = fused_op(case.operator), case.node()
+    inputs, outputs = (
+        [
+            helper.make_tensor_value_info(name, case.onnx_type(name, dtype), case.shape(dims))
+            for name, dims in tensors.items()
+        ]
+        for tensors in (case.inputs, case.outputs)
     )
-    inputs = [
-        helper.make_tensor_value_info(name, kinds[case.type_of(name, dtype)], case.shape(dims))
-        for name, dims in case.inputs.items()
-    ]
-    outputs = [
-        helper.make_tensor_value_info(name, kinds[dtype], case.shape(dims)) for name, dims in case.outputs.items()
-    ]
-    body = operator.make_function(list(case.inputs), list(case.outputs), case.attributes, {"": 20}, kinds[dtype])
+    body = operator.make_function(list(case.inputs), list(case.outputs), case.attributes, {"": 20}, TYPES[dtype])
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(operator.domain, 1)]
     graph = helper.make_graph([node], "case", inputs, outputs)
     return helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=10)
@@ -454,9 +463,9 @@ def onnxruntime_seconds(torch: Any, case: Case, dtype: str, inputs: Mapping[str,
     session = onnxruntime.InferenceSession(
         unfused_model(case, dtype).SerializeToString(), providers=[("CUDAExecutionProvider", settings)]
     )
-    binding, kinds = session.io_binding(), {**TYPES, "int64": TensorProto.INT64}
+    binding = session.io_binding()
     for name, item in inputs.items():
-        kind = kinds[case.type_of(name, dtype)]
+        kind = case.onnx_type(name, dtype)
         binding.bind_input(name, "cuda", 0, kind, tuple(item.shape), item.data_ptr())
     for name in case.outputs:
         binding.bind_output(name, "cuda")

@@ -18,6 +18,7 @@ from typing import Any
 import onnx_fuse
 from onnx_fuse import errors
 from onnx_fuse.passes.refusals import BY_CODE
+from onnx_fuse.passes.select import kernel_table
 from onnx_fuse.patterns.language.operator import FusedOp
 from onnx_fuse.runtime.plugins import declared_cpp
 
@@ -317,6 +318,12 @@ def kernel_costs() -> str:
     return text
 
 
+def predictions() -> str:
+    """What `--select auto` predicts for the recommender models."""
+    text: str = from_benchmarks("predictions").table(results("predictions"))
+    return text
+
+
 # --- README.md -------------------------------------------------------------------------------------------------------
 
 
@@ -354,11 +361,15 @@ GENERATORS: dict[str, Callable[[], str]] = {
         peers,
         kernels,
         kernel_costs,
+        predictions,
         headline,
     )
 } | {fusion.operator.name: partial(declared, fusion.operator) for fusion in onnx_fuse.fusions()}
 
-SOURCES_MADE = {ROOT / "plugin_csrc" / "operators" / "declared.cpp": lambda: declared_cpp.source(all_operators())}
+SOURCES_MADE = {
+    ROOT / "plugin_csrc" / "operators" / "declared.cpp": lambda: declared_cpp.source(all_operators()),
+    kernel_table.FILE: lambda: from_benchmarks("kernel_costs").packed(results("kernel_costs")),
+}
 """Files that are made from code as a whole."""
 
 

@@ -52,15 +52,16 @@ DEVICES = {
 """T4 (sm_75) is not among them: the plugins need sm_80."""
 DEFAULT_DEVICE = "H100"
 
+COPY_SHARE = 4.3 / 4.8
+"""Part of the published bandwidth that a copy of 1 GB reaches, as others measured it on an H200."""
+
 # Assumptions, not measured:
 LAUNCH = 2.5e-6
 """Seconds that a kernel takes beside its work: its start, and the tail in which the GPU drains."""
-BANDWIDTH_SHARE = 0.8
-"""Part of the published bandwidth that a kernel reaches."""
-TENSORRT_SHARE = 0.7
-"""Part of the published rate of products that TensorRT's kernels reach."""
-PLUGIN_SHARE = 0.5
-"""The same for a plugin's kernels."""
+HIGHEST_SHARE = 0.93
+"""Part of the bandwidth of a copy that a kernel reaches at best; TensorRT's do."""
+PRODUCT_SHARE = 0.7
+"""Part of the published rate of products that a kernel reaches whose other instructions do not hold it up; TensorRT's do."""
 
 
 def _named(operators: str) -> frozenset[str]:
@@ -90,13 +91,12 @@ class Step:
     """A node as the cost model sees it.
 
     Attributes:
-        kind: "pointwise", "gather", "reduction", "matrix", "attention" (one of a chain that is a kernel), or "plugin".
+        kind: "pointwise", "gather", "reduction", "matrix", "attention" (one of a chain that is a kernel), or "other" (by itself).
         reads: value -> bytes read.
         makes: value -> bytes.
         products: multiplications and additions of its matrix products.
         half: whether these are of 16-bit types.
         chain: of "attention": which.
-        launches, scratch: of "plugin": its kernels, and the bytes that they pass to each other.
     """
 
     kind: str
@@ -105,13 +105,11 @@ class Step:
     products: float = 0.0
     half: bool = False
     chain: int = -1
-    launches: int = 1
-    scratch: int = 0
 
 
 @dataclass
 class Kernel:
-    """Steps that run in one launch (a plugin's: in its launches).
+    """Steps that run in one launch.
 
     Attributes:
         kind: as of a step; what was joined by a reduction is one.
@@ -144,7 +142,7 @@ _JOINS = {
     "reduction": ("pointwise", "reduction", "gather"),
     "gather": ("pointwise", "gather"),
     "matrix": (),
-    "plugin": (),
+    "other": (),
 }
 
 
@@ -154,7 +152,7 @@ def kernels(steps: Iterable[Step]) -> list[Kernel]:
     Chains of pointwise steps become one, join the reduction they feed and follow it, and follow a product as its epilogue. A
     reduction after a product starts another. Look-ups follow what makes their indices, and those that wait for nothing run
     together. Of several kernels it could join, a step takes the last, so that none waits for itself; chains that nobody
-    else reads come along, and look-ups too unless it is a product. What lies around a plugin stays outside it.
+    else reads come along, and look-ups too unless it is a product. What lies around another kind of step stays outside it.
     """
     made_by: dict[str, Kernel] = {}
     chains: dict[int, Kernel] = {}
@@ -199,7 +197,7 @@ def cost(steps: Iterable[Step], device: Device, is_read_outside: Callable[[str],
     """What these steps cost; what is neither read here nor outside need not be written."""
     launches, moved, seconds = 0, 0, 0.0
     # What makes no elements is asked for its shape alone.
-    found = kernels(step for step in steps if step.kind == "plugin" or any(step.makes.values()))
+    found = kernels(step for step in steps if step.kind == "other" or any(step.makes.values()))
     readers: dict[str, set[int]] = {}
     for kernel in found:
         for step in kernel.steps:
@@ -211,15 +209,13 @@ def cost(steps: Iterable[Step], device: Device, is_read_outside: Callable[[str],
         written = sum(
             size for value, size in made.items() if is_read_outside(value) or readers.get(value, set()) - {id(kernel)}
         )
-        is_plugin = kernel.kind == "plugin"
-        count = sum(step.launches for step in kernel.steps) if is_plugin else 1
-        traffic = sum(read.values()) + written + 2 * sum(step.scratch for step in kernel.steps)
-        share = PLUGIN_SHARE if is_plugin else TENSORRT_SHARE
-        # TensorRT rounds float32 products to TF32 unless told otherwise; the plugins do not.
-        float32 = device.float32 if is_plugin else device.tf32
-        compute = sum(step.products / (share * (device.half if step.half else float32)) for step in kernel.steps)
-        launches, moved = launches + count, moved + traffic
-        seconds += count * LAUNCH + max(traffic / (BANDWIDTH_SHARE * device.bandwidth), compute)
+        traffic = sum(read.values()) + written
+        # TensorRT rounds float32 products to TF32 unless told otherwise.
+        compute = sum(
+            step.products / (PRODUCT_SHARE * (device.half if step.half else device.tf32)) for step in kernel.steps
+        )
+        launches, moved = launches + 1, moved + traffic
+        seconds += LAUNCH + max(traffic / (HIGHEST_SHARE * COPY_SHARE * device.bandwidth), compute)
     return Cost(launches, moved, seconds)
 
 

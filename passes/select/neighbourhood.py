@@ -97,7 +97,7 @@ class Neighbourhood:
 
     def _step(self, node: Node) -> cost_model.Step:
         model = self._model
-        kind = next((name for name, group in _KINDS.items() if node.op_type in group and node.domain == ""), "plugin")
+        kind = next((name for name, group in _KINDS.items() if node.op_type in group and node.domain == ""), "other")
         chain = self._chains.get(node.position, -1)
         if chain >= 0 or (node.domain == "" and node.op_type == "Attention"):
             kind, chain = "attention", chain if chain >= 0 else node.position
@@ -107,10 +107,6 @@ class Neighbourhood:
             reads[model.source(node.inputs[0])] = sum(makes.values())  # the rows that are asked for
         products, half = self._products(node)
         return cost_model.Step(kind, reads, makes, products, half, chain)
-
-    def products(self, name: str) -> float:
-        """Multiplications and additions in the matrix products of a fused node's body."""
-        return sum(self._products(node)[0] for node in self._model.body(name))
 
     def _products(self, node: Node) -> tuple[float, bool]:
         """Multiplications and additions in a node's products, and whether these are of 16 bits."""

@@ -14,6 +14,7 @@ from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.onnx_inference import inferred_types
 from onnx_fuse.passes.select import cost_model
+from onnx_fuse.passes.select.plugin_facts import Tensor
 from onnx_fuse.passes.select.sizes import LENGTH
 from onnx_fuse.passes.view.view import View
 
@@ -123,6 +124,10 @@ class OpenedModel:
         dtype = self.dtype(value)
         width = _BYTES.get(dtype) or (helper.tensor_dtype_to_np_dtype(dtype).itemsize if dtype else 4)
         return int(width) * math.prod(self.shape(value))
+
+    def tensor(self, value: str) -> Tensor:
+        """What a plugin sees of a value."""
+        return Tensor(self.shape(value), self.dtype(value), self.source(value))
 
     def source(self, value: str) -> str:
         """The value whose bytes these are: what only looks at them in another shape is passed over."""

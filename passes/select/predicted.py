@@ -14,9 +14,11 @@ from onnx_fuse.errors import UsageError
 from onnx_fuse.passes.graph.onnx_inference import without_weights
 from onnx_fuse.passes.select import cost_model
 from onnx_fuse.passes.select.decisions import Decision, Selection
+from onnx_fuse.passes.select.kernel_table import kernels
 from onnx_fuse.passes.select.neighbourhood import Neighbourhood
-from onnx_fuse.passes.select.opened_model import HALF, PRECISIONS, Alternative, OpenedModel
+from onnx_fuse.passes.select.opened_model import PRECISIONS, Alternative, OpenedModel
 from onnx_fuse.passes.select.plugin_facts import PluginFacts, plugin_facts
+from onnx_fuse.passes.select.roofline import Prediction, predict
 from onnx_fuse.passes.select.sizes import LENGTH, write_sizes
 
 MARGIN = 0.05
@@ -66,11 +68,15 @@ def _decide(node: NodeProto, opened: OpenedModel, near: Neighbourhood, device: c
     rest = cost_model.cost(near.steps(around), device, near.is_read_outside(around))
     whole = [*opened.body(name), *around]
     before = cost_model.cost(near.steps(whole), device, near.is_read_outside(whole)).beside(rest)
-    facts = plugin_facts(node, opened.shape, opened.operator_type(name) in HALF, device)
+    facts = plugin_facts(node, opened.tensor, device, kernels(device.capability))
     if facts is None:
         return Decision(name, operator, True, None, None, 0, 0, 0.0, 0.0, "kept: nothing is known of its plugin")
-    products = near.products(name)
-    after = cost_model.cost([_plugin(node, opened, facts, products)], device, lambda value: True)
+    predictions = [predict(launch, device) for launch in facts.launches]
+    after = cost_model.Cost(
+        len(predictions),
+        sum(launch.bytes for launch in facts.launches),
+        sum(prediction.seconds for prediction in predictions),
+    )
     keep = facts.refusal is None and after.seconds <= before.seconds * (1 - MARGIN)
     return Decision(
         name,
@@ -82,41 +88,47 @@ def _decide(node: NodeProto, opened: OpenedModel, near: Neighbourhood, device: c
         after.launches,
         round(before.bytes / 1e6, 3),
         round(after.bytes / 1e6, 3),
-        _reason(facts, before, after, keep, products > 0),
+        _reason(facts, before, after, keep, predictions),
     )
 
 
-def _plugin(node: NodeProto, opened: OpenedModel, facts: PluginFacts, products: float) -> cost_model.Step:
-    makes = {value: opened.size(value) for value in node.output if value}
-    reads = {source: opened.size(source) for value in node.input if value for source in [opened.source(value)]}
-    for table in facts.tables:
-        source = opened.source(table)
-        reads[source] = min(opened.size(source), max(makes.values(), default=0))
-    half = opened.operator_type(node.name) in HALF
-    return cost_model.Step("plugin", reads, makes, products, half, launches=facts.launches, scratch=facts.scratch)
-
-
-def _reason(facts: PluginFacts, before: cost_model.Cost, after: cost_model.Cost, keep: bool, has_products: bool) -> str:
+def _reason(
+    facts: PluginFacts, before: cost_model.Cost, after: cost_model.Cost, keep: bool, predictions: Sequence[Prediction]
+) -> str:
     if facts.refusal is not None:
         return f"the plugin has no kernel for it: {facts.refusal}"
-    figures = f"{_added(before)}; the plugin takes {_kernels(after.launches)} and {after.bytes / 1e6:.1f} MB"
+    plugin = f"the plugin takes {_kernels(after.launches)}, {_figures(after)}{_held_up(facts, predictions)}"
+    figures = f"{_added(before)}; {plugin}"
     if keep:
         return figures
     if after.seconds < before.seconds:
         return f"it saves less than {MARGIN:.0%}: {figures}"
     is_less = after.bytes <= before.bytes and after.launches <= before.launches
-    why = (
-        "its products are slower than TensorRT's"
-        if is_less and has_products
-        else "TensorRT chains it with its neighbours"
-    )
+    why = "its kernels are no faster than TensorRT's" if is_less else "TensorRT chains it with its neighbours"
     return f"{why}: {figures}"
+
+
+def _held_up(facts: PluginFacts, predictions: Sequence[Prediction]) -> str:
+    """Which kernel takes longest, and what it waits for."""
+    if not predictions:
+        return ""
+    launch, longest = max(zip(facts.launches, predictions, strict=True), key=lambda pair: pair[1].seconds)
+    reached = {
+        "memory": f", which reaches {longest.share_of_bandwidth:.0%} of the bandwidth of a copy",
+        "products": f", whose loop leaves {longest.share_of_products or 0:.0%} of the rate of products",
+        "launch": ", which takes little beside its launch",
+    }
+    return f", most in {launch.kernel.name}{reached[longest.limited_by]}"
 
 
 def _added(before: cost_model.Cost) -> str:
     if before.launches >= 0:
-        return f"TensorRT adds {_kernels(before.launches)} and {before.bytes / 1e6:.1f} MB"
-    return f"with it TensorRT joins its neighbours and needs {_kernels(-before.launches)} less"
+        return f"TensorRT adds {_kernels(before.launches)}, {_figures(before)}"
+    return f"with it TensorRT joins its neighbours and needs {_kernels(-before.launches)} less, {_figures(before)}"
+
+
+def _figures(cost: cost_model.Cost) -> str:
+    return f"{cost.bytes / 1e6:.1f} MB and {1e6 * cost.seconds:.1f} us"
 
 
 def _kernels(count: int) -> str:

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 from benchmarks import kernel_costs, kernels
+from onnx_fuse.passes.select import cost_model, kernel_table
 from onnx_fuse.plugin_csrc.kernels import budgets
 from onnx_fuse.plugin_csrc.operators import catalogue
 from tests.plugin_csrc.built import CACHE
@@ -70,11 +71,14 @@ def test_streams_keep_the_memory_busy() -> None:
         (replace(of[operator], sizes={**of[operator].sizes, **sizes}), share)
         for operator, sizes, share in budgets.STREAMS
     ]
-    started = [launch.variant.name for case, _ in wanted for launch in kernel_costs.launches(case, "bfloat16")]
-    found = costs(set(started), 90)
+    device = cost_model.DEVICES[kernel_costs.DEVICE]
+    table = kernel_table.kernels(device.capability)
+    launches = [each for case, _ in wanted for each in kernel_costs.launches(case, "bfloat16", device, table)]
+    found = costs({launch.kernel.name for launch in launches}, device.capability)
+    compiled = kernel_costs.kernels_of(found.values(), device.capability)
     short = []
     for case, share in wanted:
-        (launch,) = kernel_costs.predicted(case, found, 90)["launches"]
+        (launch,) = kernel_costs.predicted(case, device, compiled)["launches"]
         if launch["share_of_bandwidth"] < share:
             short.append(f"{case.name}: {launch['share_of_bandwidth']:.0%} of the bandwidth, {share:.0%} is wanted")
     for row in found.values():

@@ -357,6 +357,13 @@ CASES = [
     sequence_interaction(64, ("cooccurrence",), mask=HALF),
 ]  # fmt: skip
 
+LARGE_CASES = [
+    *(hstu(size, dtype=torch.bfloat16, architecture=90) for size in (32, 256)),
+    hstu(64, length=136, architecture=90, more={"bias": tensor(1, 1, 136, 136)}),
+    *(attention(size, dtype=torch.bfloat16, architecture=90) for size in (32, 256)),
+    attention(64, architecture=90, rim={"attention_bias": tensor(1, 1, 33, 40)}),
+]
+
 
 def described(tensor: Any) -> list[Any]:
     return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), tensor.data_ptr()]
@@ -369,13 +376,7 @@ def test_plugins_launch_what_the_kernels_launch(monkeypatch: pytest.MonkeyPatch,
 def test_large_tiles_are_for_the_architectures_that_have_the_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cases = [hstu(size, dtype=torch.bfloat16, architecture=90) for size in (32, 256)]
-    cases.append(hstu(64, length=136, architecture=90, more={"bias": tensor(1, 1, 136, 136)}))
-    cases += [
-        *(attention(size, dtype=torch.bfloat16, architecture=90) for size in (32, 256)),
-        attention(64, architecture=90, rim={"attention_bias": tensor(1, 1, 33, 40)}),
-    ]
-    check(cases, monkeypatch, tmp_path, FAKE_CUDA_SM="90")
+    check(LARGE_CASES, monkeypatch, tmp_path, FAKE_CUDA_SM="90")
 
 
 def check(cases: Sequence[Case], monkeypatch: pytest.MonkeyPatch, folder: Path, **environment: str) -> None:

@@ -23,21 +23,49 @@ def fused(model: ModelProto, *names: str) -> ModelProto:
 
 
 def test_attention_with_its_rim_pays() -> None:
-    """The plugin is one launch, TensorRT needs one for attention, for the projection and for the norm."""
+    """The plugin is two launches, TensorRT needs one for attention, for the projection, and for the norm."""
     before = fused(attention(128, 2))
-    found = select_fused(before, sizes={"batch": 64, "length": 128}, device="A100", alternative="original")
+    found = select_fused(before, sizes={"batch": 64, "length": 128}, device="H200", alternative="original")
     (decision,) = found.decisions
     assert decision.keep and decision.operator == "FusedAttentionLayerNorm"
-    assert (decision.launches_before, decision.launches_after) == (4, 1)
+    assert (decision.launches_before, decision.launches_after) == (4, 2)
     assert decision.before_us is not None and decision.after_us is not None and decision.before_us > decision.after_us
     assert decision.reason.startswith("TensorRT adds 4 kernels") and found.left_out == set()
     assert found.sizes == {"batch": 64, "length": 128} and found.assumed == () and found.precision == "float16"
 
 
+def test_the_variant_that_would_run_decides() -> None:
+    """By the type of the model, its sizes, and the device."""
+    sizes = {"batch": 64, "length": 128}
+    half = select_fused(fused(attention(128, 2)), sizes=sizes, device="A100", alternative="original").decisions[0]
+    single = fused(attention(128, 2, dtype=TensorProto.FLOAT))
+    plain = select_fused(single, sizes=sizes, device="A100", alternative="original").decisions[0]
+    assert ".fp16." in half.reason and ".fp32." in plain.reason
+    assert half.after_us is not None and plain.after_us is not None and plain.after_us > 2 * half.after_us
+    times = [
+        select_fused(fused(attention(128, 2)), sizes=sizes, device=device, alternative="original").decisions[0].after_us
+        for device in ("H100", "H200")
+    ]
+    assert times[0] is not None and times[1] is not None and times[0] > times[1]
+
+
+def test_a_refusal_names_both_times() -> None:
+    found = select_fused(
+        fused(attention(512, 8)), sizes={"batch": 1, "length": 64}, device="L4", alternative="original"
+    )
+    (decision,) = found.decisions
+    assert not decision.keep
+    assert decision.before_us is not None and decision.after_us is not None
+    adds, _, takes = decision.reason.partition("; the plugin takes")
+    assert f"and {decision.before_us:.1f} us" in adds and f"and {decision.after_us:.1f} us" in takes
+
+
 def test_few_rows_need_two_launches() -> None:
     """With fewer tiles than multiprocessors the plugin does not run its rim in the same launch."""
-    found = select_fused(fused(attention()), sizes={"batch": 1, "length": 64}, device="A100", alternative="original")
-    assert found.decisions[0].launches_after == 2
+    model = fused(attention(128, 2))
+    for batch, launches in ((64, 1), (1, 2)):
+        found = select_fused(model, sizes={"batch": batch, "length": 128}, device="A100", alternative="original")
+        assert found.decisions[0].launches_after == launches
 
 
 def test_wide_heads_have_no_kernel() -> None:
