@@ -22,7 +22,7 @@ def test_near_misses_of_all_layers_are_one_group() -> None:
 
 
 def test_a_sentence_names_the_place_that_stopped_it() -> None:
-    at = replace(miss("found Add, pattern wants MatMul"), node="root", failed_at="/layer/Add_3")
+    at = NearMissRecord("F", "root", "Mul", "", "/layer/Add_3", 1, 2, "found Add, pattern wants MatMul")
     assert at.sentence == "found Add, pattern wants MatMul (at /layer/Add_3)"
     for named in (replace(at, failed_at="root"), replace(at, reason="its output /layer/Add_3 is a graph output")):
         assert named.sentence == named.reason
