@@ -9,7 +9,7 @@ from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.normalize.scales import scaled
-from onnx_fuse.passes.normalize.split_heads import are_heads
+from onnx_fuse.passes.normalize.split_heads import are_heads, are_weights
 from onnx_fuse.passes.view.layout_transform import (
     MOVES,
     Move,
@@ -20,9 +20,12 @@ from onnx_fuse.passes.view.layout_transform import (
     permutation,
     regroup,
     write_move,
+    write_shape,
 )
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
+
+_STEPS = frozenset({"Add", "Sub", "Mul", "Div", "Where"})
 
 
 @reads("Add")
@@ -71,21 +74,70 @@ def batched_matmul_before_move(view: View, node: Node) -> bool:
 
 
 def fold_windows(view: View, node: Node) -> bool:
-    """MatMul of [B, W, h, n, k] and [B, W, h, k, m] is that of [B*W, h, n, k] and [B*W, h, k, m], split: windows of a batch."""
+    """MatMul of [B, W, h, n, k] and [B, W, h, k, m] is that of [B*W, h, n, k] and [B*W, h, k, m], split: windows of a batch.
+
+    The heads may stand before the windows, as Hiera has them.
+    """
     left, right = (view.shape(value) for value in node.inputs)
     if left is None or right is None or len(left) < 5 or left[:-2] != right[:-2]:
         return False
-    lead = d.product(left[:-3])
-    moves = [find_move(view, value) for value in node.inputs]
-    folded = [None if move is None else regroup(move, (lead, *move.shape[-3:])) for move in moves]
-    operands = [move for move in folded if move is not None]
-    product = (lead, left[-3], left[-2], right[-1])
-    back = regroup(identity("", product), (*left[:-1], right[-1]))
-    if len(operands) < 2 or back is None or not is_writable(*operands, back, given=view.input_sizes.keys()):
+    moves = [move for move in (find_move(view, value) for value in node.inputs) if move is not None]
+    if len(moves) < 2:
+        return False
+    heads = _heads_axis(view, moves[0], moves[1])
+    operands = [_windows_folded(move, heads) for move in moves]
+    product = (*left[:-1], right[-1])
+    windows = [axis for axis in range(len(left) - 2) if axis != heads]
+    back = Move(
+        "",
+        dict(enumerate(product)),
+        (tuple(windows), (heads,), (len(left) - 2,), (len(left) - 1,)),
+        identity("", product).after,
+    )
+    if not is_writable(*operands, back, given=view.input_sizes.keys()):
         return False
     made = view.add("MatMul", [write_move(view, move, node) for move in operands], like=node, covers=[node])
+    view.shared["windows", made] = made
     write_move(view, replace(back, base=made), node, node.outputs[0], [node])
     return True
+
+
+def _heads_axis(view: View, left: Move, right: Move) -> int:
+    """Which batch axis of a product of five or more axes holds the heads, as far as the moves before it tell.
+
+    Heads stand before what each of them has where both were split off one axis, and mostly where they were not.
+    """
+    last = len(left.after) - 3
+    split = _split_heads(left) if are_weights(view, left.base) else None
+    if split is not None:
+        return split
+    ones = [axis for axis in range(1, last + 1) if left.shape[axis] == 1]
+    for move, size in ((left, -1), (right, -2)):
+        if move.before == move.after:
+            continue
+        for axis in range(1, last + 1):
+            if _stand_before(move, move.after[axis], move.after[size], of_one_axis=len(ones) == 1):
+                return axis
+    return ones[0] if len(ones) == 1 else last
+
+
+def _stand_before(move: Move, heads: tuple[int, ...], size: tuple[int, ...], *, of_one_axis: bool) -> bool:
+    """Whether some atoms stand right before others in the base of a move, in one of its axes if need be."""
+    groups = move.before if of_one_axis else (tuple(atom for group in move.before for atom in group),)
+    wanted, follows = (tuple(atom for atom in group if move.sizes[atom] != 1) for group in (heads, size))
+    wanted += follows
+    for group in groups:
+        large = tuple(atom for atom in group if move.sizes[atom] != 1)
+        places = range(len(large) - len(wanted) + 1)
+        if len(wanted) > len(follows) > 0 and any(large[place : place + len(wanted)] == wanted for place in places):
+            return True
+    return False
+
+
+def _windows_folded(move: Move, heads: int) -> Move:
+    """[.., h, .., n, k] with all axes but the last two and the heads in the first one."""
+    windows = (atom for axis, group in enumerate(move.after[:-2]) if axis != heads for atom in group)
+    return replace(move, after=(tuple(windows), move.after[heads], *move.after[-2:]))
 
 
 def _batch_atoms(move: Move) -> list[int]:
@@ -175,8 +227,23 @@ def _merges(move: Move) -> bool:
 
 
 def _splits(move: Move) -> bool:
-    """Whether a move does nothing but split the first of four axes."""
-    return move.keeps_order and len(move.before) == 4 < len(move.after) and move.after[-3:] == move.before[1:]
+    """Whether a move does nothing but split the first of four axes, and put the second one among its parts."""
+    return _split_heads(move) is not None
+
+
+def _split_heads(move: Move) -> int | None:
+    """Where the second of four axes is, among the parts of the first one, after a move that does nothing else; or None."""
+
+    def large(*groups: tuple[int, ...]) -> list[int]:
+        return [atom for group in groups for atom in group if move.sizes[atom] != 1]
+
+    before, after = move.before, move.after
+    if len(before) != 4 or len(after) < 5 or any(large(before[axis]) != large(after[axis]) for axis in (-2, -1)):
+        return None
+    places = [axis for axis, group in enumerate(after[:-2]) if large(group) == large(before[1])]
+    if not places or large(*after[: places[-1]], *after[places[-1] + 1 : -2]) != large(before[0]):
+        return None
+    return places[-1]
 
 
 def _merges_or_splits(move: Move) -> bool:
@@ -188,18 +255,32 @@ def _permutes(move: Move) -> bool:
 
 
 def fold_like(view: View, value: str, split: Move) -> Move | None:
-    """The move that gives `value`, which broadcasts with scores split by windows, the axes that the scores had before."""
-    shape = view.shape(value)
-    if shape is None or len(shape) > len(split.after):
+    """The move that gives `value`, which broadcasts with scores split by windows, the axes that the scores had before.
+
+    What is the same for some of the windows alone, as Swin's mask is for all images of a batch, is repeated for them.
+    """
+    shape, heads = view.shape(value), _split_heads(split)
+    if shape is None or heads is None or len(shape) > len(split.after):
         return None
-    lead = len(split.after) - 3
     whole = (1,) * (len(split.after) - len(shape)) + shape
-    if any(dim != 1 for dim in whole[:lead]) and whole[:lead] != split.shape[:lead]:
-        return None
-    if len(shape) <= 3:
+    windows = [axis for axis in range(len(whole) - 2) if axis != heads]
+    if len(shape) <= 2:
         return identity(view.resolve(value), shape)
     move = find_move(view, value)
-    return None if move is None else regroup(move, (d.product(whole[:lead]), *whole[lead:]))
+    move = None if move is None else regroup(move, whole)
+    if move is None:
+        return None
+    if any(whole[axis] != 1 for axis in windows) and any(whole[axis] != split.shape[axis] for axis in windows):
+        target = tuple(dim if axis in windows else 1 for axis, dim in enumerate(split.shape))
+        if any(whole[axis] not in (1, target[axis]) for axis in windows) or not is_writable(move):
+            return None
+        like = view.producer(split.base)
+        sizes = None if like is None else write_shape(view, target, like)
+        if like is None or sizes is None:
+            return None
+        repeated = view.add("Expand", [write_move(view, move, like), sizes], like=like)
+        move = identity(repeated, view.shape(repeated) or ())
+    return _windows_folded(move, heads)
 
 
 def split_like(view: View, value: str, merge: Move) -> Move | None:
@@ -235,7 +316,7 @@ def is_scores(view: View, value: str) -> bool:
         if is_product(view, item):
             return True
         node = view.producer(item)
-        if node is not None and node.domain == "" and node.op_type in ("Add", "Where"):
+        if node is not None and node.domain == "" and node.op_type in _STEPS:
             pending.extend(view.inputs(node))
     return False
 

@@ -53,18 +53,22 @@ def concat_of_split(view: View, node: Node) -> bool:
 
 @reads(*MOVES)
 def pick_before_merge(view: View, node: Node) -> bool:
-    """Query, key or value picked from [3, B*h, S, d] is picked from what was not merged yet, and moved then.
+    """Query, key or value picked from [3, B*h, S, d], or [3, B, W, h, S, d], is picked from what was not moved yet, and moved then.
 
-    By Gather with one index, or as a part of a Split into single ones.
+    By Gather with one index, by a Slice of one entry, or as a part of a Split into single ones.
     """
     move = find_move(view, node.inputs[0]) if is_moved(view, node.inputs[0]) else None
     axis = view.attribute(node, "axis")
+    if node.op_type == "Slice":
+        axes = view.attribute(node, "axes")
+        axis = axes[0] if isinstance(axes, list) and len(axes) == 1 else None
     if move is None or not isinstance(axis, int):
         return False
     axis %= len(move.after)
     merged = [sum(move.sizes[atom] != 1 for atom in group) > 1 for group in move.after[:-1]]
-    places = _picked(view, node, move.shape[axis])
-    if len(move.after[axis]) != 1 or not any(merged) or not places:
+    places = _picked(view, node, move.shape[axis], axis)
+    apart = any(merged) or len(move.after) > 5
+    if len(move.after[axis]) != 1 or not apart or not places:
         return False
     (picked,) = move.after[axis]
     atoms = [atom for group in move.before for atom in group]
@@ -83,14 +87,18 @@ def pick_before_merge(view: View, node: Node) -> bool:
     return True
 
 
-def _picked(view: View, node: Node, size: Dim) -> dict[str, int]:
+def _picked(view: View, node: Node, size: Dim, axis: int) -> dict[str, int]:
     """For each output the place of the one entry it holds; nothing where it holds several."""
     if node.op_type == "Gather":
         index = view.constant(node.inputs[1])
         return {} if index is None or index.ndim else {node.outputs[0]: int(index)}
-    lengths = [
-        shape and shape[int(view.attribute(node, "axis")) % len(shape)] for shape in map(view.shape, node.outputs)
-    ]
+    if node.op_type == "Slice":
+        starts, shape = view.attribute(node, "starts"), view.shape(node.outputs[0])
+        one = isinstance(starts, list) and len(starts) == 1 and shape is not None and shape[axis] == 1
+        start = starts[0] if one and isinstance(starts[0], int) else None
+        known = start is not None and isinstance(size, int) and -size <= start < size
+        return {node.outputs[0]: start} if known else {}
+    lengths = [shape and shape[axis] for shape in map(view.shape, node.outputs)]
     if len(node.outputs) != size or any(length != 1 for length in lengths):
         return {}
     return {output: place for place, output in enumerate(node.outputs)}
@@ -102,6 +110,8 @@ def batch_axes_in_order(view: View, node: Node) -> bool:
     left, right = (find_move(view, value) if is_moved(view, value) else None for value in node.inputs)
     order = None if left is None or right is None else _batch_order(left)
     if left is None or right is None or order is None or _batch_order(right) != order:
+        return False
+    if ("windows", node.outputs[0]) in view.shared:
         return False
     if left.shape[:-2] != right.shape[:-2]:
         return False
@@ -212,10 +222,15 @@ def weighs_values(view: View, value: str) -> bool:
     product = view.producer(value)
     if product is None or product.key != ("", "MatMul"):
         return False
-    weights = view.producer(product.inputs[0])
+    return are_weights(view, product.inputs[0]) and view.rank(product.inputs[1]) == 4
+
+
+def are_weights(view: View, value: str) -> bool:
+    """Whether a Softmax makes a value, widened, narrowed or guarded."""
+    weights = view.producer(value)
     while weights is not None and weights.key in (("", "Cast"), ("", "Where")):
         weights = view.producer(weights.inputs[0 if weights.op_type == "Cast" else 2])
-    return weights is not None and weights.key == ("", "Softmax") and view.rank(product.inputs[1]) == 4
+    return weights is not None and weights.key == ("", "Softmax")
 
 
 def _side_by_side(move: Move) -> bool:

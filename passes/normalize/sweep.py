@@ -113,6 +113,7 @@ READING: Rules = {
     **dict.fromkeys(gather_pairs.PICKS, (gather_pairs.selection,)),
     "Split": (gather_pairs.selection, split_heads.pick_before_merge),
     "Gather": (gather_pairs.selection, gather_pairs.gather_before_transpose, split_heads.pick_before_merge),
+    "Slice": (gather_pairs.selection, split_heads.pick_before_merge),
     "GatherND": (gather_pairs.selection, gather_pairs.gather_columns, look_ups.look_up_of_rows),
     "Mul": (*RULES["Mul"], look_ups.scale_before_look_up, gather_pairs.products_of_rows),
     "Concat": (*RULES["Concat"], gather_pairs.selection),

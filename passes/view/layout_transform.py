@@ -417,6 +417,16 @@ def _target(view: View, value: str, step: Step, like: Node) -> str:
     return _put_together(view, value, step.want, sizes, like)
 
 
+def write_shape(view: View, want: Shape, like: Node) -> str | None:
+    """A shape as a value: a constant, or put together from the sizes of the graph's inputs; None where these do not tell."""
+    sizes = {dim: _of_input(view, dim) for dim in want if not isinstance(dim, int)}
+    if None in sizes.values():
+        return None
+    if not sizes:
+        return view.array(np.array(want, dtype=np.int64), like.outputs[0])
+    return _put_together(view, "", want, sizes, like)
+
+
 def _put_together(view: View, value: str, want: Shape, sizes: Mapping[Dim, _Size | None], like: Node) -> str:
     """A target made of sizes of a value; -1 for a size of which is not said how it is made."""
 

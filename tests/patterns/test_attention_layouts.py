@@ -395,7 +395,9 @@ WINDOW_STEPS = {
 WINDOW_WEIGHTS = {"windows": np.array([0, 0, 0, 8])}
 
 
-@pytest.mark.parametrize("mask", [None, "[S,S]", "[2,1,S]", "[1,1,1,1,S]", "[B,3,1,S,S]", "[B,3,2,1,S]"])
+@pytest.mark.parametrize(
+    "mask", [None, "[S,S]", "[2,1,S]", "[1,1,1,1,S]", "[B,3,1,S,S]", "[B,3,2,1,S]", "[1,3,1,S,S]", "[B,1,2,1,S]"]
+)
 def test_windows_beside_the_batch(mask: str | None) -> None:
     """They are folded into it, with the residual and what the block makes."""
     inputs = {**WINDOWS, "x": "[B,3,S,8]"} | ({} if mask is None else {"m": mask})
@@ -416,8 +418,97 @@ def test_windows_whose_number_only_a_run_knows() -> None:
     same(original, found.model, {"B": 1, "W": 1, "S": 1}, {"B": 2, "W": 3, "S": 5})
 
 
+def test_a_mask_of_windows_after_a_scale_of_each_head() -> None:
+    """Swin v2: scores are scaled by head, biased by head, then split by windows for a mask that is the same for all images."""
+    inputs = {**dict.fromkeys(("q", "k", "v"), "[W,4,8]"), "m": "[1,3,1,4,4]", "b": "[1,2,4,4]"}
+    original = attention(
+        inputs=inputs,
+        outputs={"merged": "[W,4,8]"},
+        weights={
+            "factor": np.array([[[0.5]], [[3.0]]]),
+            "by_window": np.array([-1, 3, 2, 4, 4]),
+            "by_row": np.array([-1, 2, 4, 4]),
+        },
+        scale="by_head = Mul({}, factor)\nscaled = Add(by_head, b)",
+        mask="apart = Reshape({}, by_window)\nmasked_windows = Add(apart, m)\nmasked = Reshape(masked_windows, by_row)",
+        **CORE,
+    )
+    refused(original)  # W is read off no input as a number of images: the mask cannot be repeated for them
+    original = attention(
+        inputs={**inputs, **dict.fromkeys(("q", "k", "v"), "[6,4,8]")},
+        outputs={"merged": "[6,4,8]"},
+        weights={
+            "factor": np.array([[[0.5]], [[3.0]]]),
+            "by_window": np.array([-1, 3, 2, 4, 4]),
+            "by_row": np.array([-1, 2, 4, 4]),
+        },
+        scale="by_head = Mul({}, factor)\nscaled = Add(by_head, b)",
+        mask="apart = Reshape({}, by_window)\nmasked_windows = Add(apart, m)\nmasked = Reshape(masked_windows, by_row)",
+        **CORE,
+    )
+    found = fused(original)
+    assert found.attributes["num_heads"] == 2
+    assert "attention_bias" in found.inputs
+    same(original, found.model)
+
+
+def hiera(heads: int, *, pooled: bool = False, picked: str = "Split") -> dict[str, str]:
+    """Heads before windows, all three picked from one product [B, tokens, windows, 3, heads, size]."""
+    pick = {
+        "Split": "q6, k6, v6 = Split <axis = 0> (turned, ones)",
+        "Slice": (
+            "q6 = Slice(turned, zeroth, first, zeroth) k6 = Slice(turned, first, second, zeroth) "
+            "v6 = Slice(turned, second, third, zeroth)"
+        ),
+    }[picked]
+    query = "query = Squeeze(q6, zeroth)"
+    if pooled:
+        query = (
+            "whole = Squeeze(q6, zeroth) parts = Reshape(whole, pools) query = ReduceMax <keepdims = 0> (parts, axis_3)"
+        )
+    return {
+        "query": (
+            "split = Reshape(qkv, parts_of) turned = Transpose <perm = [3, 0, 4, 2, 1, 5]> (split)\n"
+            f"{pick}\n{query}\nqh = Identity(query)"
+        ),
+        "key": "key = Squeeze(k6, zeroth) kt = Transpose <perm = [0, 1, 2, 4, 3]> (key)",
+        "value": "vh = Squeeze(v6, zeroth)",
+        "merge": "moved = Transpose <perm = [0, 3, 2, 1, 4]> ({})\nmerged = Reshape(moved, flat)",
+    }
+
+
+@pytest.mark.parametrize("picked", ["Split", "Slice"])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize(("batch", "pooled"), [("B", False), ("B", True), ("1", False)])
+def test_heads_before_windows(heads: int, batch: str, pooled: bool, picked: str) -> None:
+    """Hiera: windows beside heads, of which there may be one, and queries that are pooled."""
+    size = 8 // heads
+    numbers = {
+        "parts_of": [0, 4, 3, 3, heads, size],
+        "pools": [0, heads, 3, 2, 2, size],
+        "axis_3": [3],
+        "flat": [0, -1, 8],
+        "ones": [1, 1, 1],
+        "zeroth": [0],
+        "first": [1],
+        "second": [2],
+        "third": [3],
+    }
+    original = attention(
+        inputs={"qkv": f"[{batch},12,24]", "x": f"[{batch},{6 if pooled else 12},8]"},
+        weights={name: np.array(value) for name, value in numbers.items()},
+        opset=18,
+        **hiera(heads, pooled=pooled, picked=picked),
+    )
+    found = fused(original)
+    assert found.record.parts[:1] == ("projection",)
+    assert found.attributes["num_heads"] == heads
+    same(original, found.model, *([{}] if batch == "1" else [{"B": 1}, {"B": 3}]))
+
+
 WINDOW_LOOKALIKES = {
-    "a mask that repeats over the batch": ({**WINDOWS, "m": "[1,3,1,S,S]"}, {"mask": "masked = Add({}, m)"}),
+    "a mask of other windows": ({**WINDOWS, "m": "[1,1,1,1,1,S]"}, {"mask": "masked = Add({}, m)"}),
+    "a softmax over windows": (WINDOWS, {"softmax": "probabilities = Softmax <axis = 1> ({})"}),
     "a softmax over queries": (WINDOWS, {"softmax": "probabilities = Softmax <axis = -2> ({})"}),
     "windows of the key shared": ({**WINDOWS, "k": "[B,1,2,S,4]"}, {}),
 }
