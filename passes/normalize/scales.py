@@ -94,7 +94,9 @@ def scale_after_matmul(view: View, node: Node) -> bool:
     if scale is None:
         return False
     product = view.add("MatMul", inputs, like=node, covers=[node])
-    view.replace(node.outputs[0], "Mul", [product, scale], like=node, covers=covers)
+    # What others read as well stays for them, as DeBERTa's query does for the scores of positions.
+    own = [maker for maker in covers if len(view.graph.readers.get(maker.outputs[0], ())) < 2]
+    view.replace(node.outputs[0], "Mul", [product, scale], like=node, covers=[node, *own])
     return True
 
 

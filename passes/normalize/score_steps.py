@@ -15,14 +15,12 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.passes.graph.node import Node
-from onnx_fuse.passes.normalize.scores import is_scores
+from onnx_fuse.passes.normalize.scores import ABSORBS, is_scores
 from onnx_fuse.passes.normalize.zero_or_one import are_opposite, are_same, as_mask, is_zero_or_one
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.parts.heads import unexpanded
 
-_ABSORBS = 1e38
-"""A number as low as the opposite of this is so near the end of float32 that to add it to a score is to put it in its place."""
 _LOST = 5e-8
 """What is added to 1 is lost up to here in float32."""
 _MOST_STEPS = 16
@@ -278,7 +276,7 @@ def _bias(view: View, end: str, walk: _Walk, form: _Form, step: _Step) -> None:
         operand = view.add("Neg", [operand], like=step.node)
     # -inf stays what it is whatever is added to it: then it does not matter which comes first.
     if form.keep is not None and form.fill != -np.inf:
-        if form.fill > -_ABSORBS or view.dtype(end) not in _WIDE:
+        if form.fill > -ABSORBS or view.dtype(end) not in _WIDE:
             raise _Refused(
                 f"{step.node.name} adds {step.operand} to scores that {form.masked_by} has masked with {form.fill:g}: the "
                 f"operator adds before it masks, and only a number near the end of float32 (-1e38 or lower) can be added instead"
@@ -611,7 +609,7 @@ def _emptied(
     if empty == "product":
         empty = "nan" if fill == -np.inf else "zero"
     if fill != -np.inf:
-        if fill > -_ABSORBS or view.dtype(end) not in _WIDE:
+        if fill > -ABSORBS or view.dtype(end) not in _WIDE:
             return None
         lowest = view.array(np.array(-np.inf, _kind(view, end)), end)
         operands = [inputs[0], lowest, scores] if place == 1 else [inputs[0], scores, lowest]

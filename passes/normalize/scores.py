@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from onnx import TensorProto
+
 from onnx_fuse.passes.graph import dims as d
 from onnx_fuse.passes.graph.dims import Dim
 from onnx_fuse.passes.graph.node import Node
@@ -25,6 +27,8 @@ from onnx_fuse.passes.view.layout_transform import (
 from onnx_fuse.passes.view.rule import reads
 from onnx_fuse.passes.view.view import View
 
+ABSORBS = 1e38
+"""A number as low as the opposite of this is so near the end of float32 that to add it to a score is to put it in its place."""
 _STEPS = frozenset({"Add", "Sub", "Mul", "Div", "Where"})
 
 
@@ -40,6 +44,25 @@ def merge_biases(view: View, node: Node) -> bool:
                 both = view.add("Add", [view.resolve(first), view.resolve(bias)], like=node, covers=[inner])
                 view.replace(node.outputs[0], "Add", [view.resolve(scores), both], like=node, covers=[inner, node])
                 return True
+    return False
+
+
+@reads("Add")
+def floor_before_sum(view: View, node: Node) -> bool:
+    """Max(scores + bias, lowest) is scores + Max(bias, lowest), for a number so low that a score added to it is lost: XGLM."""
+    for value, floor in (node.inputs, tuple(reversed(node.inputs))) if len(node.inputs) == 2 else ():
+        total, lowest = view.producer(value), view.scalar(floor)
+        if total is None or total.key != ("", "Add") or lowest is None or view.rank(floor) != 0:
+            continue
+        if lowest > -ABSORBS or view.dtype(value) not in (TensorProto.FLOAT, TensorProto.BFLOAT16):
+            continue
+        scored = [is_scores(view, item) for item in total.inputs]
+        if sum(scored) != 1:
+            continue
+        scores, bias = total.inputs if scored[0] else total.inputs[::-1]
+        raised = view.add("Max", [bias, floor], like=node)
+        view.replace(node.outputs[0], "Add", [scores, raised], like=node, covers=[total, node])
+        return True
     return False
 
 
@@ -61,8 +84,9 @@ def batched_matmul_before_move(view: View, node: Node) -> bool:
     batch = parts[0]
     if len(batch) == 1 and any(are_heads(move, _batch_atoms(move)[0]) for move in (left, right)):
         batch = [1, *batch]
-    if len(batch) != 2:
+    if len(batch) < 2:
         return False
+    batch = [d.product(batch[:-1]), batch[-1]]  # windows on two axes, say
     split = [regroup(move, (*batch, *move.shape[-2:])) for move in (left, right)]
     operands = [move for move in split if move is not None]
     merged = regroup(identity("", (*batch, left.shape[-2], right.shape[-1])), (*left.shape[:-1], right.shape[-1]))
@@ -70,6 +94,24 @@ def batched_matmul_before_move(view: View, node: Node) -> bool:
         return False
     product = view.add("MatMul", [write_move(view, move, node) for move in operands], like=node, covers=[node])
     write_move(view, replace(merged, base=product), node, node.outputs[0], [node])
+    return True
+
+
+def batch_of_one(view: View, node: Node) -> bool:
+    """MatMul of [1, h, n, k] and [h, k, m], one of which lost the batch that the other has, is that of [1, h, k, m]."""
+    shapes = [view.shape(value) for value in node.inputs]
+    if sorted(0 if shape is None else len(shape) for shape in shapes) != [3, 4]:
+        return False
+    place = 0 if len(shapes[0] or ()) == 3 else 1
+    whole, part = shapes[1 - place] or (), shapes[place] or ()
+    if whole[0] != 1 or whole[1] != part[0] or any(map(view.is_constant, node.inputs)):
+        return False
+    move = find_move(view, node.inputs[place])
+    if move is None or not is_writable(given := replace(move, after=((), *move.after))):
+        return False
+    inputs = list(node.inputs)
+    inputs[place] = write_move(view, given, node)
+    view.replace(node.outputs[0], "MatMul", inputs, like=node, covers=[node])
     return True
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_fuse.passes.graph import dims as d
-from onnx_fuse.passes.graph.dims import Dim
+from onnx_fuse.passes.graph.dims import Dim, Shape
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.layout_transform import (
     MOVES,
@@ -17,6 +17,7 @@ from onnx_fuse.passes.view.layout_transform import (
     is_moved,
     is_writable,
     permutation,
+    regroup,
     write_move,
     written_as,
 )
@@ -49,6 +50,31 @@ def concat_of_split(view: View, node: Node) -> bool:
         return False
     write_move(view, moved, node, node.outputs[0], [node])
     return True
+
+
+@reads("Concat")
+def merge_before_concat(view: View, node: Node) -> bool:
+    """Attention's heads joined with others, [B, S, h1 + h2, d], and merged, are both merged, then joined: ConvBERT."""
+    joined = view.producer(node.inputs[0])
+    if joined is None or joined.key != ("", "Concat") or len(joined.inputs) < 2:
+        return False
+    moves = [find_move(view, value) for value in joined.inputs]
+    before, after = view.shape(joined.outputs[0]), view.shape(node.outputs[0])
+    if before is None or after is None or len(before) != 4 or view.attribute(joined, "axis") not in (2, -2):
+        return False
+    if after != (*before[:2], d.multiply(before[2], before[3])):
+        return False
+    merges = [None if move is None else regroup(move, _last_two_merged(move.shape)) for move in moves]
+    made = [merge for merge in merges if merge is not None]
+    if len(made) < len(moves) or not is_writable(*made) or not any(weighs_values(view, merge.base) for merge in made):
+        return False
+    parts = [write_move(view, merge, node) for merge in made]
+    view.replace(node.outputs[0], "Concat", parts, {"axis": 2}, like=node, covers=[joined, node])
+    return True
+
+
+def _last_two_merged(shape: Shape) -> Shape:
+    return (*shape[:-2], d.multiply(shape[-2], shape[-1]))
 
 
 @reads(*MOVES)
@@ -95,9 +121,9 @@ def _picked(view: View, node: Node, size: Dim, axis: int) -> dict[str, int]:
     if node.op_type == "Slice":
         starts, shape = view.attribute(node, "starts"), view.shape(node.outputs[0])
         one = isinstance(starts, list) and len(starts) == 1 and shape is not None and shape[axis] == 1
-        start = starts[0] if one and isinstance(starts[0], int) else None
-        known = start is not None and isinstance(size, int) and -size <= start < size
-        return {node.outputs[0]: start} if known else {}
+        if not one or not isinstance(starts[0], int) or not isinstance(size, int):
+            return {}
+        return {node.outputs[0]: starts[0]} if -size <= starts[0] < size else {}
     lengths = [shape and shape[axis] for shape in map(view.shape, node.outputs)]
     if len(node.outputs) != size or any(length != 1 for length in lengths):
         return {}

@@ -35,6 +35,7 @@ _MOVE_RULES: tuple[Rule, ...] = (
     casts.cast_after_move,
     scales.scale_after_move,
     reshape_transpose.merge_moves,
+    split_heads.merge_before_concat,
     split_heads.merge_before_move,
 )
 
@@ -59,6 +60,7 @@ RULES: Rules = {
     "MatMul": (
         scales.scale_after_matmul,
         scores.batched_matmul_before_move,
+        scores.batch_of_one,
         scores.fold_windows,
         split_heads.batch_axes_in_order,
         linear.matmul_before_move,
@@ -76,6 +78,7 @@ RULES: Rules = {
         einsum.sum_before_move,
         linear.residual_before_move,
     ),
+    "Max": (scores.floor_before_sum,),
     "Where": (
         scores.mask_before_merge,
         split_heads.guard_before_permutation,

@@ -419,7 +419,7 @@ def _target(view: View, value: str, step: Step, like: Node) -> str:
 
 def write_shape(view: View, want: Shape, like: Node) -> str | None:
     """A shape as a value: a constant, or put together from the sizes of the graph's inputs; None where these do not tell."""
-    sizes = {dim: _of_input(view, dim) for dim in want if not isinstance(dim, int)}
+    sizes: dict[Dim, _Size | None] = {dim: _of_input(view, dim) for dim in want if not isinstance(dim, int)}
     if None in sizes.values():
         return None
     if not sizes:

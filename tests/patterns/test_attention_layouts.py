@@ -520,3 +520,122 @@ def test_what_cannot_be_folded_stays(inputs: dict[str, str], form: dict[str, str
         inputs=inputs, outputs={"merged": "[B,3,S,8]"}, weights=WINDOW_WEIGHTS, **(WINDOW_STEPS | form), **CORE
     )
     assert refused(original) != []
+
+
+LOWEST = np.finfo(np.float32).min
+FLOORED = {"mask": "added = Add({}, m)\nmasked = Max(added, lowest)"}
+
+
+def extreme(original: ModelProto, made: ModelProto, **rows: Any) -> None:
+    """Equal results for masks that hold numbers near the end of float32, and infinite ones."""
+    before, after = helpers.session(original), helpers.session(made)
+    for low in (LOWEST, -np.inf, 2 * np.float32(-1e38), -1e4):
+        feeds = helpers.feeds(original, B=2, S=3)
+        for hidden in (np.array([0, 0, low]), np.array([low, low, low])):
+            feeds["m"] = np.broadcast_to(hidden.astype(np.float32), (2, 1, 3, 3)).copy()
+            for want, got in zip(before.run(None, feeds), after.run(None, feeds), strict=True):
+                np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_scores_that_are_raised_to_the_lowest_number() -> None:
+    """XGLM: what two masks have made -inf is a number again before the Softmax."""
+    original = attention(inputs={"m": "[B,1,S,S]"}, weights={"lowest": np.array(LOWEST)}, **FLOORED)
+    found = fused(original)
+    assert "attention_bias" in found.inputs
+    assert found.record.parts == ("projection", "residual", "norm")
+    extreme(original, found.model)
+
+
+@pytest.mark.parametrize(
+    ("lowest", "mask"),
+    [
+        (np.array(-1e4), FLOORED["mask"]),
+        (np.array([[[[LOWEST]]]]), FLOORED["mask"]),
+        (np.array(LOWEST), "added = Add({}, m)\nmasked = Min(added, lowest)"),
+        (np.array(LOWEST), "masked = Max({}, m, lowest)"),
+    ],
+    ids=["a floor that scores reach", "a floor with axes", "a ceiling", "a mask that is a floor"],
+)
+def test_what_is_no_floor_of_scores_stays(lowest: Any, mask: str) -> None:
+    original = attention(
+        inputs={"m": "[B,1,S,S]"}, outputs={"merged": "[B,S,8]"}, weights={"lowest": lowest}, mask=mask, **CORE
+    )
+    assert refused(original) != []
+
+
+JOINED = "turned = Transpose <perm = [0, 2, 1, 3]> ({})\njoined = Concat <axis = 2> (turned, other)\n"
+JOINED_HEADS = {"merge": f"{JOINED}merged = Reshape(joined, wide)"}
+
+
+def test_heads_joined_with_others() -> None:
+    """ConvBERT: heads of attention beside those of a convolution, merged together."""
+    original = attention(
+        inputs={"other": "[B,S,3,4]"},
+        outputs={"merged": "[B,S,20]"},
+        weights={"wide": np.array([0, 0, 20])},
+        **{**CORE, **JOINED_HEADS},
+    )
+    found = fused(original)
+    assert found.record.parts == ()
+    same(original, found.model, {"B": 1, "S": 1}, {"B": 2, "S": 5})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "merge", "wide"),
+    [
+        ({"other": "[B,2,S,4]"}, "joined = Concat <axis = 1> ({}, other)\nmerged = Reshape(joined, wide)", [0, -1, 16]),
+        ({"other": "[B,S,2,4]"}, f"{JOINED.replace('axis = 2', 'axis = 3')}merged = Reshape(joined, wide)", [0, 0, 16]),
+        ({"other": "[B,S,2,4]"}, f"{JOINED}merged = Reshape(joined, wide)", [0, -1, 4]),
+    ],
+    ids=["joined before they are turned", "sizes joined", "merged with tokens"],
+)
+def test_what_is_joined_otherwise_stays(inputs: dict[str, str], merge: str, wide: list[int]) -> None:
+    original = attention(
+        inputs=inputs, outputs={"merged": "[B,R,C]"}, weights={"wide": np.array(wide)}, **{**CORE, "merge": merge}
+    )
+    assert refused(original) != []
+
+
+ONE_LOST = {
+    "key": "k3 = Reshape(k, tokens) kt = Transpose <perm = [1, 2, 0]> (k3)",
+    "value": "v3 = Reshape(v, tokens) vh = Transpose <perm = [1, 0, 2]> (v3)",
+}
+
+
+@pytest.mark.parametrize("lost", ["key", "value"])
+def test_a_batch_of_one_that_only_one_operand_lost(lost: str) -> None:
+    """torch's optimizer drops the Reshape that would have put it back."""
+    original = attention(inputs=SINGLE, weights=WEIGHTS, **{lost: ONE_LOST[lost]})
+    found = fused(original)
+    assert found.record.parts == ("projection", "residual", "norm")
+    same(original, found.model, {"S": 1}, {"S": 5})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "form"),
+    [
+        ({"k": "[S,8]"}, {"key": ONE_LOST["key"]}),
+        ({"v": "[S,8]"}, {"value": ONE_LOST["value"]}),
+        ({**SINGLE, "k": "[S,4]"}, {"key": "k1 = Unsqueeze(k, zeroth) kt = Transpose <perm = [0, 2, 1]> (k1)"}),
+    ],
+    ids=["one key for all of the batch", "one value for all of the batch", "one head of the key for all"],
+)
+def test_what_lost_no_batch_stays(inputs: dict[str, str], form: dict[str, str]) -> None:
+    original = attention(
+        inputs=inputs, outputs={"merged": SINGLE["q"] if "q" in inputs else "[B,S,8]"}, weights=WEIGHTS, **form, **CORE
+    )
+    assert refused(original) != []
+
+
+def test_a_scaled_query_that_others_read() -> None:
+    """DeBERTa: positions are scored with the scaled query too."""
+    original = attention(
+        inputs={"p": "[1,2,4,S]"},
+        scale="",
+        query="q4 = Reshape(q, heads)\nturned = Transpose <perm = [0, 2, 1, 3]> (q4)\nqh = Mul(turned, half)",
+        mask="placed = MatMul(qh, p)\nmasked = Add({}, placed)",
+    )
+    found = fused(original)
+    assert found.attributes["scale"] == 0.5
+    assert "attention_bias" in found.inputs
+    same(original, found.model, {"B": 1, "S": 1}, {"B": 2, "S": 5})
