@@ -78,15 +78,13 @@ def batched_matmul_before_move(view: View, node: Node) -> bool:
     left, right = moves[0], moves[1]
     if left is None or right is None or len(left.after) != 3 or len(right.after) != 3:
         return False
-    parts = [[move.sizes[atom] for atom in _batch_atoms(move)] for move in (left, right)]
-    if parts[0] != parts[1]:
+    batch, other = (_batch_and_heads(move) for move in (left, right))
+    if batch != other or not batch:
         return False
-    batch = parts[0]
     if len(batch) == 1 and any(are_heads(move, _batch_atoms(move)[0]) for move in (left, right)):
         batch = [1, *batch]
-    if len(batch) < 2:
+    if len(batch) != 2:
         return False
-    batch = [d.product(batch[:-1]), batch[-1]]  # windows on two axes, say
     split = [regroup(move, (*batch, *move.shape[-2:])) for move in (left, right)]
     operands = [move for move in split if move is not None]
     merged = regroup(identity("", (*batch, left.shape[-2], right.shape[-1])), (*left.shape[:-1], right.shape[-1]))
@@ -180,6 +178,12 @@ def _windows_folded(move: Move, heads: int) -> Move:
     """[.., h, .., n, k] with all axes but the last two and the heads in the first one."""
     windows = (atom for axis, group in enumerate(move.after[:-2]) if axis != heads for atom in group)
     return replace(move, after=(tuple(windows), move.after[heads], *move.after[-2:]))
+
+
+def _batch_and_heads(move: Move) -> list[Dim]:
+    """The sizes that were merged to one batch axis: the heads come last, what is before them are windows on one axis or two."""
+    sizes = [move.sizes[atom] for atom in _batch_atoms(move)]
+    return sizes if len(sizes) < 3 else [d.product(sizes[:-1]), sizes[-1]]
 
 
 def _batch_atoms(move: Move) -> list[int]:

@@ -175,12 +175,12 @@ def _batch_order(move: Move) -> list[int] | None:
 def are_heads(move: Move, atom: int) -> bool:
     """Whether the axis of a batch of 1 that is no axis of size 1 holds heads, by where it comes from.
 
-    They are split off one axis with what each of them has, or they are an inner axis of four.
+    They are split off one axis with what each of them has, or they are an inner axis of four or five.
     """
     split = any(
         atom in group and any(move.sizes[other] != 1 for other in group if other != atom) for group in move.before
     )
-    return split or (len(move.before) == 4 and (atom,) in move.before[1:3])
+    return split or (len(move.before) in (4, 5) and (atom,) in move.before[1:-1])
 
 
 @reads(*MOVES)

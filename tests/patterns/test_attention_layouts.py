@@ -639,3 +639,40 @@ def test_a_scaled_query_that_others_read() -> None:
     assert found.attributes["scale"] == 0.5
     assert "attention_bias" in found.inputs
     same(original, found.model, {"B": 1, "S": 1}, {"B": 2, "S": 5})
+
+
+def windows_and_heads_in_one_axis(batch: str, bias: str = "") -> ModelProto:
+    """SAM: images in 2 x 2 windows of 2 x 2 tokens, all of them and their heads in one axis."""
+    parts = "whole = Reshape(qkv, cut) turned = Transpose <perm = [5, 0, 1, 3, 6, 2, 4, 7]> (whole)"
+    return attention(
+        inputs={"qkv": f"[{batch},4,4,24]", "p": bias or "[4]"},
+        outputs={"merged": f"[{batch},4,4,8]"},
+        weights={
+            "cut": np.array([-1, 2, 2, 2, 2, 3, 2, 4]),
+            "flat_all": np.array([3, -1, 4, 4]),
+            "zeroth": np.array(0),
+            "first": np.array(1),
+            "second": np.array(2),
+            "images": np.array([-1, 2, 2, 2, 2, 2, 4]),
+            "tokens": np.array([-1, 4, 4, 8]),
+        },
+        query=f"{parts}\nall = Reshape(turned, flat_all) qh = Gather <axis = 0> (all, zeroth)",
+        key="key = Gather <axis = 0> (all, first) kt = Transpose <perm = [0, 2, 1]> (key)",
+        value="vh = Gather <axis = 0> (all, second)",
+        mask="masked = Add({}, p)" if bias else "",
+        merge=(
+            "apart_again = Reshape({}, images)\n"
+            "moved = Transpose <perm = [0, 1, 4, 2, 5, 3, 6]> (apart_again)\nmerged = Reshape(moved, tokens)"
+        ),
+        **CORE,
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "bias"), [("B", ""), ("B", "[4,4]"), ("1", ""), ("1", "[8,4,4]"), ("3", "[24,1,4]"), ("3", "[1,1,4]")]
+)
+def test_windows_on_two_axes_merged_with_heads(batch: str, bias: str) -> None:
+    original = windows_and_heads_in_one_axis(batch, bias)
+    found = fused(original)
+    assert found.attributes["num_heads"] == 2
+    same(original, found.model, *([{"B": 1}, {"B": 3}] if batch == "B" else [{}]))
