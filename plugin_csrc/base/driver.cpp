@@ -22,6 +22,9 @@ Driver open() {
   }
   Driver driver{};
   find(library, "cuGetErrorString", driver.getErrorString);
+  find(library, "cuInit", driver.init);
+  find(library, "cuDeviceGetCount", driver.deviceGetCount);
+  find(library, "cuDeviceGet", driver.deviceGet);
   find(library, "cuCtxGetCurrent", driver.ctxGetCurrent);
   find(library, "cuCtxGetDevice", driver.ctxGetDevice);
   find(library, "cuDeviceGetAttribute", driver.deviceGetAttribute);

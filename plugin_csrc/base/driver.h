@@ -8,6 +8,9 @@ namespace gr {
 // The functions that launching needs. A name is what cuda.h makes of it: the version that these headers belong to.
 struct Driver {
   decltype(&::cuGetErrorString) getErrorString;
+  decltype(&::cuInit) init;
+  decltype(&::cuDeviceGetCount) deviceGetCount;
+  decltype(&::cuDeviceGet) deviceGet;
   decltype(&::cuCtxGetCurrent) ctxGetCurrent;
   decltype(&::cuCtxGetDevice) ctxGetDevice;
   decltype(&::cuDeviceGetAttribute) deviceGetAttribute;

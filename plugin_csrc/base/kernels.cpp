@@ -72,12 +72,16 @@ CUfunction loadImage(KernelImage const& image) {
   return function;
 }
 
+int architectureOf(CUdevice device) {
+  return 10 * attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
+         attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+}
+
 // Of the current device.
 int architectureHere() {
   CUdevice device{};
   driver().check(driver().ctxGetDevice(&device), "cuCtxGetDevice");
-  return 10 * attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
-         attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+  return architectureOf(device);
 }
 
 Loaded load(KernelVariant const& variant) {
@@ -240,6 +244,25 @@ std::vector<int32_t> kernelArchitectures() {
     found.push_back(any.images[index].ptx ? -any.images[index].architecture : any.images[index].architecture);
   }
   return found;
+}
+
+void checkDevices() {
+  driver().check(driver().init(0), "cuInit");
+  int count = 0;
+  driver().check(driver().deviceGetCount(&count), "cuDeviceGetCount");
+  if (count == 0) {
+    refuse("there is no GPU");
+  }
+  for (int number = 0; number < count; ++number) {
+    CUdevice device{};
+    driver().check(driver().deviceGet(&device, number), "cuDeviceGet");
+    int const architecture = architectureOf(device);
+    KernelVariant const& any = gr_kernel_variants[0];
+    if (gr_kernel_variant_count == 0 || std::none_of(any.images, any.images + any.imageCount,
+                                                     [&](KernelImage const& image) { return runsOn(image, architecture); })) {
+      refuse("no kernels were built for sm_", architecture, ", GPU ", number);
+    }
+  }
 }
 
 char const* kernelDigest() { return gr_kernel_digest; }

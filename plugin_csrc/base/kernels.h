@@ -85,6 +85,9 @@ class Arguments {
 // What all kernels of this library were compiled for: 90 for machine code of sm_90, -80 for PTX of sm_80.
 std::vector<int32_t> kernelArchitectures();
 
+// Refuses where there is no driver, no device, or a device that no kernel of this library was compiled for.
+void checkDevices();
+
 // Tells the kernels of this library, and the version of onnx-fuse that wrote them, from all others.
 char const* kernelDigest();
 

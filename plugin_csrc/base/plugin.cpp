@@ -5,6 +5,7 @@
 #include <iterator>
 #include <utility>
 
+#include "checks.h"
 #include "log.h"
 
 namespace gr {
@@ -29,28 +30,8 @@ Result guarded(char const* name, Result otherwise, Function&& function) noexcept
   }
 }
 
-bool allows(Role role, DataType type, DataType data) {
-  switch (role) {
-    case Role::kData:
-      return type == data;
-    case Role::kAffine:
-      return type == data || type == DataType::kFLOAT;
-    case Role::kIndex:
-      return type == DataType::kINT32 || type == DataType::kINT64;
-    case Role::kMask:
-      return type == DataType::kBOOL || type == data;
-    case Role::kInt32:
-      return type == DataType::kINT32;
-    case Role::kInt64:
-      return type == DataType::kINT64;
-    case Role::kBool:
-      return type == DataType::kBOOL;
-  }
-  return false;
-}
-
-std::vector<std::vector<int64_t>> sizesOf(nvinfer1::PluginTensorDesc const* tensors, int32_t count) {
-  std::vector<std::vector<int64_t>> sizes;
+TensorSizes sizesOf(nvinfer1::PluginTensorDesc const* tensors, int32_t count) {
+  TensorSizes sizes;
   for (int32_t index = 0; index < count; ++index) {
     nvinfer1::Dims const& dims = tensors[index].dims;
     sizes.emplace_back(dims.d, dims.d + std::max(dims.nbDims, 0));
@@ -111,41 +92,11 @@ int32_t Plugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const*, int32_
   return 0;
 }
 
-int32_t Plugin::dataInput() const {
-  for (size_t index = 0; index < mNode.inputs().size(); ++index) {
-    if (mEntry.signature.input(mNode.inputs()[index])->role == Role::kData) {
-      return static_cast<int32_t>(index);
-    }
-  }
-  // Only tables, of which the first counts.
-  for (size_t index = 0; index < mNode.inputs().size(); ++index) {
-    if (mEntry.signature.input(mNode.inputs()[index])->role == Role::kAffine) {
-      return static_cast<int32_t>(index);
-    }
-  }
-  refuse("no input has the element type of the output");
-}
-
-void Plugin::checkShapes(std::vector<std::vector<int64_t>> const& inputs,
-                         std::vector<std::vector<int64_t>> const& outputs) const {
-  if (mEntry.signature.declaration == nullptr) {
-    return;
-  }
-  std::vector<Shaped> tensors;
-  for (size_t index = 0; index < inputs.size(); ++index) {
-    tensors.push_back({mNode.inputs().at(index), inputs[index]});
-  }
-  for (size_t index = 0; index < outputs.size(); ++index) {
-    tensors.push_back({mNode.outputs().at(index), outputs[index]});
-  }
-  boundSizes(*mEntry.signature.declaration, tensors, [&](char const* attribute) { return mNode.told(attribute); });
-}
-
 bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t inputCount,
                                        int32_t) noexcept {
   return guarded(getPluginName(), false, [&] {
     nvinfer1::PluginTensorDesc const& tensor = tensors[position].desc;
-    int32_t const first = dataInput();
+    int32_t const first = dataInput(mEntry.signature, mNode);
     if (tensor.format != nvinfer1::TensorFormat::kLINEAR) {
       return false;
     }
@@ -170,20 +121,7 @@ bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPlugin
 int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t outputCount, DataType const* inputTypes,
                                    int32_t inputCount) const noexcept {
   return guarded(getPluginName(), kFailure, [&] {
-    if (inputCount != static_cast<int32_t>(mNode.inputs().size())) {
-      refuse("the node has ", inputCount, " inputs, its attribute inputs names ", mNode.inputs().size());
-    }
-    DataType const data = inputTypes[dataInput()];
-    if (!mEntry.signature.takes(data)) {
-      refuse("there are no kernels for data type ", static_cast<int>(data));
-    }
-    for (int32_t index = 0; index < inputCount; ++index) {
-      std::string const& name = mNode.inputs()[static_cast<size_t>(index)];
-      if (!allows(mEntry.signature.input(name)->role, inputTypes[index], data)) {
-        refuse("input ", name, " has data type ", static_cast<int>(inputTypes[index]), ", which does not go with data type ",
-               static_cast<int>(data));
-      }
-    }
+    DataType const data = checkTypes(mEntry.signature, mNode, inputTypes, inputCount);
     std::fill(outputTypes, outputTypes + outputCount, data);
     mTypes.assign(inputTypes, inputTypes + inputCount);
     return 0;
@@ -194,12 +132,12 @@ int32_t Plugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t input
                                 nvinfer1::DimsExprs* outputs, int32_t outputCount, nvinfer1::IExprBuilder& builder) noexcept {
   return guarded(getPluginName(), kFailure, [&] {
     Shapes const known(mNode, inputs, inputCount, builder);
-    std::vector<std::vector<int64_t>> sizes;
+    TensorSizes sizes;
     for (int32_t index = 0; index < inputCount; ++index) {
       std::vector<int64_t>& axes = sizes.emplace_back();
       std::transform(inputs[index].d, inputs[index].d + inputs[index].nbDims, std::back_inserter(axes), Shapes::known);
     }
-    checkShapes(sizes, {});
+    checkShapes(mEntry.signature, mNode, sizes, {});
     auto const shapes = mOperator->shapes(mNode, known);
     if (outputCount != static_cast<int32_t>(shapes.size())) {
       refuse("the node has ", outputCount, " outputs, its attribute outputs names ", shapes.size());
@@ -229,7 +167,7 @@ int32_t Plugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t 
   return guarded(getPluginName(), kFailure, [&] {
     mRefusal.clear();
     try {
-      checkShapes(sizesOf(inputs, inputCount), sizesOf(outputs, outputCount));
+      checkShapes(mEntry.signature, mNode, sizesOf(inputs, inputCount), sizesOf(outputs, outputCount));
     } catch (Refusal const& refusal) {
       mRefusal = refusal.what();
       throw;

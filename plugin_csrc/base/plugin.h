@@ -49,11 +49,6 @@ class Plugin final : public nvinfer1::IPluginV3,
   char const* getTimingCacheID() noexcept override;
 
  private:
-  // The place of the input that has the node's element type.
-  int32_t dataInput() const;
-  // Refuses inputs, and outputs where there are any, whose shapes are not as declared; -1 is a size that is not known.
-  void checkShapes(std::vector<std::vector<int64_t>> const& inputs, std::vector<std::vector<int64_t>> const& outputs) const;
-
   Entry const& mEntry;
   Node mNode;
   std::unique_ptr<Operator> mOperator;

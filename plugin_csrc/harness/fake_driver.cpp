@@ -2,6 +2,7 @@
 // Built as libcuda.so.1, it lets a machine without a GPU see what plugins enqueue. $FAKE_CUDA_SM is the capability it claims;
 // with $FAKE_CUDA_REFUSES_CUBINS it takes PTX only, as a driver older than the compiler does. $FAKE_CUDA_SIGNATURES is a file
 // of lines "kernel letters" with a letter for each argument: p(ointer), i(nt32), l(ong, int64), f(loat32).
+// With $FAKE_CUDA_STREAMS a line says on which stream, too.
 // Memory of the device is memory of the host, and streams do at once what they are told; a captured stream keeps it for the
 // graph. With $FAKE_CUDA_MEMORY, so many bytes can be allocated. $FAKE_CUDA_MULTIPROCESSORS is how many it claims, else 132.
 // Between fake_cuda_enqueuing(1) and (0), which the harness calls around `enqueue`, a thread is refused what may wait for the
@@ -202,7 +203,11 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, uns
   for (size_t index = 0; index < letters.size(); ++index) {
     line += (index == 0 ? "" : ", ") + written(letters[index], parameters[index]);
   }
-  run(stream, [line = line + "]}\n"] { record(line); });
+  line += "]";
+  if (std::getenv("FAKE_CUDA_STREAMS") != nullptr) {
+    line += ", \"stream\": " + std::to_string(reinterpret_cast<uintptr_t>(stream));
+  }
+  run(stream, [line = line + "}\n"] { record(line); });
   return CUDA_SUCCESS;
 }
 

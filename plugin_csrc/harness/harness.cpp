@@ -4,11 +4,12 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
+
+#include "../base/expressions.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -36,80 +37,6 @@ class LoggerFinder final : public ILoggerFinder {
 
  private:
   Logger mLogger;
-};
-
-// -- dimension expressions, evaluated at once --------------------------------------------------------------------------
-
-class Expression final : public IDimensionExpr {
- public:
-  Expression(int64_t value, bool constant) : mValue{value, constant} { mImpl = &mValue; }
-  int64_t value() const { return mValue.value; }
-  ~Expression() noexcept override = default;
-
- private:
-  struct Value final : apiv::VDimensionExpr {
-    Value(int64_t given, bool isKnown) : value(given), constant(isKnown) {}
-    bool isConstant() const override { return constant; }
-    int64_t getConstantValue() const override { return value; }
-    bool isSizeTensor() const override { return false; }
-    int64_t value;
-    bool constant;
-  };
-  Value mValue;
-};
-
-class Builder final : public IExprBuilder {
- public:
-  Builder() : mOperations(mAll) { mImpl = &mOperations; }
-  ~Builder() noexcept override = default;
-
-  IDimensionExpr const* dimension(int64_t value, bool constant) { return &mAll.emplace_back(value, constant); }
-
- private:
-  using All = std::deque<Expression>;
-
-  struct Operations final : apiv::VExprBuilder {
-    explicit Operations(All& all) : made(all) {}
-
-    IDimensionExpr const* constant(int64_t value) override { return &made.emplace_back(value, true); }
-
-    IDimensionExpr const* operation(DimensionOperation op, IDimensionExpr const& first, IDimensionExpr const& second) override {
-      int64_t const a = static_cast<Expression const&>(first).value();
-      int64_t const b = static_cast<Expression const&>(second).value();
-      return &made.emplace_back(apply(op, a, b), first.isConstant() && second.isConstant());
-    }
-
-    IDimensionExpr const* declareSizeTensor(int32_t, IDimensionExpr const&, IDimensionExpr const&) override { return nullptr; }
-
-    static int64_t apply(DimensionOperation op, int64_t a, int64_t b) {
-      switch (op) {
-        case DimensionOperation::kSUM:
-          return a + b;
-        case DimensionOperation::kPROD:
-          return a * b;
-        case DimensionOperation::kMAX:
-          return std::max(a, b);
-        case DimensionOperation::kMIN:
-          return std::min(a, b);
-        case DimensionOperation::kSUB:
-          return a - b;
-        case DimensionOperation::kEQUAL:
-          return a == b ? 1 : 0;
-        case DimensionOperation::kLESS:
-          return a < b ? 1 : 0;
-        case DimensionOperation::kFLOOR_DIV:
-          return b == 0 ? 0 : a / b;
-        case DimensionOperation::kCEIL_DIV:
-          return b == 0 ? 0 : (a + b - 1) / b;
-      }
-      return 0;
-    }
-
-    All& made;
-  };
-
-  All mAll;
-  Operations mOperations;
 };
 
 template <typename Capability>
@@ -246,7 +173,7 @@ EXPORT int32_t harness_outputs(void* plugin, HarnessTensor const* inputs, int32_
   IPluginV3OneBuild* const phase = build(static_cast<IPluginV3*>(plugin));
   std::vector<DataType> inputTypes;
   std::vector<DimsExprs> shapes;
-  Builder builder;
+  gr::ExpressionBuilder builder;
   for (int32_t index = 0; index < inputCount; ++index) {
     inputTypes.push_back(static_cast<DataType>(inputs[index].type));
     DimsExprs& shape = shapes.emplace_back();
@@ -266,7 +193,7 @@ EXPORT int32_t harness_outputs(void* plugin, HarnessTensor const* inputs, int32_
     outputs[index].type = static_cast<int32_t>(outputTypes[static_cast<size_t>(index)]);
     outputs[index].rank = shape.nbDims;
     for (int32_t axis = 0; axis < shape.nbDims; ++axis) {
-      outputs[index].sizes[axis] = static_cast<Expression const*>(shape.d[axis])->value();
+      outputs[index].sizes[axis] = static_cast<gr::Expression const*>(shape.d[axis])->value();
     }
   }
   return status;

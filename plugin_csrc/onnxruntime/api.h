@@ -20,6 +20,8 @@ struct KernelContext;
 struct ShapeContext;
 struct TensorInfo;  // element type and sizes of a tensor
 struct Value;
+struct MemoryInfo;  // where memory is
+struct Allocator;
 using Table = void const* const*;
 
 struct Base {
@@ -56,6 +58,7 @@ constexpr Function<61, Status*(TensorInfo const*, size_t*)> rank;
 constexpr Function<62, Status*(TensorInfo const*, int64_t*, size_t)> sizes;
 constexpr Function<63, Status*(TensorInfo const*, char const**, size_t)> symbols;
 constexpr Function<65, Status*(Value const*, TensorInfo**)> tensorInfo;
+constexpr Function<76, Status*(Allocator*, void*)> freeMemory;
 constexpr Function<85, Status*(KernelInfo const*, char const*, float*)> attributeFloat;
 constexpr Function<86, Status*(KernelInfo const*, char const*, int64_t*)> attributeInt;
 constexpr Function<87, Status*(KernelInfo const*, char const*, char*, size_t*)> attributeString;
@@ -65,8 +68,12 @@ constexpr Function<90, Status*(KernelContext const*, size_t, Value const**)> inp
 constexpr Function<91, Status*(KernelContext*, size_t, int64_t const*, size_t, Value**)> output;
 constexpr Function<93, void(Status*)> releaseStatus;
 constexpr Function<99, void(TensorInfo*)> releaseTensorInfo;
+constexpr Function<132, void(Allocator*)> releaseAllocator;
 constexpr Function<162, Status*(KernelInfo const*, char const*, float*, size_t*)> attributeFloats;
 constexpr Function<163, Status*(KernelInfo const*, char const*, int64_t*, size_t*)> attributeInts;
+constexpr Function<193, Status*(KernelContext const*, void**)> stream;
+constexpr Function<194, Status*(Value const*, MemoryInfo const**)> memoryInfo;
+constexpr Function<253, Status*(KernelContext const*, MemoryInfo const*, Allocator**)> allocator;
 constexpr Function<267, Status*(ShapeContext const*, size_t*)> inferredInputCount;
 constexpr Function<268, Status*(ShapeContext const*, size_t, TensorInfo**)> inferredInput;  // stays the context's
 constexpr Function<269, Status*(ShapeContext const*, char const*, void const**)> inferredAttribute;
@@ -74,6 +81,7 @@ constexpr Function<270, Status*(ShapeContext const*, size_t, TensorInfo const*)>
 constexpr Function<271, Status*(TensorInfo*, char const**, size_t)> setSymbols;
 constexpr Function<272, Status*(void const*, int32_t, void*, size_t, size_t*)> readAttribute;
 constexpr Function<274, Status*(KernelContext const*, void (*)(void*, size_t), size_t, size_t, void*)> parallelFor;
+constexpr Function<277, Status*(KernelContext const*, MemoryInfo const*, size_t, void**)> streamMemory;
 
 // What a library fills in for one operator. The functions without a status are those of older versions, which ONNX Runtime
 // does not call where the others are there.

@@ -2,6 +2,7 @@
 #include <memory>
 #include <string>
 
+#include "cuda.h"
 #include "node.h"
 
 namespace gr {
@@ -22,11 +23,14 @@ std::vector<Entry> const& entries() {
 // An operator with its description, as ONNX Runtime keeps it for as long as the library is loaded.
 struct Registered : api::OperatorDescription {
   Entry const* entry{nullptr};
+  bool onGpu{false};
 };
 
-Entry const& entryOf(api::OperatorDescription const* description) {
-  return *static_cast<Registered const*>(description)->entry;
+Registered const& registered(api::OperatorDescription const* description) {
+  return *static_cast<Registered const*>(description);
 }
+
+Entry const& entryOf(api::OperatorDescription const* description) { return *registered(description).entry; }
 
 // A node: the operator, and which inputs and outputs it has.
 struct Kernel {
@@ -55,7 +59,8 @@ api::Status* create(api::OperatorDescription const* description, api::Table, api
     Attributes const attributes(info);
     auto made = std::make_unique<Kernel>(Kernel{entry, attributes.names("inputs"), attributes.names("outputs"), nullptr});
     for (std::string const& input : made->inputs) entry.signature.input(input);
-    made->operation.reset(entry.make(attributes));
+    made->operation = registered(description).onGpu ? makeCudaOperator(entry.signature.name, attributes)
+                                                    : std::unique_ptr<Operator>(entry.make(attributes));
     *kernel = made.release();
   });
 }
@@ -73,12 +78,15 @@ api::Status* infer(api::OperatorDescription const* description, api::ShapeContex
 
 // Any number of inputs and outputs of any types: the node's attributes say which it has, and `Run` what they may be. So no
 // type that a model may hold is refused before its body could have run it.
-Registered describe(Entry const& entry) {
+Registered describe(Entry const& entry, bool onGpu) {
   using Description = api::OperatorDescription const*;
   Registered result;
   result.entry = &entry;
+  result.onGpu = onGpu;
   result.name = [](Description description) { return entryOf(description).signature.name; };
-  result.provider = [](Description) { return "CPUExecutionProvider"; };
+  result.provider = [](Description description) {
+    return registered(description).onGpu ? "CUDAExecutionProvider" : "CPUExecutionProvider";
+  };
   result.inputs = result.outputs = [](Description) -> size_t { return 1; };
   result.inputType = result.outputType = [](Description, size_t) -> int32_t { return api::kUndefined; };
   result.inputArity = result.outputArity = [](Description, size_t) -> int32_t { return api::kVariadic; };
@@ -98,7 +106,12 @@ api::Domain* domain() {
   static api::Domain* const made = [] {
     static std::vector<Registered> const operators = [] {
       std::vector<Registered> all;
-      for (Entry const& entry : entries()) all.push_back(describe(entry));
+      for (Entry const& entry : entries()) all.push_back(describe(entry, false));
+      // Without kernels for every GPU nothing is registered for one: a node then runs by the kernel for the CPU, since ONNX
+      // Runtime does not come back to the body.
+      for (Entry const& entry : entries()) {
+        if (plugins().table != nullptr) all.push_back(describe(entry, true));
+      }
       return all;
     }();
     api::Domain* fresh = nullptr;
@@ -139,7 +152,7 @@ GR_EXPORT gr::api::Status* RegisterCustomOps(gr::api::SessionOptions* options, g
   });
 }
 
-// What the library holds, as JSON; it stays valid. `advised`: whether its kernels are faster here than the bodies, which those
+// What the library holds, as JSON; it stays valid. `cuda`: why nothing is registered for a GPU, empty where it is. `advised`: whether its kernels are faster here than the bodies, which those
 // of plain vectors are not in attention.
 GR_EXPORT char const* gr_ml_infra_onnxruntime_describe() {
   using namespace gr;
@@ -150,7 +163,11 @@ GR_EXPORT char const* gr_ml_infra_onnxruntime_describe() {
     } catch (Refusal const&) {
       // Registration says why.
     }
-    auto quoted = [](std::string const& value) { return '"' + value + '"'; };
+    auto quoted = [](std::string const& value) {
+      std::string text;
+      for (char letter : value) text += (letter == '"' || letter == '\\' ? "\\" : "") + std::string(1, letter);
+      return '"' + text + '"';
+    };
     std::string const operators = joined(entries(), [&](Entry const& entry) {
       std::string const attributes =
           entry.modes.empty() ? "" : ", \"attributes\": {\"mode\": [" + joined(entry.modes, quoted) + "]}";
@@ -159,7 +176,7 @@ GR_EXPORT char const* gr_ml_infra_onnxruntime_describe() {
     std::string const available = joined(availableKernels(), [&](Kernels const* one) { return quoted(one->name); });
     return "{\"version\": \"1\", \"api\": " + std::to_string(api::kVersion) + ", \"instructions\": " + quoted(chosen) +
            ", \"advised\": " + (chosen == "plain" ? "false" : "true") + ", \"available\": [" + available +
-           "], \"operators\": {" + operators + "}}";
+           "], \"cuda\": " + quoted(plugins().reason) + ", \"operators\": {" + operators + "}}";
   }();
   return text.c_str();
 }

@@ -242,6 +242,12 @@ Target Run::output(std::string_view name, Sizes const& sizes, int32_t type) cons
   return {data, element};
 }
 
+void* Run::stream() const {
+  void* found = nullptr;
+  check(api::stream(ortTable, mContext, &found));
+  return found;
+}
+
 void Run::parallel(int64_t count, int64_t floats, std::function<void(int64_t, float*)> const& work) const {
   struct Shared {
     std::function<void(int64_t, float*)> const& work;
@@ -266,6 +272,25 @@ void Run::parallel(int64_t count, int64_t floats, std::function<void(int64_t, fl
     check(api::parallelFor(ortTable, mContext, step, static_cast<size_t>(count), static_cast<size_t>(count), &shared));
   }
   if (shared.exhausted) throw Refusal("no memory for " + std::to_string(shared.bytes) + " bytes of scratch");
+}
+
+DeviceMemory::DeviceMemory(Run const& run, size_t bytes) {
+  if (bytes == 0) return;
+  api::Value const* value = nullptr;
+  check(api::input(ortTable, run.mContext, 0, &value));
+  api::MemoryInfo const* place = nullptr;
+  check(api::memoryInfo(ortTable, value, &place));
+  check(api::allocator(ortTable, run.mContext, place, &mAllocator));
+  api::Status* const status = api::streamMemory(ortTable, run.mContext, place, bytes, &mData);
+  if (status != nullptr) api::releaseAllocator(ortTable, mAllocator);
+  check(status);
+}
+
+DeviceMemory::~DeviceMemory() {
+  if (mAllocator == nullptr) return;
+  api::Status* const status = api::freeMemory(ortTable, mAllocator, mData);
+  if (status != nullptr) api::releaseStatus(ortTable, status);
+  api::releaseAllocator(ortTable, mAllocator);
 }
 
 KnownTensor KnownTensor::axes(std::initializer_list<size_t> kept) const {

@@ -105,18 +105,40 @@ class Run {
   // An output; no data where the node does not have it.
   Target output(std::string_view name, Sizes const& sizes, int32_t type) const;
   std::vector<std::string> const& names() const { return mNames; }
+  std::vector<std::string> const& outputs() const { return mOutputs; }
+  // All inputs, in their order.
+  std::vector<Tensor> const& inputs() const { return mInputs; }
+  // The CUstream that the node's execution provider launches on.
+  void* stream() const;
 
   // Calls `work(index, scratch)` for each index below `count`, on ONNX Runtime's threads. Each call has `floats` floats of its
   // own.
   void parallel(int64_t count, int64_t floats, std::function<void(int64_t, float*)> const& work) const;
 
  private:
+  friend class DeviceMemory;
   Tensor const* find(std::string_view name) const;
 
   std::vector<std::string> const& mNames;
   std::vector<std::string> const& mOutputs;
   std::vector<Tensor> mInputs;
   api::KernelContext* mContext;
+};
+
+// Memory on the device where the node's inputs are. What is launched on the node's stream before it goes may use it: ONNX Runtime
+// gives it to nothing else before that is done.
+class DeviceMemory {
+ public:
+  DeviceMemory(Run const& run, size_t bytes);
+  DeviceMemory(DeviceMemory const&) = delete;
+  DeviceMemory& operator=(DeviceMemory const&) = delete;
+  ~DeviceMemory();
+
+  void* data() const { return mData; }
+
+ private:
+  api::Allocator* mAllocator{nullptr};
+  void* mData{nullptr};
 };
 
 // What is known of a node before it runs. Sizes that are not known are -1, with the name that the model has for them, if any.

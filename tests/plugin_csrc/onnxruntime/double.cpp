@@ -1,11 +1,13 @@
 // A double of ONNX Runtime's C interface, outside of Python: runs nodes that are written to its standard input by the kernels of
 // a library, with threads of its own and tensors that are allocated to the byte, so that sanitizers see what kernels do.
 //
-// double LIBRARY < nodes > results. A node is lines, with the bytes of a tensor behind its line:
+// double LIBRARY PROVIDER < nodes > results. A node is lines, with the bytes of a tensor behind its line:
 //   string NAME VALUE | int NAME VALUE | float NAME VALUE | ints NAME COUNT VALUES | floats NAME COUNT VALUES
 //   input TYPE RANK SIZES BYTES
 //   run OPERATOR OUTPUTS
-// A result is `output TYPE RANK SIZES BYTES` and the bytes, for each output, or `refused TEXT`.
+// A result is `output TYPE RANK SIZES BYTES` and the bytes, for each output, or `refused TEXT`. Of the
+// CUDAExecutionProvider a line `addresses INPUTS OUTPUTS WORKSPACE` follows, the workspace 0 where there was none; its memory is
+// the host's.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -46,6 +48,8 @@ struct KernelInfo {
 };
 struct KernelContext {
   std::vector<Value> inputs, outputs;
+  mutable void* workspace{nullptr};  // the one that was given last
+  mutable int32_t held{0};           // allocators and pieces of memory that are not given back
 };
 struct ShapeContext {
   std::vector<TensorInfo> inputs, outputs;
@@ -57,6 +61,10 @@ struct Domain {
 struct SessionOptions {
   Domain* domain{nullptr};
 };
+struct MemoryInfo {};
+struct Allocator {
+  KernelContext const* context{nullptr};
+};
 
 }  // namespace gr::api
 
@@ -65,6 +73,7 @@ namespace {
 using namespace gr::api;
 
 constexpr int32_t kThreads = 3;
+constexpr uintptr_t kStream = 0x5eed;
 
 Status* failed(std::string const& text) { return new Status{text}; }
 
@@ -217,6 +226,34 @@ Table table(uint32_t version) {
       t, setInferredOutput, +[](ShapeContext const* context, size_t at, TensorInfo const* info) -> Status* {
         return const_cast<ShapeContext*>(context)->outputs.at(at) = *info, nullptr;
       });
+  put(
+      t, stream,
+      +[](KernelContext const*, void** stream) -> Status* { return *stream = reinterpret_cast<void*>(kStream), nullptr; });
+  put(
+      t, memoryInfo, +[](Value const*, MemoryInfo const** info) -> Status* {
+        static MemoryInfo const device;
+        return *info = &device, nullptr;
+      });
+  put(
+      t, allocator, +[](KernelContext const* context, MemoryInfo const*, Allocator** allocator) -> Status* {
+        ++context->held;
+        return *allocator = new Allocator{context}, nullptr;
+      });
+  put(
+      t, releaseAllocator, +[](Allocator* allocator) {
+        --allocator->context->held;
+        delete allocator;
+      });
+  put(
+      t, streamMemory, +[](KernelContext const* context, MemoryInfo const*, size_t bytes, void** data) -> Status* {
+        ++context->held;
+        return *data = context->workspace = std::malloc(bytes), nullptr;
+      });
+  put(
+      t, freeMemory, +[](Allocator* allocator, void* data) -> Status* {
+        --allocator->context->held;
+        return std::free(data), nullptr;
+      });
   return made;
 }
 
@@ -238,6 +275,7 @@ std::string ran(OperatorDescription const& description, KernelInfo const& info, 
   }
   std::string refused = text(description.compute(kernel, &context));
   description.destroy(kernel);
+  if (context.held != 0) return "memory was not given back";
   for (size_t i = 0; refused.empty() && i < context.outputs.size(); ++i) {
     if (shapes.outputs[i].sizes != context.outputs[i].info.sizes) refused = "another shape was inferred";
   }
@@ -247,8 +285,9 @@ std::string ran(OperatorDescription const& description, KernelInfo const& info, 
 }  // namespace
 
 int main(int count, char** arguments) {
-  void* const library = count == 2 ? dlopen(arguments[1], RTLD_NOW) : nullptr;
-  if (library == nullptr) return std::cerr << (count == 2 ? dlerror() : "double LIBRARY") << '\n', 1;
+  void* const library = count == 3 ? dlopen(arguments[1], RTLD_NOW) : nullptr;
+  if (library == nullptr) return std::cerr << (count == 3 ? dlerror() : "double LIBRARY PROVIDER") << '\n', 1;
+  std::string const provider = arguments[2];
   auto const enter = reinterpret_cast<Status* (*)(SessionOptions*, Base const*)>(dlsym(library, "RegisterCustomOps"));
   SessionOptions options;
   Base const base{table, [] { return "a double"; }};
@@ -277,7 +316,7 @@ int main(int count, char** arguments) {
       context.outputs.resize(outputs);
       std::string refused = "no such operator";
       for (OperatorDescription const* each : options.domain->operators) {
-        if (each->name(each) == name) refused = ran(*each, info, context);
+        if (each->name(each) == name && each->provider(each) == provider) refused = ran(*each, info, context);
       }
       if (!refused.empty()) std::cout << "refused " << refused << '\n';
       for (Value const& value : context.outputs) {
@@ -287,9 +326,17 @@ int main(int count, char** arguments) {
           std::cout << ' ' << value.bytes << '\n';
           std::cout.write(static_cast<char const*>(value.data), static_cast<std::streamsize>(value.bytes));
         }
-        std::free(value.data);
       }
-      for (Value const& value : context.inputs) std::free(value.data);
+      if (provider == "CUDAExecutionProvider" && refused.empty()) {
+        std::cout << "addresses";
+        for (auto const* values : {&context.inputs, &context.outputs}) {
+          for (Value const& value : *values) std::cout << ' ' << reinterpret_cast<uintptr_t>(value.data);
+        }
+        std::cout << ' ' << reinterpret_cast<uintptr_t>(context.workspace) << '\n';
+      }
+      for (auto const* values : {&context.inputs, &context.outputs}) {
+        for (Value const& value : *values) std::free(value.data);
+      }
       context = {};
       info = {};
     } else {

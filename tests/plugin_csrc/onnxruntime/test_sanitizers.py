@@ -62,7 +62,7 @@ def _attribute(item: AttributeProto) -> str:
 def ran(nodes: Sequence[tuple[Drawn, Mapping[str, Array]]], sanitizers: str, instructions: str) -> None:
     """Runs nodes, and compares what they make with their bodies."""
     result = subprocess.run(
-        [double(sanitizers), library(sanitizers)],
+        [double(sanitizers), library(sanitizers), "CPUExecutionProvider"],
         input=b"".join(written(*item) for item in nodes),
         capture_output=True,
         check=False,
