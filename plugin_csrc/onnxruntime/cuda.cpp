@@ -8,10 +8,6 @@ namespace {
 constexpr char const* kLibrary = "libgr_ml_infra_tensorrt_plugins.so";
 
 void find(Plugins& found) {
-  if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) == nullptr) {
-    found.reason = "there is no CUDA driver";
-    return;
-  }
   Dl_info here{};
   dladdr(reinterpret_cast<void const*>(&plugins), &here);
   std::string const own = here.dli_fname;
@@ -21,7 +17,7 @@ void find(Plugins& found) {
       reinterpret_cast<calls::Table const* (*)()>(library == nullptr ? nullptr : dlsym(library, calls::kFunction));
   calls::Table const* const table = tell == nullptr ? nullptr : tell();
   if (library == nullptr) {
-    found.reason = "there is no plugin library " + path;
+    found.reason = std::string("no plugin library: ") + dlerror();
   } else if (table == nullptr || table->version != calls::kVersion) {
     found.reason = path + " is of another version";
   } else if (!table->ready()) {

@@ -9,7 +9,7 @@
 
 namespace gr {
 
-// The plugin library, whose file lies in the folder of this one. It is opened once, and only where there is a CUDA driver.
+// The plugin library, whose file lies in the folder of this one. It is opened once, when operators are first registered.
 struct Plugins {
   calls::Table const* table{nullptr};  // null where nothing can run on a GPU
   std::string reason;                  // why not

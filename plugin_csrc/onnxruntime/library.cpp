@@ -152,7 +152,10 @@ GR_EXPORT gr::api::Status* RegisterCustomOps(gr::api::SessionOptions* options, g
   });
 }
 
-// What the library holds, as JSON; it stays valid. `cuda`: why nothing is registered for a GPU, empty where it is. `advised`: whether its kernels are faster here than the bodies, which those
+// Why nothing is registered for a GPU; empty where it is. It stays valid. Asks the CUDA driver.
+GR_EXPORT char const* gr_ml_infra_onnxruntime_no_cuda() { return gr::plugins().reason.c_str(); }
+
+// What the library holds, as JSON; it stays valid. `advised`: whether its kernels are faster here than the bodies, which those
 // of plain vectors are not in attention.
 GR_EXPORT char const* gr_ml_infra_onnxruntime_describe() {
   using namespace gr;
@@ -163,11 +166,7 @@ GR_EXPORT char const* gr_ml_infra_onnxruntime_describe() {
     } catch (Refusal const&) {
       // Registration says why.
     }
-    auto quoted = [](std::string const& value) {
-      std::string text;
-      for (char letter : value) text += (letter == '"' || letter == '\\' ? "\\" : "") + std::string(1, letter);
-      return '"' + text + '"';
-    };
+    auto quoted = [](std::string const& value) { return '"' + value + '"'; };
     std::string const operators = joined(entries(), [&](Entry const& entry) {
       std::string const attributes =
           entry.modes.empty() ? "" : ", \"attributes\": {\"mode\": [" + joined(entry.modes, quoted) + "]}";
@@ -176,7 +175,7 @@ GR_EXPORT char const* gr_ml_infra_onnxruntime_describe() {
     std::string const available = joined(availableKernels(), [&](Kernels const* one) { return quoted(one->name); });
     return "{\"version\": \"1\", \"api\": " + std::to_string(api::kVersion) + ", \"instructions\": " + quoted(chosen) +
            ", \"advised\": " + (chosen == "plain" ? "false" : "true") + ", \"available\": [" + available +
-           "], \"cuda\": " + quoted(plugins().reason) + ", \"operators\": {" + operators + "}}";
+           "], \"operators\": {" + operators + "}}";
   }();
   return text.c_str();
 }

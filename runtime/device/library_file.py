@@ -15,6 +15,9 @@ from onnx_fuse.versions import __version__
 
 T = TypeVar("T")
 
+PLUGINS = "libgr_ml_infra_tensorrt_plugins.so"
+"""The plugin library. The kernel library, too, runs its kernels where both are in one folder."""
+
 
 def cache_folder() -> Path:
     """Where this version keeps what it builds, for this user."""

@@ -153,12 +153,16 @@ def described(path: Path) -> Library | None:
 
 
 def contents(path: Path) -> Contents:
-    """Loads a library, whose hash must be the recorded one if it has a record, and asks it what it holds.
+    """Loads a library, whose hash must be the recorded one if it has a record, and asks it what it holds. The same holds for a
+    plugin library beside it, which it opens itself.
 
     Raises:
         UsageError: it is not there, damaged, cannot be loaded, or is no kernel library.
     """
     described(path)
+    plugins = path.with_name(library_file.PLUGINS)
+    if plugins.is_file():
+        library_file.checked(plugins, "plugin library", "onnx-fuse plugins build", dict)
     return _asked(Path(os.path.realpath(path)), library_file.sha256(path, KIND))
 
 

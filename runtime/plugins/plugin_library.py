@@ -28,7 +28,7 @@ from onnx_fuse.runtime.plugins import aot, compilation, own_cpp
 from onnx_fuse.runtime.plugins.own_operator import OwnOperator
 from onnx_fuse.versions import __version__
 
-LIBRARY = "libgr_ml_infra_tensorrt_plugins.so"
+LIBRARY = library_file.PLUGINS
 VARIABLE = "ONNX_FUSE_PLUGINS"
 """Environment variable that names plugin libraries, separated like PATH."""
 

@@ -17,6 +17,7 @@ from onnx_fuse.patterns.language.operator import DOMAIN
 from onnx_fuse.runtime.device import library_file
 from onnx_fuse.runtime.onnxruntime import kernel_library
 from onnx_fuse.runtime.onnxruntime.kernel_library import LIBRARY, VARIABLE, Kernels, choose
+from onnx_fuse.runtime.plugins import plugin_library
 from tests.helpers import copied, model
 from tests.runtime.onnxruntime.libraries import recorded, telling
 
@@ -107,6 +108,23 @@ def test_a_library_that_is_not_the_one_that_was_built_is_not_loaded(cache: Path,
     recorded(cache, sha256="0" * 64)
     with pytest.raises(UsageError, match="its hash differs"):
         kernel_library.contents(cache)
+    check_refused(cache)
+
+
+def test_a_damaged_plugin_library_beside_it_is_not_loaded_either(cache: Path, told: Path) -> None:
+    """It would be opened for its kernels for GPUs."""
+    cache.write_bytes(told.read_bytes())
+    recorded(cache)
+    plugins = cache.with_name(plugin_library.LIBRARY)
+    plugins.write_bytes(b"the right one")
+    assert kernel_library.contents(recorded(plugins).with_name(LIBRARY)).operators
+    plugins.write_bytes(b"another one")
+    with pytest.raises(UsageError, match=f"The plugin library {plugins} .* its hash differs"):
+        kernel_library.contents(cache)
+    check_refused(cache)
+
+
+def check_refused(cache: Path) -> None:
     found = choose(fused("FusedSwish"))  # what nobody has named does not stop a model
     assert found.library is None and "its hash differs" in found.reason and found.bodies == {"FusedSwish": 1}
     for choice in (True, cache):
