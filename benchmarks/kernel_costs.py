@@ -4,7 +4,7 @@
     python benchmarks/kernel_costs.py --operators hstu_hierarchical_attention --print
 
 For each variant and architecture: registers, stack, shared memory, resident warps, tensor instructions, widths of loads and stores,
-and the instructions of the main loop for one score or element. For each case of `benchmarks/kernels.py`: bytes, products,
+and the instructions of the main loop for one score or element. For each case of `benchmarks/kernel_cases.py`: bytes, products,
 launches, waves, and the share of the limit that the model of `passes/select/roofline.py` predicts.
 """
 
@@ -26,6 +26,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, and not this folder: see kernels.py
 
 from benchmarks import common
+from benchmarks.kernel_cases import CASES, Case
 from onnx_fuse.passes.files import staging
 from onnx_fuse.passes.select import cost_model, kernel_table, plugin_facts, roofline
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
@@ -201,9 +202,9 @@ def packed(content: Mapping[str, Any]) -> str:
 
 
 def launches(
-    case: Any, dtype: str, device: cost_model.Device, kernels: kernel_table.Kernels
+    case: Case, dtype: str, device: cost_model.Device, kernels: kernel_table.Kernels
 ) -> tuple[roofline.Launch, ...]:
-    """What the plugin of a case of `kernels.py` launches on a device with these kernels."""
+    """What the plugin of a case launches on a device with these kernels."""
     node = case.node()
     shapes = {**case.inputs, **case.outputs}
 
@@ -216,7 +217,7 @@ def launches(
 
 
 def predicted(
-    case: Any, device: cost_model.Device, kernels: kernel_table.Kernels, dtype: str = "bfloat16"
+    case: Case, device: cost_model.Device, kernels: kernel_table.Kernels, dtype: str = "bfloat16"
 ) -> dict[str, Any]:
     """The roofline of a case on a device with these kernels."""
     rates = {
@@ -291,7 +292,7 @@ def table(content: Mapping[str, Any], *, dtype: str = "bf16", architecture: int 
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"The cases of `benchmarks/kernels.py` in bfloat16, as the model predicts them for an {DEVICE}:",
+        f"The cases of `benchmarks/kernel_cases.py` in bfloat16, as the model predicts them for an {DEVICE}:",
         "",
         "| case | MB | GFLOP | launches | waves | limited by | limit us | predicted us | of the limit |",
         "| --- " + "| ---: " * 4 + "| --- " + "| ---: " * 3 + "|",
@@ -330,8 +331,6 @@ def report(
 ) -> dict[str, Any]:
     """The costs of the variants of some operators (or all), with those of the others from `before`, and the roofline of every case
     whose variants are among them."""
-    from benchmarks import kernels
-
     rows = {(row["variant"], row["architecture"]): row for row in before}
     rows |= {(row["variant"], row["architecture"]): row for row in costs(named(operators), architectures, progress)}
     places = [(variant.name, each) for _, variant in named(None) for each in sorted(variant.architectures)]
@@ -341,14 +340,12 @@ def report(
     return {
         "versions": installed_versions(["onnx-fuse", "triton"]),
         "assumed": {"device": DEVICE},
-        "cases": [
-            predicted(case, device, found) for case in kernels.CASES if is_complete or is_known(case, device, found)
-        ],
+        "cases": [predicted(case, device, found) for case in CASES if is_complete or is_known(case, device, found)],
         "variants": [rows[place] for place in places if place in rows],
     }
 
 
-def is_known(case: Any, device: cost_model.Device, kernels: kernel_table.Kernels) -> bool:
+def is_known(case: Case, device: cost_model.Device, kernels: kernel_table.Kernels) -> bool:
     """Whether the kernels that a case needs are among these, by the table of all."""
     wanted = launches(case, "bfloat16", device, kernel_table.kernels(device.capability))
     return all(launch.kernel.name in kernels for launch in wanted)

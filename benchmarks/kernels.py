@@ -1,4 +1,4 @@
-"""Device time of every plugin, through the harness and without TensorRT, beside torch and the unfused ONNX subgraph.
+"""Device time of every plugin, through the harness and without TensorRT, beside torch, the unfused ONNX subgraph and a prediction.
 
     python benchmarks/kernels.py                 # on a machine with an NVIDIA GPU; --library if one is built already
     python benchmarks/kernels.py --dry-run       # anywhere: all but the timing, at small sizes
@@ -6,17 +6,22 @@
 Each time is the median over replays of a CUDA graph that goes through several sets of buffers, together larger than the L2 cache.
 The limit of a case is the longest of: the bytes that have to be moved at the bandwidth of a copy, the products at the rate of a
 large matrix product of that type, and the launch of an empty kernel, all measured on the same GPU.
+
+The cases that tell most come first, and each line is written as soon as it is measured: a run that is stopped, or whose time is up,
+loses nothing. What has to be compiled first (torch.compile) or needs another library (ONNX Runtime) comes after all else.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,330 +30,24 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
-import onnx_fuse
-from benchmarks import common
+from benchmarks import common, jsonl, kernel_costs
+from benchmarks.kernel_cases import CASES, TYPES, Case, fused_op
+from onnx_fuse.passes.select import cost_model, kernel_table
 from onnx_fuse.versions import installed_versions
 
 NO_GPU = 2  # exit code
-RESULT = common.RESULTS / "kernels.json"
-TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+RESULT = common.RESULTS / "kernels.jsonl"
+MINUTES = 8.0
 DEVICE = "cuda"
-REPLAYS, RUNS_OF_A_GRAPH = 30, 20
+REPLAYS, FEWEST_REPLAYS, RUNS_OF_A_GRAPH = 30, 5, 20
+SECONDS_OF_ONE = 0.4
+"""How long the replays of one measurement may take, unless they are the fewest."""
 STREAMING = (
     *("FusedSwish", "FusedSkipLayerNorm", "FusedEmbedLayerNorm"),
     *("FMInteraction", "HierarchicalSequenceFusion"),
 )
-SMALL = {"B": 2, "R": 6, "S": 12, "V": 50}
-"""The sizes of a dry run, where those of a case are larger."""
-
-
-# -- the cases -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """One operator at one size.
-
-    Attributes:
-        sizes: name of a dimension -> its size.
-        inputs: name -> shape, in names of dimensions or numbers; "ids_1" and the like are int64, below V.
-        attributes: of the node.
-        eager: from the inputs and attributes to the outputs, as one writes it in torch.
-        flops: of the matrix products, 2 for each multiplication.
-        outputs: names and shapes.
-        gathered: inputs of which only rows are read -> how many.
-        fast: as `eager`, with torch's scaled_dot_product_attention.
-    """
-
-    operator: str
-    sizes: Mapping[str, int]
-    inputs: Mapping[str, Sequence[str | int]]
-    attributes: Mapping[str, Any]
-    eager: Callable[..., Any]
-    outputs: Mapping[str, Sequence[str | int]]
-    flops: Callable[[Mapping[str, int]], float] = lambda _: 0.0
-    gathered: Mapping[str, Callable[[Mapping[str, int]], int]] = field(default_factory=dict)
-    fast: Callable[..., Any] | None = None
-
-    @property
-    def name(self) -> str:
-        return " ".join([self.operator, *(f"{key}={size}" for key, size in self.sizes.items())])
-
-    def shrunk(self) -> Case:
-        """The case at the sizes of a dry run."""
-        sizes = {name: min(size, SMALL.get(name, size)) for name, size in self.sizes.items()}
-        return Case(**{**self.__dict__, "sizes": sizes})
-
-    def shape(self, dims: Sequence[str | int]) -> tuple[int, ...]:
-        return tuple(self.sizes[dim] if isinstance(dim, str) else dim for dim in dims)
-
-    def type_of(self, name: str, dtype: str) -> str:
-        return "int64" if name.startswith("ids") else dtype
-
-    def onnx_type(self, name: str, dtype: str) -> int:
-        return {**TYPES, "int64": TensorProto.INT64}[self.type_of(name, dtype)]
-
-    def node(self) -> onnx.NodeProto:
-        """The fused node, whose values have the operator's names."""
-        names = ({name: name for name in self.inputs}, {name: name for name in self.outputs})
-        return fused_op(self.operator).make_node(*names, self.attributes, "node")
-
-    def bytes(self, dtype: str) -> int:
-        """What has to be read and written at least: every input and output once, of tables the rows that are looked up."""
-        moved = 0
-        for name, dims in {**self.inputs, **self.outputs}.items():
-            shape = self.shape(dims)
-            count = math.prod(shape)
-            if name in self.gathered:
-                count = min(count, self.gathered[name](self.sizes) * shape[-1])
-            moved += count * BYTES[self.type_of(name, dtype)]
-        return moved
-
-    def limit(self, dtype: str, measured: Mapping[str, Any]) -> tuple[float, str]:
-        """Seconds that no kernel can go below on a GPU, and what sets them: memory, products or launch."""
-        seconds = {
-            "memory": self.bytes(dtype) / measured["copy_bytes_per_second"],
-            "products": self.flops(self.sizes) / measured["matrix_flops_per_second"][dtype],
-            "launch": measured["launch_seconds"],
-        }
-        what = max(seconds, key=lambda name: seconds[name])
-        return seconds[what], what
-
-
-def fused_op(name: str) -> Any:
-    (operator,) = [item.operator for item in onnx_fuse.fusions() if item.operator.name == name]
-    return operator
-
-
-def normed(torch: Any, z: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
-    return torch.nn.functional.layer_norm(z, z.shape[-1:], gamma, beta, epsilon)
-
-
-def swish(torch: Any, x: Any, beta: float) -> Any:
-    return x * torch.sigmoid(beta * x)
-
-
-def skip_layer_norm(torch: Any, x: Any, skip: Any, bias: Any, gamma: Any, beta: Any, epsilon: float, **_: Any) -> Any:
-    return normed(torch, x + bias + skip, gamma, beta, epsilon)
-
-
-def embed_layer_norm(torch: Any, ids_1: Any, table_1: Any, ids_2: Any, table_2: Any, **how: Any) -> Any:
-    return normed(torch, table_1[ids_1] + table_2[ids_2], how["gamma"], how["beta"], how["epsilon"])
-
-
-def fm(torch: Any, E: Any, **_: Any) -> Any:  # the operator's name
-    return 0.5 * (E.sum(1) ** 2 - (E * E).sum(1))
-
-
-def interaction(torch: Any, E: Any, **_: Any) -> Any:
-    count = E.shape[1]
-    rows, columns = torch.tril_indices(count, count, -1, device=E.device)
-    return torch.cat([E[:, 0], torch.bmm(E, E.transpose(1, 2))[:, rows, columns]], 1)
-
-
-def linear_layer_norm(
-    torch: Any, x: Any, weight: Any, bias: Any, gamma: Any, beta: Any, epsilon: float, **_: Any
-) -> Any:
-    return normed(torch, x @ weight + bias, gamma, beta, epsilon)
-
-
-def heads(x: Any, count: int) -> Any:
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
-
-
-def hstu(torch: Any, q: Any, k: Any, v: Any, num_heads: int, alpha: float, **_: Any) -> Any:
-    length = q.shape[1]
-    scores = torch.nn.functional.silu(alpha * heads(q, num_heads) @ heads(k, num_heads).transpose(2, 3))
-    lower = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    weights = torch.where(lower, scores, 0.0) / length
-    return (weights.to(v.dtype) @ heads(v, num_heads)).transpose(1, 2).flatten(2)
-
-
-def attention(torch: Any, query: Any, key: Any, value: Any, num_heads: int, scale: float, **how: Any) -> Any:
-    q, k, v = (heads(item, num_heads) for item in (query, key, value))
-    weights = torch.softmax(scale * q @ k.transpose(2, 3), -1)
-    return rim(torch, weights @ v, **how)
-
-
-def fast_attention(torch: Any, query: Any, key: Any, value: Any, num_heads: int, scale: float, **how: Any) -> Any:
-    q, k, v = (heads(item, num_heads) for item in (query, key, value))
-    return rim(torch, torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale), **how)
-
-
-def rim(torch: Any, context: Any, out_weight: Any, out_bias: Any, residual: Any, **how: Any) -> Any:
-    z = context.transpose(1, 2).flatten(2) @ out_weight + out_bias + residual
-    return normed(torch, z, how["gamma"], how["beta"], how["epsilon"])
-
-
-def sequence_fusion(torch: Any, x: Any, level_embeddings: Any, temperature: float, **_: Any) -> Any:
-    mixed = torch.softmax(x @ level_embeddings.T / temperature, -1) @ level_embeddings
-    gate = torch.sigmoid((mixed * x).sum(-1, keepdim=True) / x.shape[-1])
-    return gate * mixed + (1 - gate) * x
-
-
-def sequence_interaction(torch: Any, items: Any, user: Any, short_window: int, decay: float, **_: Any) -> Any:
-    length = items.shape[1]
-    steps = torch.arange(length, device=items.device, dtype=torch.float32)
-    later = length - steps
-    recent = (later <= short_window).float()
-    short = recent * (1 + 0.1 * (recent.sum() - later))
-    long = 0.5 + 0.5 * torch.exp(-0.1 * (length - 1 - steps))
-    distance = steps - steps[:, None]
-    near = torch.where(distance > 0, torch.exp(-decay * distance), 0.0).to(items.dtype)
-    return (
-        (items @ user[:, :, None])[:, :, 0],
-        short.to(items.dtype) @ items,
-        long.to(items.dtype) @ items,
-        (items @ items.transpose(1, 2)) * near,
-    )
-
-
-def hstu_case(batch: int, length: int, count: int, size: int) -> Case:
-    settings = {"norm_length": 0.0, "bias_order": "outside_alpha", "norm": "none", "gate_activation": "none"}
-    return Case(
-        "HSTUHierarchicalAttention",
-        {"B": batch, "S": length, "heads": count, "W": count * size},
-        dict.fromkeys(("q", "k", "v"), ("B", "S", "W")),
-        {
-            "num_heads": count,
-            "alpha": size**-0.5,
-            "causal": 1,
-            "epsilon": 1e-6,
-            "mode": "silu",
-            "num_levels": 1,
-            "decay": 1.0,
-            **settings,
-        },
-        hstu,
-        {"y": ("B", "S", "W")},
-        lambda n: 4 * n["B"] * n["W"] * n["S"] * (n["S"] + 1) / 2,
-    )
-
-
-def attention_case(batch: int, length: int, count: int, size: int) -> Case:
-    rows, vector = ("B", "S", "W"), ("W",)
-    return Case(
-        "FusedAttentionLayerNorm",
-        {"B": batch, "S": length, "heads": count, "W": count * size},
-        {
-            "query": rows,
-            "key": rows,
-            "value": rows,
-            "out_weight": ("W", "W"),
-            "out_bias": vector,
-            "residual": rows,
-            "gamma": vector,
-            "beta": vector,
-        },
-        {
-            "num_heads": count,
-            "num_key_value_heads": count,
-            "scale": size**-0.5,
-            "mask_value": -10000.0,
-            "causal": "none",
-            "masked_row": "uniform",
-            "norm": "layer",
-            "epsilon": 1e-5,
-            "layout": "BSH",
-        },
-        attention,
-        {"output": rows},
-        lambda n: 4 * n["B"] * n["W"] * n["S"] ** 2 + 2 * n["B"] * n["S"] * n["W"] ** 2,
-        fast=fast_attention,
-    )
-
-
-def row_cases() -> list[Case]:
-    norm = {"norm": "layer", "epsilon": 1e-5}
-    rows, vector = ("R", "W"), ("W",)
-    return [
-        Case("FusedSwish", {"R": 8192, "W": 4096}, {"x": rows}, {"beta": 1.5}, swish, {"output": rows}),
-        *(
-            Case(
-                "FusedSkipLayerNorm",
-                {"R": count, "W": width},
-                {"x": rows, "skip": rows, "bias": vector, "gamma": vector, "beta": vector},
-                norm,
-                skip_layer_norm,
-                {"output": rows},
-            )
-            for count, width in ((8192, 4096), (32768, 768))
-        ),
-        Case(
-            "FusedEmbedLayerNorm",
-            {"B": 64, "S": 512, "W": 768, "V": 30522},
-            {"ids_1": ("B", "S"), "table_1": ("V", "W"), "ids_2": (1, "S"), "table_2": (512, "W"), "gamma": vector, "beta": vector},
-            {"num_tables": 2, **norm},
-            embed_layer_norm,
-            {"output": ("B", "S", "W")},
-            gathered={"table_1": lambda n: n["B"] * n["S"], "table_2": lambda n: n["S"]},
-        ),
-        *(
-            Case(
-                "FusedLinearLayerNorm",
-                {"R": 16384, "K": 1024, "W": width},
-                {"x": ("R", "K"), "weight": ("K", "W"), "bias": vector, "gamma": vector, "beta": vector},
-                norm,
-                linear_layer_norm,
-                {"output": rows},
-                lambda n: 2 * n["R"] * n["K"] * n["W"],
-            )
-            for width in (512, 1024)
-        ),
-    ]  # fmt: skip
-
-
-def sequence_cases() -> list[Case]:
-    return [
-        Case(
-            "HierarchicalSequenceFusion",
-            {"B": 128, "S": 512, "W": 256, "levels": 16},
-            {"x": ("B", "S", "W"), "level_embeddings": ("levels", "W")},
-            {"temperature": 2.0, "windows": [1], "window_weights": [0.0], "pad": "truncate"},
-            sequence_fusion,
-            {"y": ("B", "S", "W")},
-            lambda n: 4 * n["B"] * n["S"] * n["W"] * n["levels"],
-        ),
-        Case(
-            "SequenceRecommendationInteraction",
-            {"B": 512, "S": 200, "W": 64},
-            {"items": ("B", "S", "W"), "user": ("B", "W")},
-            {"short_window": 10, "decay": 0.1, "normalize": 0},
-            sequence_interaction,
-            {"scores": ("B", "S"), "short_term": ("B", "W"), "long_term": ("B", "W"), "cooccurrence": ("B", "S", "S")},
-            lambda n: 2 * n["B"] * n["S"] ** 2 * n["W"],
-        ),
-    ]
-
-
-def interaction_cases() -> list[Case]:
-    return [
-        Case("FMInteraction", {"B": 16384, "F": 32, "W": 64}, {"E": ("B", "F", "W")}, {"reduce": 0}, fm, {"output": ("B", "W")}),
-        *(
-            Case(
-                "InteractionTritonFast",
-                {"B": batch, "F": 27, "W": 128, "out": 128 + 27 * 26 // 2},
-                {"E": ("B", "F", "W")},
-                {"triangle": "lower", "self_interaction": 0, "concat_dense": "first"},
-                interaction,
-                {"output": ("B", "out")},
-                lambda n: n["B"] * n["F"] * (n["F"] - 1) * n["W"],
-            )
-            for batch in (4096, 32768)
-        ),
-    ]  # fmt: skip
-
-
-CASES = [
-    *row_cases(),
-    *interaction_cases(),
-    *sequence_cases(),
-    *(hstu_case(*at) for at in ((256, 200, 4, 64), (64, 512, 4, 64), (8, 2048, 4, 128), (4, 4096, 4, 128))),
-    *(attention_case(*at) for at in ((128, 128, 8, 64), (32, 512, 12, 64), (4, 2048, 16, 64))),
-]
 
 
 # -- what a case computes ------------------------------------------------------------------------------------------------
@@ -425,15 +124,18 @@ def seconds(torch: Any, runs: Sequence[Callable[[], Any]]) -> float:
     with torch.cuda.graph(graph):
         for index in range(total):
             runs[index % len(runs)]()
-    times = []
-    for _ in range(REPLAYS + 3):
+
+    def replayed() -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / total)
-    return statistics.median(times[3:])
+        return float(begin.elapsed_time(end) / 1e3)
+
+    longest = max(replayed() for _ in range(3))
+    count = min(REPLAYS, max(FEWEST_REPLAYS, int(SECONDS_OF_ONE / max(longest, 1e-9))))
+    return statistics.median(replayed() for _ in range(count)) / total
 
 
 def device_rates(torch: Any, dtypes: Sequence[str]) -> dict[str, Any]:
@@ -454,8 +156,10 @@ def device_rates(torch: Any, dtypes: Sequence[str]) -> dict[str, Any]:
 
 def onnxruntime_seconds(torch: Any, case: Case, dtype: str, inputs: Mapping[str, Any]) -> float | None:
     """The body in ONNX Runtime's CUDA provider, between events on its stream; None where there is no such provider."""
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return None
     stream = torch.cuda.Stream()
@@ -488,47 +192,129 @@ def stream(torch: Any) -> int:
     return int(torch.cuda.current_stream().cuda_stream)
 
 
-def measured(torch: Any, case: Case, dtype: str, library: Path, rates: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of the results."""
-    from onnx_fuse.runtime.plugins.torch_harness import Node, bind
+@dataclass(frozen=True)
+class Measurement:
+    """A case in a type, with its tensors on the device.
 
-    sets = min(max(2, math.ceil(3 * cache_bytes(torch) / case.bytes(dtype))), 64)
-    inputs = [drawn(torch, case, dtype, DEVICE, seed) for seed in range(sets)]
-    nodes = [Node(case.operator, case.attributes, item, tuple(case.outputs)) for item in inputs]
-    bound = [bind(library, node, DEVICE) for node in nodes]
-    plugin = seconds(torch, [lambda item=item: item.enqueue(stream(torch)) for item in bound])
-    compiled = torch.compile(case.eager, dynamic=False)
+    Attributes:
+        inputs: sets of buffers, together larger than the cache.
+    """
 
-    def peer(function: Callable[..., Any]) -> float:
-        return seconds(torch, [lambda item=item: results(torch, case, function, item) for item in inputs])
+    torch: Any
+    case: Case
+    dtype: str
+    inputs: Sequence[Mapping[str, Any]]
 
-    eager = peer(case.eager)
-    try:
-        unfused = onnxruntime_seconds(torch, case, dtype, inputs[0])
-    except (
-        Exception
-    ) as error:  # ONNX Runtime's own, one class for each of its codes: it lacks an operator for this type
-        print(f"{case.name} {dtype}: not in ONNX Runtime: {str(error).splitlines()[0][:200]}", file=sys.stderr)
-        unfused = None
-    limit, by = case.limit(dtype, rates)
-    return {
-        "case": case.name,
-        "operator": case.operator,
-        "sizes": dict(case.sizes),
-        "dtype": dtype,
-        "bytes": case.bytes(dtype),
-        "flops": case.flops(case.sizes),
-        "kernels": list(bound[0].kernels),
-        "seconds": plugin,
-        "limit_seconds": limit,
-        "limited_by": by,
-        "of_limit": limit / plugin,
-        "eager_seconds": eager,
-        "compiled_seconds": peer(compiled),
-        "sdpa_seconds": peer(case.fast) if case.fast is not None else None,
-        "unfused_seconds": eager if unfused is None else unfused,
-        "unfused_is": "torch eager" if unfused is None else "onnxruntime CUDA",
-    }
+    @classmethod
+    def of(cls, torch: Any, case: Case, dtype: str) -> Measurement:
+        sets = min(max(2, math.ceil(3 * cache_bytes(torch) / case.bytes(dtype))), 64)
+        return cls(torch, case, dtype, [drawn(torch, case, dtype, DEVICE, seed) for seed in range(sets)])
+
+    def peer(self, function: Callable[..., Any] | None) -> float | None:
+        """Seconds of a form in torch; None where there is none, or it does not run here."""
+        torch = self.torch
+        if function is None:
+            return None
+        try:
+            return seconds(torch, [lambda item=item: results(torch, self.case, function, item) for item in self.inputs])
+        except Exception as error:  # torch's own, one class for each: memory that is full, a compiler that is not there
+            self._tell("torch", error)
+            return None
+
+    def plugin(self, library: Path, rates: Mapping[str, Any], device: cost_model.Device | None) -> dict[str, Any]:
+        """The plugin beside the limit, the prediction (None without a `device`), and torch without compiling."""
+        from onnx_fuse.runtime.plugins.torch_harness import Node, bind
+
+        torch, case, dtype = self.torch, self.case, self.dtype
+        nodes = [Node(case.operator, case.attributes, item, tuple(case.outputs)) for item in self.inputs]
+        bound = [bind(library, node, DEVICE) for node in nodes]
+        plugin = seconds(torch, [lambda item=item: item.enqueue(stream(torch)) for item in bound])
+        limit, by = case.limit(dtype, rates)
+        told = None
+        if device is not None:
+            told = kernel_costs.predicted(case, device, kernel_table.kernels(device.capability), dtype)
+        return {
+            "case": case.name,
+            "operator": case.operator,
+            "sizes": dict(case.sizes),
+            "dtype": dtype,
+            "bytes": case.bytes(dtype),
+            "flops": case.flops(case.sizes),
+            "kernels": list(bound[0].kernels),
+            "seconds": plugin,
+            "predicted_seconds": told and told["predicted_seconds"],
+            "predicted_kernels": told and [launch["variant"] for launch in told["launches"]],
+            "limit_seconds": limit,
+            "limited_by": by,
+            "of_limit": limit / plugin,
+            "sdpa_seconds": self.peer(case.fast),
+            "eager_seconds": self.peer(case.eager),
+        }
+
+    def peers(self) -> dict[str, Any]:
+        """What has to be compiled first, or needs ONNX Runtime."""
+        row: dict[str, Any] = {"case": self.case.name, "dtype": self.dtype}
+        row["compiled_seconds"] = self.peer(self.torch.compile(self.case.eager, dynamic=False))
+        try:
+            row["onnxruntime_seconds"] = onnxruntime_seconds(self.torch, self.case, self.dtype, self.inputs[0])
+        except Exception as error:  # ONNX Runtime's own: it lacks an operator for this type
+            self._tell("ONNX Runtime", error)
+            row["onnxruntime_seconds"] = None
+        return row
+
+    def _tell(self, where: str, error: Exception) -> None:
+        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        print(f"{self.case.name} {self.dtype}: not in {where}: {line}", file=sys.stderr)
+
+
+def run(
+    torch: Any,
+    cases: Sequence[Case],
+    dtypes: Sequence[str],
+    library: Path,
+    out: Path,
+    *,
+    minutes: float,
+    device: cost_model.Device | None,
+    about: Mapping[str, Any],
+) -> None:
+    """Measures cases in their order and writes each line as it comes; begins nothing more once the time is up."""
+    begun = time.monotonic()
+    planned = [(case, dtype) for dtype in dtypes for case in cases]
+    jsonl.begin(out, {**about, "planned": [f"{case.name} {dtype}" for case, dtype in planned]})
+    rates = device_rates(torch, sorted({"bfloat16", *dtypes}))
+    jsonl.write(out, {"measured": rates})
+    for step in ("plugin", "peers"):
+        for case, dtype in planned:
+            if time.monotonic() - begun > 60 * minutes:
+                return
+            measurement = Measurement.of(torch, case, dtype)
+            row = measurement.plugin(library, rates, device) if step == "plugin" else measurement.peers()
+            jsonl.write(out, row)
+            if step == "plugin":
+                print(f"{case.name} {dtype}: {in_words(row)}", flush=True)
+            del measurement
+            torch.cuda.empty_cache()
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    told = f"{row['seconds'] * 1e6:.1f} us, {row['of_limit']:.0%} of the limit"
+    if row["predicted_seconds"] is None:
+        return told
+    return f"{told}, predicted {row['predicted_seconds'] * 1e6:.1f} us"
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What a run has written so far: the facts about it, and a row for each case that was measured."""
+    content: dict[str, Any] = {"planned": [], "measured": {}}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in jsonl.read(file):
+        if "case" in line:
+            rows.setdefault((line["case"], line["dtype"]), {}).update(line)
+        else:
+            content |= line
+    found = [row for row in rows.values() if "seconds" in row]
+    return {**content, "results": found, "aims": aims(found, content["measured"])}
 
 
 # -- aims, results, tables -----------------------------------------------------------------------------------------------
@@ -547,7 +333,8 @@ def aims(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, Any]) -> list[di
         return float(row["flops"] / row["seconds"] / rates["matrix_flops_per_second"]["bfloat16"])
 
     def speedup(row: Mapping[str, Any]) -> float:
-        return float(row["unfused_seconds"] / row["seconds"])
+        unfused = row.get("onnxruntime_seconds") or row["eager_seconds"]
+        return math.inf if unfused is None else float(unfused / row["seconds"])
 
     def is_hstu(row: Mapping[str, Any]) -> bool:
         return row["operator"] == "HSTUHierarchicalAttention"
@@ -578,8 +365,29 @@ def aims(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, Any]) -> list[di
     return [{"aim": text, "wanted": least, "worst": worst(value, of)} for text, least, value, of in wanted]
 
 
+def errors_of_prediction(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each operator, and for all: how many cases were predicted, the measured by the predicted time (geometric mean, least and
+    largest), and in how many of them the kernels were those that were predicted."""
+    found = []
+    known = [row for row in rows if row["predicted_seconds"] is not None]
+    for operator in dict.fromkeys([*(row["operator"] for row in known), *(["all"] if known else [])]):
+        mine = [row for row in known if operator in (row["operator"], "all")]
+        ratios = [row["seconds"] / row["predicted_seconds"] for row in mine]
+        found.append(
+            {
+                "operator": operator,
+                "cases": len(mine),
+                "mean": statistics.geometric_mean(ratios),
+                "least": min(ratios),
+                "largest": max(ratios),
+                "as_predicted": sum(row["kernels"] == row["predicted_kernels"] for row in mine),
+            }
+        )
+    return found
+
+
 def table(content: Mapping[str, Any] | None) -> str:
-    """The aims and the cases in Markdown."""
+    """The aims, the cases, and how good the predictions were, in Markdown."""
     found = (content or {}).get("aims") or aims([], {})
     lines = ["| aim | wanted | measured |", "| --- | --- | --- |"]
     for aim in found:
@@ -587,22 +395,34 @@ def table(content: Mapping[str, Any] | None) -> str:
         lines.append(f"| {aim['aim']} | {aim['wanted']:g} | {value} |")
     if content is None:
         return "\n".join([*lines, "", "Times: not yet measured."])
-    told = content["device"]
+    told, rows = content["device"], content["results"]
     lines += [
         "",
-        f"Measured on one {told['name']}, driver {told['driver']}, at commit {content['commit']}. Microseconds.",
+        f"Measured on one {told['name']}, driver {told['driver']}, at commit {content['commit']}: {len(rows)} of "
+        f"{len(content['planned'])} cases. Microseconds.",
         "",
+        "| case | type | plugin | predicted | of the limit | limited by | torch eager | torch.compile | sdpa | ONNX Runtime |",
+        "| --- " * 10 + "|",
     ]
-    lines += [
-        "| case | type | plugin | of the limit | limited by | torch eager | torch.compile | sdpa | unfused |",
-        "| --- " * 9 + "|",
-    ]
-    for row in content["results"]:
-        times = [row["eager_seconds"], row["compiled_seconds"], row["sdpa_seconds"], row["unfused_seconds"]]
-        cells = [row["case"], row["dtype"], f"{row['seconds'] * 1e6:.1f}", f"{row['of_limit']:.0%}", row["limited_by"]]
-        lines.append(
-            "| " + " | ".join([*cells, *("" if time is None else f"{time * 1e6:.1f}" for time in times)]) + " |"
-        )
+    for row in rows:
+        peers = ("eager_seconds", "compiled_seconds", "sdpa_seconds", "onnxruntime_seconds")
+        times = [row["seconds"], row["predicted_seconds"], *(row.get(name) for name in peers)]
+        plugin, predicted, *others = ("" if time is None else f"{time * 1e6:.1f}" for time in times)
+        cells = [row["case"], row["dtype"], plugin, predicted, f"{row['of_limit']:.0%}", row["limited_by"], *others]
+        lines.append(f"| {' | '.join(cells)} |")
+    if errors := errors_of_prediction(rows):
+        lines += [
+            "",
+            "Measured by predicted time:",
+            "",
+            "| operator | cases | mean | least | largest | with the kernels that were predicted |",
+            "| --- " + "| ---: " * 5 + "|",
+        ]
+        lines += [
+            f"| {item['operator']} | {item['cases']} | {item['mean']:.2f} | {item['least']:.2f} | {item['largest']:.2f} "
+            f"| {item['as_predicted']} |"
+            for item in errors
+        ]
     return "\n".join(lines)
 
 
@@ -612,6 +432,8 @@ def driver_version() -> str:
 
 
 def commit() -> str:
+    if not shutil.which("git"):
+        return "unknown"
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=common.ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
@@ -620,15 +442,16 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--library", type=Path, help="the plugin library; one is built for this GPU if not given")
     arguments.add_argument("--operators", nargs="+", help="only these")
-    arguments.add_argument("--dtypes", nargs="+", choices=TYPES, default=["float16", "bfloat16"])
-    arguments.add_argument("--out", type=Path, default=RESULT, help="the result file")
+    arguments.add_argument("--dtypes", nargs="+", choices=TYPES, default=["bfloat16", "float16"])
+    arguments.add_argument("--minutes", type=float, default=MINUTES, help="begin no measurement after so long")
+    arguments.add_argument("--out", type=Path, default=RESULT, help="the result file, of JSON lines")
     arguments.add_argument("--dry-run", action="store_true", help="all but the timing, at small sizes, on the CPU")
     given = arguments.parse_args()
     import torch
 
     cases = [case for case in CASES if given.operators is None or case.operator in given.operators]
     if given.dry_run:
-        for case in cases:
+        for case in {case.shrunk().name: case for case in reversed(cases)}.values():  # many have the same small size
             row = dry_run(torch, case)
             print(f"{row['case']}: {row['megabytes']:.1f} MB, {row['gigaflops']:.2f} GFLOP")
         return 0
@@ -640,35 +463,28 @@ def main() -> int:
         return NO_GPU
     torch.backends.cuda.matmul.allow_tf32 = False
     library = given.library or _built(torch)
-    rates = device_rates(torch, sorted({"bfloat16", *given.dtypes}))
-    rows = []
-    for case in cases:
-        for dtype in given.dtypes:
-            rows.append(measured(torch, case, dtype, library, rates))
-            print(
-                f"{case.name} {dtype}: {rows[-1]['seconds'] * 1e6:.1f} us, {rows[-1]['of_limit']:.0%} of the limit",
-                flush=True,
-            )
-            torch.cuda.empty_cache()
-    device = {"name": torch.cuda.get_device_name(), "driver": driver_version(), "cuda": torch.version.cuda}
-    content = {
+    name = torch.cuda.get_device_name()
+    about = {
         "command": common.command_line(),
         "machine": common.machine(),
-        "device": device,
+        "device": {"name": name, "driver": driver_version(), "cuda": torch.version.cuda},
         "commit": commit(),
         "versions": installed_versions(["onnx-fuse", "torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu"]),
-        "measured": rates,
-        "aims": aims(rows, rates),
-        "results": rows,
     }
-    common.write_json(given.out, content)
+    device = cost_model.device_for([name, f"sm_{_capability(torch)}"])
+    run(torch, cases, given.dtypes, library, given.out, minutes=given.minutes, device=device, about=about)
+    print(table(read(given.out)))
     return 0
+
+
+def _capability(torch: Any) -> int:
+    return int("".join(map(str, torch.cuda.get_device_capability())))
 
 
 def _built(torch: Any) -> Path:
     from onnx_fuse.runtime.plugins import aot, plugin_library
 
-    architecture = int("".join(map(str, torch.cuda.get_device_capability())))
+    architecture = _capability(torch)
     chosen = [architecture] if architecture in aot.ARCHITECTURES else [aot.PTX_ARCHITECTURE]
     target = plugin_library.cache_folder() / f"sm_{chosen[0]}" / plugin_library.LIBRARY
     return plugin_library.build(target, architectures=chosen, progress=print).path

@@ -306,8 +306,8 @@ def from_benchmarks(name: str) -> Any:
 
 def kernels() -> str:
     """Device times of the plugins, or that there are none yet."""
-    found = ROOT / "benchmarks" / "results" / "kernels.json"
-    text: str = from_benchmarks("kernels").table(results("kernels") if found.is_file() else None)
+    benchmark = from_benchmarks("kernels")
+    text: str = benchmark.table(benchmark.read(benchmark.RESULT) if benchmark.RESULT.is_file() else None)
     return text
 
 

@@ -52,7 +52,7 @@ STREAMS = (
     *(("FusedSkipLayerNorm", {"R": 32768, "W": width}, 0.8) for width in (*_WIDTHS, 320, 1536, 2048, 3072, 4096)),
     *(("FMInteraction", {"B": 65536, "F": 26, "W": size}, 0.75) for size in (16, 24, 32, 64, 128, 256)),
 )
-"""Operator, sizes of its case in benchmarks/kernels.py, and the least share of the bandwidth that the model of
+"""Operator, sizes of its case in benchmarks/kernel_cases.py, and the least share of the bandwidth that the model of
 passes/select/roofline.py gives its kernel on sm_90, in bfloat16."""
 
 

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("triton")
 pytest.importorskip("torch")
 
-from benchmarks import kernel_costs, kernels
+from benchmarks import kernel_cases, kernel_costs
 from onnx_fuse.passes.select import cost_model, kernel_table
 from onnx_fuse.plugin_csrc.kernels.manifest import Variant
 from onnx_fuse.plugin_csrc.operators import catalogue
@@ -21,8 +21,8 @@ NAMES = {variant.name for variant in VARIANTS}
 DEVICE = cost_model.DEVICES[kernel_costs.DEVICE]
 
 
-@pytest.mark.parametrize("case", kernels.CASES, ids=lambda case: case.name)
-def test_launches_of_a_case(case: kernels.Case) -> None:
+@pytest.mark.parametrize("case", kernel_cases.CASES, ids=lambda case: case.name)
+def test_launches_of_a_case(case: kernel_cases.Case) -> None:
     found = kernel_costs.launches(case, "bfloat16", DEVICE, kernel_table.kernels(DEVICE.capability))
     assert found and all(launch.programs > 0 and launch.serial_loads > 0 for launch in found)
     assert sum(launch.products for launch in found) == case.flops(case.sizes)
@@ -41,7 +41,7 @@ def test_every_variant_has_a_unit(variant: Variant) -> None:
 def test_the_result_is_about_the_kernels_there_are() -> None:
     content = json.loads(kernel_costs.RESULT.read_text())
     assert {row["variant"] for row in content["variants"]} == NAMES
-    assert {row["case"] for row in content["cases"]} == {case.name for case in kernels.CASES}
+    assert {row["case"] for row in content["cases"]} == {case.name for case in kernel_cases.CASES}
 
 
 def test_table() -> None:

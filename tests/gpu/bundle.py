@@ -2,8 +2,8 @@
 
     python -m tests.gpu.bundle FOLDER --arch 80 --arch 90
 
-The folder holds the package and the tests, the plugin library, the harness, the cases with what their bodies make of them, and
-`run.sh`. Nothing of it is compiled or worked out where it runs.
+The folder holds the package, the tests and benchmarks, the plugin library, the harness, the cases with what their bodies make of
+them, `run.sh` for the tests and `bench.sh` for the times. Nothing of it is compiled or worked out where it runs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ here=$(cd "$(dirname "$0")" && pwd)
 export ONNX_FUSE_TEST_LIBRARY="$here/{library}" ONNX_FUSE_HARNESS="$here/harness" ONNX_FUSE_TEST_CASES="$here/cases"
 export ONNX_FUSE_TEST_RESULTS="${{ONNX_FUSE_TEST_RESULTS:-$here/results.jsonl}}" PYTHONPATH="$here/source"
 cd "$here/source" && exec "${{PYTHON:-python3}}" -m pytest -q -p no:cacheprovider tests/gpu "$@"
+"""
+BENCH = """#!/bin/sh
+# Measures onnx-fuse's plugins on this machine's GPU, in 8 minutes (--minutes), the most telling cases first; --help lists the options.
+# Needs what run.sh needs, but pytest. Results are written as they come, to $ONNX_FUSE_BENCH_RESULTS, or kernels.jsonl beside this file.
+here=$(cd "$(dirname "$0")" && pwd)
+export ONNX_FUSE_HARNESS="$here/harness" PYTHONPATH="$here/source"
+out="${{ONNX_FUSE_BENCH_RESULTS:-$here/kernels.jsonl}}"
+cd "$here/source" && exec "${{PYTHON:-python3}}" benchmarks/kernels.py --library "$here/{library}" --out "$out" "$@"
 """
 _NOT_TAKEN = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "*.onnx", "*.onnx.data")
 _PACKAGES = ("passes", "patterns", "plugin_csrc", "runtime")
@@ -49,9 +57,10 @@ def make(folder: Path, library: Path) -> None:
     for path in harness.tools().glob("lib*.so*"):
         shutil.copy(path, folder / "harness")
     cases.write(folder / "cases")
-    run = folder / "run.sh"
-    run.write_text(RUN.format(library=library.name))
-    run.chmod(0o755)
+    for name, script in (("run.sh", RUN), ("bench.sh", BENCH)):
+        path = folder / name
+        path.write_text(script.format(library=library.name))
+        path.chmod(0o755)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     built = plugin_library.build(target, architectures=given.arch or (aot.PTX_ARCHITECTURE, 90))
     make(given.folder, built.path)
     print(
-        f"{given.folder}: copy it to the machine with the GPU and run {given.folder.name}/run.sh there ({built.held})"
+        f"{given.folder}: copy it to the machine with the GPU and run {given.folder.name}/run.sh and bench.sh there ({built.held})"
     )
 
 

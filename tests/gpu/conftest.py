@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks import jsonl
 from tests.gpu import results
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             "seconds": round(report.duration, 3),
             "why": why[-4000:],
         }
-        results.write(Path(file), line)
+        jsonl.write(Path(file), line)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -5,13 +5,14 @@ python -m tests.gpu.results FILE        # what ran and what did not
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks import jsonl
 
 FILE = "ONNX_FUSE_TEST_RESULTS"
 """Environment variable: the file, of JSON lines; nothing is written unless it is set."""
@@ -63,28 +64,16 @@ def _last(text: str) -> str:
     return (told or lines or [""])[0][:300]
 
 
-def write(file: Path, line: dict[str, Any]) -> None:
-    """Adds a line, at once."""
-    with file.open("a") as out:
-        out.write(json.dumps(line) + "\n")
-
-
 def begin(file: Path, tests: Iterable[str]) -> None:
     """Starts a run anew."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
-    write(file, {"planned": list(tests)})
+    jsonl.begin(file, {"planned": list(tests)})
 
 
 def read(file: Path) -> Results:
     """The results so far; a line that was cut short is left out."""
     planned: tuple[str, ...] = ()
     found: dict[str, dict[str, Any]] = {}
-    for text in file.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
+    for line in jsonl.read(file):
         if "planned" in line:
             planned = tuple(line["planned"])
         else:

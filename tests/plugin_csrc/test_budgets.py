@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks import kernel_costs, kernels
+from benchmarks import kernel_cases, kernel_costs
 from onnx_fuse.passes.select import cost_model, kernel_table
 from onnx_fuse.plugin_csrc.kernels import budgets
 from onnx_fuse.plugin_csrc.operators import catalogue
@@ -66,7 +66,7 @@ def test_budgets() -> None:
 
 @pytest.mark.slow
 def test_streams_keep_the_memory_busy() -> None:
-    of = {case.operator: case for case in kernels.CASES}
+    of = {case.operator: case for case in kernel_cases.CASES}
     wanted = [
         (replace(of[operator], sizes={**of[operator].sizes, **sizes}), share)
         for operator, sizes, share in budgets.STREAMS

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("triton")
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
+from benchmarks.kernels import NO_GPU
 from onnx_fuse.plugin_csrc.kernels.manifest import ARCHITECTURES, TYPES
 from onnx_fuse.plugin_csrc.operators import catalogue
 from tests.gpu import bundle, names, nodes, results
@@ -65,18 +66,32 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def there(carried: Path, file: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
-    """run.sh as on a machine that has only the folder; the recording driver stands in for the GPU's."""
+def there(
+    carried: Path, file: Path, *options: str, script: str = "run.sh", **environment: str
+) -> subprocess.Popen[str]:
+    """A script of the folder as on a machine that has only that; the recording driver stands in for the GPU's."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     settings = {"PYTHON": sys.executable, "ONNX_FUSE_TEST_RESULTS": str(file), "ONNX_FUSE_TEST_DRIVER": "interpreter"}
     return subprocess.Popen(
-        [carried / "run.sh", *options],
+        [carried / script, *options],
         cwd="/",
         env={**kept, **settings, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.mark.slow
+def test_what_is_carried_measures_there(carried: Path, tmp_path: Path) -> None:
+    """All but the clock, from the folder alone."""
+    running = there(carried, tmp_path / "none", "--dry-run", "--operators", "FMInteraction", script="bench.sh")
+    told, _ = running.communicate(timeout=300)
+    assert running.returncode == 0 and told.startswith("FMInteraction "), told
+    if not torch.cuda.is_available():
+        running = there(carried, tmp_path / "none", script="bench.sh")
+        told, _ = running.communicate(timeout=300)
+        assert running.returncode == NO_GPU and "nothing is measured" in told
 
 
 @pytest.mark.slow
