@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from onnx_fuse.passes.graph import dims as d
-from onnx_fuse.passes.graph.dims import Dim
+from onnx_fuse.passes.graph.dims import Dim, Shape
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.graph.shapes.inference import Inference, Info, Rule
 
 
+def matmul_shape(inference: Inference, node: Node, left: str, right: str) -> Shape | None:
+    """Shape of the product of two of a node's inputs; None where one of their ranks is unknown."""
+    a, b = inference.shape(left), inference.shape(right)
+    if a is None or b is None or len(a) < 1 or len(b) < 1:
+        return None
+    if len(a) == 1 or len(b) == 1:
+        return (*a[:-1], *b[:-2], *b[-1:])[: max(len(a), len(b)) - 1]
+    named = inference.named(node, d.broadcast_shapes([a[:-2], b[:-2]]) or ()) or ()
+    return (*named, a[-2], b[-1])
+
+
 def _matmul(inference: Inference, node: Node) -> Info:
-    a, b = (inference.info(item) for item in node.inputs)
-    if a.shape is None or b.shape is None or len(a.shape) < 1 or len(b.shape) < 1:
-        return Info(a.dtype)
-    if len(a.shape) == 1 or len(b.shape) == 1:
-        return Info(a.dtype, (*a.shape[:-1], *b.shape[:-2], *b.shape[-1:])[: max(len(a.shape), len(b.shape)) - 1])
-    batch = d.broadcast_shapes([a.shape[:-2], b.shape[:-2]]) or ()
-    named = inference.named(node, batch) or ()
-    return Info(a.dtype, (*named, a.shape[-2], b.shape[-1]))
+    return Info(inference.info(node.inputs[0]).dtype, matmul_shape(inference, node, *node.inputs))
 
 
 def _einsum(inference: Inference, node: Node) -> Info:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx_fuse.passes.graph.shapes import contrib, elementwise, gather_slice, layout, products, reductions, sizes
+from onnx_fuse.passes.graph.shapes import (
+    contrib,
+    elementwise,
+    gather_slice,
+    layout,
+    products,
+    quantized,
+    reductions,
+    sizes,
+)
 from onnx_fuse.passes.graph.shapes.inference import Rule
 
 RULES: Mapping[str, Rule] = {
     **elementwise.RULES,
     **products.RULES,
+    **quantized.RULES,
     **layout.RULES,
     **gather_slice.RULES,
     **reductions.RULES,
