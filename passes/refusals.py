@@ -340,9 +340,9 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "OF209",
         "nothing-behind",
-        r"pattern wants it read by|no node beside it|is no part of the pattern here",
+        r"reads \S+ in another way|no node reads|no node beside it|is no part of the pattern here",
         "What follows is not what the fusion looks for.",
-        "Softmax /attn/Softmax is read by Concat /Concat, pattern wants it read by MatMul",
+        "found Concat /Concat, which reads /Softmax_output_0 in another way",
     ),
     Kind(
         "OF210",
@@ -361,7 +361,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "OF212",
         "order",
-        r"made from one of its outputs|stand before the other",
+        r"made from one of its outputs|stand before the other|the fused node would read",
         "Fused nodes would have to wait for each other.",
         "it and another fused node would each have to stand before the other",
     ),

@@ -118,7 +118,7 @@ class Liveness:
                 ]
                 pending += readers
                 seen.update(reader.position for reader in readers)
-        return node, "what it makes would be read by the fused node as well"
+        return node, f"{node.name} is inside the match, and the fused node would read what it makes"
 
     def _closed(self, covers: frozenset[int]) -> frozenset[int]:
         """The covered nodes and what lies between them: a node that only leads from one to another is not outside."""

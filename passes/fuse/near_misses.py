@@ -15,12 +15,20 @@ from onnx_fuse.passes.graph.index import Graph
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.refusals import kind_of
 from onnx_fuse.passes.report import NearMissRecord
-from onnx_fuse.passes.view.furthest_failure import name_of
+from onnx_fuse.passes.view.furthest_failure import (
+    describe_node,
+    in_file,
+    labels_of,
+    name_of,
+    one_of,
+    value_in_file,
+)
 from onnx_fuse.passes.view.matcher import NearMiss, match_at
 from onnx_fuse.passes.view.view import View
+from onnx_fuse.patterns.language import term_facts
 from onnx_fuse.patterns.language.dsl import Pattern
 from onnx_fuse.patterns.language.operator import Fusion
-from onnx_fuse.patterns.language.term_facts import readers_of
+from onnx_fuse.patterns.language.terms import Op
 
 _STEPS_BEFORE = 4
 """How far before a root its anchor is looked for."""
@@ -120,15 +128,22 @@ def worth_telling(
 
 
 def _furthest(attempts: Iterable[Attempt]) -> list[Attempt]:
-    """Of the attempts of a fusion that came upon the same anchors and failed for the same reason, the furthest one."""
+    """Of the attempts of a fusion that came upon the same anchors the one that a person means.
+
+    One in which all fits but for a requirement comes first, then the one that matched most.
+    """
     best: dict[Any, Attempt] = {}
     for attempt in attempts:
         fusion, miss = attempt
         anchors = frozenset(position for op_type, position in miss.reached if op_type == fusion.anchor)
-        key = (fusion.name, miss.reason, anchors or miss.root.position)
-        if key not in best or best[key].miss.matched < miss.matched:
+        key = (fusion.name, anchors or (miss.root.position, miss.reason))
+        if key not in best or _nearness(best[key].miss) < _nearness(miss):
             best[key] = attempt
     return list(best.values())
+
+
+def _nearness(miss: NearMiss) -> tuple[bool, int]:
+    return miss.matched > 1 and miss.failed_at == miss.root.name, miss.matched
 
 
 def _ran_into_another(miss: NearMiss, fusion: Fusion, planned: Sequence[Planned]) -> bool:
@@ -161,12 +176,36 @@ def _unexplained(fusion: Fusion, view: View, plan: Plan, attempts: Sequence[Near
     for node in view.nodes([("", fusion.anchor)]):
         if node.position in explained:
             continue
-        readers = " and ".join(f"{reader.op_type} {reader.name}" for reader in view.readers(node.outputs[0])[:3])
-        wanted = " or ".join(sorted(op_type for _, op_type in readers_of(("", fusion.anchor), pattern.root)))
-        reason = f"{node.op_type} {node.name} is read by {readers or 'nothing'}, pattern wants it read by {wanted}"
-        miss = NearMiss(pattern, node, node.name, 1, reason, frozenset())
-        misses.append(_stopped_behind(node, fusion, view) or miss)
+        misses.append(_stopped_behind(node, fusion, view) or _led_astray(node, fusion, view))
     return misses
+
+
+def _led_astray(anchor: Node, fusion: Fusion, view: View) -> NearMiss:
+    """What reads an anchor, farthest on along a way that the patterns have, and is not what they have there."""
+    terms = [op for pattern in fusion.patterns for op in term_facts.operators(pattern.root, *pattern.others)]
+    value, readers = anchor.outputs[0], view.readers(anchor.outputs[0])
+    told = (
+        f"{describe_node(view, readers[0])}, which reads {value_in_file(view, value)} in another way" if readers else ""
+    )
+    best = NearMiss(fusion.patterns[0], anchor, anchor.name, 1, told or f"no node reads {value}", frozenset())
+    frontier = [(anchor, [op for op in terms if anchor.key in op.keys])]
+    seen = {anchor.position}
+    for depth in range(1, _NODES_BEHIND):
+        following: list[tuple[Node, list[Op]]] = []
+        for node, ops in frontier:
+            wanted = [op for op in terms if any(term_facts.reads(op, item) for item in ops)]
+            for reader in view.readers(node.outputs[0]) if wanted else ():
+                makers = view.maker_keys(reader)
+                fitting = [op for op in wanted if reader.key in op.keys and term_facts.all_operands_fit(op, makers)]
+                if fitting:
+                    following.append((reader, fitting))
+                elif best.matched < depth or best.failed_at == anchor.name:
+                    labels = one_of(label for op in wanted for label in labels_of(op))
+                    told = f"{describe_node(view, reader)}, which reads {in_file(view, node).name}"
+                    best = best._replace(failed_at=reader.name, matched=depth, reason=f"{told}, pattern wants {labels}")
+        frontier = [item for item in following if item[0].position not in seen]
+        seen.update(node.position for node, _ in frontier)
+    return best
 
 
 def _stopped_behind(anchor: Node, fusion: Fusion, view: View) -> NearMiss | None:
@@ -239,4 +278,6 @@ def left_out(item: Planned, refusals: Sequence[Refusal], view: View) -> Iterator
         candidates = [refusal for refusal in refusals if refusal.candidate.root is reader]
         reasons = [refusal.reason for refusal in candidates if refusal.candidate.fusion is fusion]
         reasons += [miss.reason for miss in _misses_at(reader, fusion, view)]
-        yield f"{reader.name}: " + next(iter(reasons), f"{reader.op_type} is no part of the pattern here")
+        yield f"{in_file(view, reader).name}: " + next(
+            iter(reasons), f"{reader.op_type} is no part of the pattern here"
+        )

@@ -211,4 +211,19 @@ def advise(reason: str, graph: Graph | None = None) -> str:
         if kept[3] is None:
             return f"Leave {value} out of what the model returns (hidden states: output_hidden_states=False)."
         return ""
-    return kind_of(reason).advice
+    kind = kind_of(reason)
+    if kind.name in ("sizes-differ", "mask-shape", "shape-unknown"):
+        return _about_sizes(reason, kind.advice)
+    return kind.advice
+
+
+_FIXED_SIZES = "Export with fixed sizes: without dynamic axes."
+_SIZE = re.compile(r"\bis (\S+?),|match it is (\S+)")
+
+
+def _about_sizes(reason: str, advice: str) -> str:
+    """What helps against sizes that are not known to be equal: names for those that have none, nothing for numbers that differ."""
+    sizes = [left or right for left, right in _SIZE.findall(reason)]
+    if sizes and all(size.isdecimal() for size in sizes):
+        return ""
+    return _FIXED_SIZES if "unk__" in reason else advice

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from functools import partial
 
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.view import View
+from onnx_fuse.patterns.language.dsl import VIEW_DOMAIN
 from onnx_fuse.patterns.language.terms import Op
 
 
@@ -68,7 +69,7 @@ class FurthestFailure:
 
 def _worded(sentence: Callable[[], str] | str, wanted: Sequence[Op]) -> str:
     told = sentence if isinstance(sentence, str) else sentence()
-    return f"{told}, pattern wants {_one_of(wanted)}" if wanted else told
+    return f"{told}, pattern wants {_wanted(wanted)}" if wanted else told
 
 
 def name_of(where: Node | str) -> str:
@@ -81,6 +82,26 @@ def operator_label(node: Node) -> str:
     return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
 
 
+def describe_node(view: View, node: Node) -> str:
+    """The node that was found where a pattern wants something else, by its name in the file."""
+    original = in_file(view, node)
+    place = "" if original.key == node.key else f"in {operator_label(original)} "
+    return f"found {operator_label(node)} {place}{original.name}"
+
+
+def in_file(view: View, node: Node) -> Node:
+    """The node of the file that a node stands for, which the view may have made."""
+    return view.graph.nodes[node.position]
+
+
+def value_in_file(view: View, value: str) -> str:
+    """A value by a name that the file has: what the view made is told by the first output of the node that it stands for."""
+    node = view.producer(value)
+    if value in view.graph.producers or node is None:
+        return value
+    return next(filter(None, in_file(view, node).outputs), value)
+
+
 def describe_value(view: View, value: str) -> str:
     """What was found where a pattern wants something else."""
     if not value:
@@ -88,12 +109,23 @@ def describe_value(view: View, value: str) -> str:
     value = view.resolve(value)
     node = view.producer(value)
     if node is not None:
-        return f"found {operator_label(node)} {node.name}"
+        return describe_node(view, node)
     kind = "the constant" if view.is_constant(value) else "the graph input"
     return f"found {kind} {value}"
 
 
-def _one_of(ops: Sequence[Op]) -> str:
-    names = (" or ".join(op.op_types) for op in ops)
-    labels = (f"{op.domain}::{name}" if op.domain else name for op, name in zip(ops, names, strict=True))
-    return " or ".join(dict.fromkeys(labels))
+def _wanted(ops: Sequence[Op]) -> str:
+    return one_of(label for op in ops for label in labels_of(op))
+
+
+def labels_of(op: Op) -> tuple[str, ...]:
+    """The operators that a term can be, as the file would call them; an operator of the view alone by what it stands for."""
+    if op.domain == VIEW_DOMAIN:
+        return tuple(f"a {op_type.lower()} mask" if op_type == "Causal" else op_type for op_type in op.op_types)
+    return tuple(f"{op.domain}::{op_type}" if op.domain else op_type for op_type in op.op_types)
+
+
+def one_of(labels: Iterable[str]) -> str:
+    """ "Add, Mul or Cast"."""
+    distinct = list(dict.fromkeys(labels))
+    return " or ".join(filter(None, (", ".join(distinct[:-1]), distinct[-1])))

@@ -18,7 +18,13 @@ from onnx_fuse.passes.graph.dims import Shape
 from onnx_fuse.passes.graph.node import Node
 from onnx_fuse.passes.view.attribute_terms import attribute_problem
 from onnx_fuse.passes.view.facts import ATTRIBUTE_INPUTS
-from onnx_fuse.passes.view.furthest_failure import FurthestFailure, describe_value, name_of, operator_label
+from onnx_fuse.passes.view.furthest_failure import (
+    FurthestFailure,
+    describe_node,
+    describe_value,
+    in_file,
+    value_in_file,
+)
 from onnx_fuse.passes.view.view import View
 from onnx_fuse.patterns.language.dsl import Pattern, Requirement
 from onnx_fuse.patterns.language.term_facts import choices, root_keys
@@ -85,9 +91,8 @@ class NearMiss(NamedTuple):
 
 def match_at(pattern: Pattern, node: Node, view: View) -> Match | NearMiss:
     """Tries the pattern with `node` as its root."""
-    result = match_or_tell(pattern, node, view, lambda *_: True)
-    if result is None:
-        return NearMiss(pattern, node, node.name, 1, _other_operands(pattern, node, view), frozenset())
+    result = _Search(pattern, node, view).run(lambda *_: True)
+    assert result is not None  # whatever stopped it is worth a sentence
     return result
 
 
@@ -149,7 +154,8 @@ class _Search:
             return self.found
         if not worth(self.pattern, self.root, count, where, self.reached):
             return None
-        return NearMiss(self.pattern, self.root, name_of(where), count, reason(), frozenset(self.reached))
+        failed_at = value_in_file(self.view, where) if isinstance(where, str) else in_file(self.view, where).name
+        return NearMiss(self.pattern, self.root, failed_at, count, reason(), frozenset(self.reached))
 
     def _match(self) -> Match:
         nodes = sorted({id(node): node for node in self.nodes.values()}.values(), key=_position)
@@ -272,15 +278,21 @@ class _Search:
             bound = self.bindings[name]
             if bound == value or self._equal_constants(bound, value):
                 return ""
-            self.failure.note(value, f"{value} stands where {bound} was expected again ({name})")
+            self.failure.note(value, self._expected_again(value, bound, name))
         elif term.kind == "constant" and not self.view.is_constant(value):
-            self.failure.note(value, f"{value} is not a constant ({name})")
+            self.failure.note(value, f"{value_in_file(self.view, value)} is not a constant ({name})")
         elif term.kind == "scalar" and self.view.scalar(value) is None:
-            self.failure.note(value, f"{value} is not a constant with one element ({name})", 2)
+            self.failure.note(
+                value, f"{value_in_file(self.view, value)} is not a constant with one element ({name})", 2
+            )
         else:
             self.bindings[name] = value
             return name
         return None
+
+    def _expected_again(self, value: str, bound: str, name: str) -> str:
+        found, wanted = value_in_file(self.view, value), value_in_file(self.view, bound)
+        return f"{found} stands where {wanted} was expected again ({name})"
 
     def _equal_constants(self, a: str, b: str) -> bool:
         left, right = self.view.scalar(a), self.view.scalar(b)
@@ -298,10 +310,10 @@ class _Search:
         inner = term.inner
         if isinstance(inner, Variable) and inner.kind == "constant" and value and not self.view.is_constant(value):
             name = inner.name + self.suffix
-            return self.failure.note(value, f"{value} is not a constant ({name})", 0)
+            return self.failure.note(value, f"{value_in_file(self.view, value)} is not a constant ({name})", 0)
         shape = self.view.shape(value) if value else None
         if shape is None or len(shape) != len(term.dims):
-            return self.failure.note(value, partial(_another_rank, value, shape, term))
+            return self.failure.note(value, partial(_another_rank, self.view, value, shape, term))
         added: list[str] = []
         try:
             for axis, (have, want) in enumerate(zip(shape, term.dims, strict=True)):
@@ -315,9 +327,10 @@ class _Search:
                         continue
                     if bound == have:
                         continue
-                    sentence = f"dimension {want} of {value} is {have}, elsewhere in the match it is {bound}"
+                    named = value_in_file(self.view, value)
+                    sentence = f"dimension {want} of {named} is {have}, elsewhere in the match it is {bound}"
                 else:
-                    sentence = f"axis {axis} of {value} is {have}, pattern wants {want}"
+                    sentence = f"axis {axis} of {value_in_file(self.view, value)} is {have}, pattern wants {want}"
                 return self.failure.note(value, sentence)
             if self._term(term.inner, value, then):
                 added.clear()
@@ -407,7 +420,7 @@ class _Search:
         if node is None:
             return self.failure.note_operator(value, partial(describe_value, self.view, value), ops)
         self.reached.add((node.op_type, node.position))
-        return self.failure.note_operator(node, partial(_found_operator, node), ops)
+        return self.failure.note_operator(node, partial(describe_node, self.view, node), ops)
 
     def _inputs(self, op: Op, node: Node, then: Continuation) -> bool:
         inputs: Sequence[str] = _data_inputs(node, self.view)
@@ -455,26 +468,13 @@ _HANDLERS: dict[type[Term], Callable[..., bool]] = {
 """How each kind of term matches."""
 
 
-def _other_operands(pattern: Pattern, node: Node, view: View) -> str:
-    """What makes the operands of a node, where the pattern wants one at least made otherwise."""
-    makers = [describe_value(view, value) for value in view.inputs(node)]
-    wanted = {
-        op_type for operands, _ in pattern.operands_of(node.key) for keys in operands if keys for _, op_type in keys
-    }
-    return f"{' and '.join(makers)}, pattern wants {' or '.join(sorted(wanted))} there"
-
-
-def _found_operator(node: Node) -> str:
-    return f"found {operator_label(node)}"
-
-
 def _no_number(view: View, value: str, wanted: float) -> str:
     return f"{describe_value(view, value)}, pattern wants the constant {wanted:g}"
 
 
-def _another_rank(value: str, shape: Shape | None, term: Shaped) -> str:
+def _another_rank(view: View, value: str, shape: Shape | None, term: Shaped) -> str:
     found = "unknown" if shape is None else f"[{', '.join(map(str, shape))}]"
-    return f"{value} has shape {found}, pattern wants [{' '.join(map(str, term.dims))}]"
+    return f"{value_in_file(view, value)} has shape {found}, pattern wants [{' '.join(map(str, term.dims))}]"
 
 
 def _data_inputs(node: Node, view: View) -> tuple[str, ...]:

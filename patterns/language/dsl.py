@@ -24,7 +24,6 @@ from onnx import defs
 from onnx_fuse.errors import PatternError, did_you_mean
 from onnx_fuse.patterns.language.term_facts import (
     Key,
-    Operands,
     needed_keys,
     operands_fit,
     root_keys,
@@ -269,10 +268,6 @@ class Pattern:
         """Whether a node of this key whose operands are made by nodes of those keys can be the root: a quick first look."""
         return _may_start_at(self, key, tuple(operands))
 
-    def operands_of(self, key: Key) -> Sequence[tuple[Operands, bool]]:
-        """For each root of this key: what its operands must be made by, and whether they may be swapped."""
-        return self._operands.get(key, ())
-
     def require(self, requirement: Requirement) -> Requirement:
         """Decorator: a condition checked once everything is bound; it returns None, or a sentence that refuses the match."""
         self.requirements.append(requirement)
@@ -286,7 +281,7 @@ class Pattern:
 def _may_start_at(pattern: Pattern, key: Key, operands: tuple[Key | None, ...]) -> bool:
     return any(
         operands_fit(wanted, operands) or (commutative and operands_fit(wanted, operands[::-1]))
-        for wanted, commutative in pattern.operands_of(key)
+        for wanted, commutative in pattern._operands.get(key, ())
     )
 
 

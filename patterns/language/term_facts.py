@@ -96,15 +96,6 @@ def needed_keys(*roots: Term) -> Keys:
     return frozenset().union(*(found[id(root)] for root in roots))
 
 
-def readers_of(key: Key, *roots: Term) -> Keys:
-    """(domain, operator type) of the nodes in terms that read what a node of this key makes."""
-    found: set[Key] = set()
-    for term in _inner_first(roots):
-        if isinstance(term, Op) and any(key in root_keys(operand) for operand in term.inputs):
-            found |= term.keys
-    return frozenset(found)
-
-
 def _parts(term: Term) -> tuple[Term, ...]:
     return term.alternatives if isinstance(term, AnyOf) else _inner(term)
 
@@ -148,6 +139,23 @@ def _other_ops(term: Term, key: Key | None) -> tuple[Op, ...] | None:
     found = list(_outermost(term, (AnyOf, Output, Named)))
     ops = tuple(item for item in found if isinstance(item, Op) and key not in item.keys)
     return ops if len(ops) == len(found) else None
+
+
+def operators(*roots: Term) -> list[Op]:
+    """All operators that terms are made of, each once."""
+    return [term for term in _inner_first(roots) if isinstance(term, Op)]
+
+
+def reads(op: Op, operand: Op) -> bool:
+    """Whether one term has the other as an operand."""
+    return any(leaf is operand for item in op.inputs for leaf in _outermost(item))
+
+
+def all_operands_fit(op: Op, makers: Sequence[Key | None]) -> bool:
+    """Whether each operand of an operator is made by what the term wants, as far as it wants something."""
+    wanted = [_operand_keys(item) for item in op.inputs]
+    orders = (makers, makers[::-1]) if op.commutative else (makers,)
+    return any(all(keys is None or key in keys for keys, key in zip(wanted, order, strict=False)) for order in orders)
 
 
 def root_operands(root: Term) -> dict[Key, list[tuple[Operands, bool]]]:

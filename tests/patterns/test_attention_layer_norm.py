@@ -823,11 +823,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"softmax": "probabilities = Softmax <axis = 2> ({})"},
     ),
     "Softmax of another domain": (
-        "found other::Softmax, pattern wants Where or Cast or Softmax",
+        "found other::Softmax Softmax_probabilities, pattern wants Where, Cast or Softmax",
         {"softmax": "probabilities = other.Softmax <axis = -1> ({})"},
     ),
     "a soft cap": (
-        "found Tanh, pattern wants ",
+        "found Tanh Tanh_bent, pattern wants ",
         {"mask": "capped = Div({}, four)\nbent = Tanh(capped)\nmasked = Mul(bent, four)"},
     ),
     "a mask value that is computed": (
@@ -847,7 +847,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"merge": "moved = Transpose <perm = [0, 2, 3, 1]> ({})\nmerged = Reshape(moved, flat)"},
     ),
     "heads merged as they are": (
-        "found MatMul, pattern wants Transpose",
+        "found MatMul MatMul_context, pattern wants Transpose",
         {"merge": "merged = Reshape({}, flat)", "inputs": dict.fromkeys(("q", "k", "v", "x"), "[B,2,8]")},
     ),
     "a mask that enlarges the scores": (

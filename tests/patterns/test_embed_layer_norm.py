@@ -304,7 +304,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "look-up in another domain": (
-        "found other::Gather, pattern wants Gather",
+        "found other::Gather Gather_w, pattern wants Gather",
         {"text": f"w = other.Gather(words, ids)\n{POSITION}\n{KIND}\nwk = Add(w, k)\ns = Add(wk, p)"},
     ),
     "a summand that is no look-up": (
@@ -324,26 +324,26 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"text": f"{WORD}\n{POSITION}\ns = Add(w, p)", "inputs": {"pos": "int64[1]"}},
     ),
     "a look-up times something computed": (
-        "found Mul, pattern wants Gather",
+        "found Mul Mul_c, pattern wants Gather",
         {"text": f"{WORD}\n{POSITION}\nc = Mul(w, f)\ns = Add(p, c)", "inputs": {"f": "float[1]"}},
     ),
     "a look-up times a vector": (
-        "found Mul, pattern wants Gather",
+        "found Mul Mul_c, pattern wants Gather",
         {"text": f"{WORD}\n{POSITION}\nc = Mul(w, gamma)\ns = Add(p, c)"},
     ),
     "a look-up times a number, in a table that is no constant": (
-        "found Mul, pattern wants Gather",
+        "found Mul Mul_c, pattern wants Gather",
         {"text": f"{WORD}\n{POSITION}\nc = Mul(w, two)\ns = Add(p, c)", "inputs": {"words": "float[V,8]"}},
     ),
     "GatherND of two columns": (
-        "found GatherND, pattern wants Gather",
+        "found GatherND GatherND_w, pattern wants Gather",
         {
             "text": f"{POSITION}\nw = GatherND(blocks, pairs)\ns = Add(p, w)",
             "inputs": {"pairs": "int64[B,S,2]", "blocks": "float[V,3,8]"},
         },
     ),
     "GatherND by batch": (
-        "found GatherND, pattern wants Gather",
+        "found GatherND GatherND_w, pattern wants Gather",
         {
             "text": f"{POSITION}\nw = GatherND <batch_dims = 1> (blocks, pairs)\ns = Add(p, w)",
             "inputs": {"pairs": "int64[B,S,1]", "blocks": "float[B,3,8]"},

@@ -585,7 +585,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"inputs": {**dict.fromkeys("kv", "float[B,M,8]"), "mask": "float[B,1,N,M]"}},
     ),
     "a divisor for each head": ("divided by something else", {"length": "divided = Div({}, head)"}),
-    "two divisors": ("found Div, pattern wants Swish", {"length": "once = Div({}, one)\ndivided = Div(once, one)"}),
+    "two divisors": (
+        "found Div Div_divided, pattern wants Swish",
+        {"length": "once = Div({}, one)\ndivided = Div(once, one)"},
+    ),
     "a negative length": ("divided by something else", {"length": "divided = Mul({}, minus)"}),
     "a mask with a batch of its own": (
         "dimension B of qh is B, elsewhere in the match it is 3",

@@ -191,7 +191,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     ),
     "the last by count": (
         Pooled(lambda m, w: (0.5 + 0.5 * torch.exp(-0.1 * (m.long().sum(1, keepdim=True) - 1 - torch.arange(m.shape[1])).float())) * m),
-        "found Sub, pattern wants ReduceMax",
+        "found Sub /Sub, pattern wants ReduceMax",
     ),
     "ranks from the newest": (
         Pooled(lambda m, w: (m & (later(m) <= 3)).float() * (1 + 0.1 * later(m).float())),
@@ -199,7 +199,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     ),
     "counted from the start": (Pooled(lambda m, w: rank_weights(m, m.long().cumsum(1))), "attribute reverse is 0, pattern wants 1"),
     "weights alone": (Pooled(lambda m, w: w), "found the graph input time_weights, pattern wants"),
-    "a Softmax": (Pooled(lambda m, w: w.masked_fill(~m, -1e9).softmax(1)), "found Softmax, pattern wants"),
+    "a Softmax": (Pooled(lambda m, w: w.masked_fill(~m, -1e9).softmax(1)), "found Softmax /Softmax, pattern wants"),
     "positions from one": (
         Pooled(lambda m, w: m.float() * (0.5 + 0.5 * torch.exp(-0.1 * (torch.where(m, torch.arange(1, S + 1), -1).amax(1, keepdim=True) - torch.arange(1, S + 1)).float()))),
         "is not 0, 1, 2, ... along the sequence",

@@ -73,7 +73,7 @@ def test_or_if_it_stopped_at_its_first_node_and_the_anchor_stands_before() -> No
 
 def test_an_anchor_that_no_attempt_came_upon_says_what_reads_it() -> None:
     text = "(float[2] x) => (float[2] y, float[2] z) { s = Sin(x) m = Neg(s) [a] y = Exp(m) [b] z = Tanh(m) }"
-    assert told(text, ANCHORED) == ["Neg m is read by Exp a and Tanh b, pattern wants it read by Cos"]
+    assert told(text, ANCHORED) == ["found Exp a, which reads m, pattern wants Cos"]
     assert told(text, replace(ANCHORED, explain_every_anchor=False)) == []
 
 

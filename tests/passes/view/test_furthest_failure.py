@@ -22,7 +22,7 @@ class TestNearMisses:
         miss = attempt(self.chain, made)
         assert isinstance(miss, NearMiss)
         assert (miss.root.name, miss.failed_at, miss.matched) == ("end", "wave", 3)
-        assert miss.reason == "found Sin, pattern wants Exp"
+        assert miss.reason == "found Sin wave, pattern wants Exp"
         assert {name for name, _ in miss.reached} == {"Relu", "Neg", "Abs", "Sin"}
 
     def test_an_input_of_the_graph(self) -> None:
@@ -39,7 +39,7 @@ class TestNearMisses:
             return op.Relu(op.any_of(op.Sin(x), op.Neg(op.Abs(op.Exp(x)))))
 
         made = model("(float[2] a) => (float[2] y) { s = Cos(a) b = Abs(s) n = Neg(b) y = Relu(n) }")
-        assert refusal(either, made) == "found Cos, pattern wants Exp"
+        assert refusal(either, made) == "found Cos s, pattern wants Exp"
 
 
 class TestWeight:
