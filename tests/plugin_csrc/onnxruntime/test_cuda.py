@@ -23,7 +23,7 @@ from onnx_fuse.runtime.plugins import plugin_library
 from tests.plugin_csrc import built as plugins
 from tests.plugin_csrc import contract
 from tests.plugin_csrc.contract import Drawn, values_of
-from tests.plugin_csrc.onnxruntime.built import LIBRARY, library, session
+from tests.plugin_csrc.onnxruntime.built import LIBRARY, library
 from tests.plugin_csrc.onnxruntime.test_kernels import NAMES, hstu, made_shape
 from tests.plugin_csrc.onnxruntime.test_sanitizers import double, written
 
