@@ -28,11 +28,12 @@ from onnx_fuse.passes.view.view import View
 
 
 def split_gemm(view: View, node: Node) -> bool:
-    """Gemm(a, b, c) with alpha = beta = 1 is MatMul(a, b) + c."""
-    if view.attribute(node, "transA") or any(view.attribute(node, name) != 1.0 for name in ("alpha", "beta")):
-        return False
+    """Gemm(a, b, c) with alpha = beta = 1 is MatMul(a, b) + c; beta is of no account where there is no c."""
     weight = node.inputs[1]
     bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    factors = ("alpha", "beta") if bias else ("alpha",)
+    if view.attribute(node, "transA") or any(view.attribute(node, name) != 1.0 for name in factors):
+        return False
     if bias and view.rank(bias) not in (0, 1):
         return False
     turned = view.attribute(node, "transB")

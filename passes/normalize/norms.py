@@ -31,14 +31,19 @@ def _over_root(op, x, square):  # type: ignore[no-untyped-def]
 
 
 def variance_of(op, x, mean, centred, epsilon):  # type: ignore[no-untyped-def]
-    """mean((x - mean)^2) + epsilon, or mean(x^2) - mean^2 + epsilon; without the epsilon where it is 0."""
+    """mean((x - mean)^2) + epsilon, or mean(x^2) - mean^2 + epsilon; without the epsilon where it is 0.
+
+    The difference of means is never below 0 but for rounding, so that a floor of 0, as Flax has it, is of no account.
+    """
 
     def squared(value):  # type: ignore[no-untyped-def]
         return op.any_of(op.Pow(value, 2.0), op.Mul(value, value))
 
+    difference = op.Sub(op.ReduceMean(squared(x), axes=LAST_AXIS, keepdims=1), squared(mean))
     variance = op.any_of(
         op.ReduceMean(squared(centred), axes=LAST_AXIS, keepdims=1),
-        op.Sub(op.ReduceMean(squared(x), axes=LAST_AXIS, keepdims=1), squared(mean)),
+        difference,
+        op.Max(difference, op.number(0.0, tolerance=0.0)),
     )
     return op.optional(op.Add(variance, epsilon), variance)
 

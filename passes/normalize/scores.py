@@ -88,7 +88,7 @@ def batched_matmul_before_move(view: View, node: Node) -> bool:
     split = [regroup(move, (*batch, *move.shape[-2:])) for move in (left, right)]
     operands = [move for move in split if move is not None]
     merged = regroup(identity("", (*batch, left.shape[-2], right.shape[-1])), (*left.shape[:-1], right.shape[-1]))
-    if len(operands) < 2 or merged is None or not is_writable(*operands, merged):
+    if len(operands) < 2 or merged is None or not is_writable(*operands, merged, given=view.input_sizes.keys()):
         return False
     product = view.add("MatMul", [write_move(view, move, node) for move in operands], like=node, covers=[node])
     write_move(view, replace(merged, base=product), node, node.outputs[0], [node])

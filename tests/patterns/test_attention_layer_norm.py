@@ -556,6 +556,9 @@ LINEARS = {
     "Gemm without bias": {
         "projection": "rows_in = Reshape({}, rows)\nproduct_2 = Gemm(rows_in, weight)\nprojected = Reshape(product_2, back)",
     },
+    "Gemm without bias, whatever its beta": {
+        "projection": "rows_in = Reshape({}, rows)\nproduct_2 = Gemm <beta = 0.0> (rows_in, weight)\nprojected = Reshape(product_2, back)",
+    },
     "transposed weight": {"projection": "turned = Transpose <perm = [1, 0]> (weight)\nprojected = MatMul({}, turned)"},
     "dropout": {"bias": "biased_0 = Add({}, bias)\nbiased, _dropped = Dropout(biased_0)"},
     "identity": {"bias": "biased_0 = Add({}, bias)\nbiased = Identity(biased_0)"},
@@ -567,6 +570,22 @@ def test_the_projection_in_other_words(steps: dict[str, str]) -> None:
     found = fused(attention(weights={"back": np.array([2, -1, 8])}, inputs=dict.fromkeys("qkvx", "[2,S,8]"), **steps))
     check(found)
     assert found.record.parts == ("projection", "residual", "norm")
+
+
+SCALED_LINEARS = {
+    "a bias that counts for nothing": "Gemm <beta = 0.0> (rows_in, weight, bias)",
+    "a bias that counts twice": "Gemm <beta = 2.0> (rows_in, weight, bias)",
+    "a product that is scaled": "Gemm <alpha = 0.5, beta = 0.0> (rows_in, weight)",
+}
+
+
+@pytest.mark.parametrize("product", SCALED_LINEARS.values(), ids=SCALED_LINEARS)
+def test_a_projection_with_factors_stays_outside(product: str) -> None:
+    projection = f"rows_in = Reshape({{}}, rows)\nproduct_2 = {product}\nprojected = Reshape(product_2, back)"
+    weights = {"back": np.array([2, -1, 8])}
+    found = fused(attention(weights=weights, inputs=dict.fromkeys("qkvx", "[2,S,8]"), projection=projection, bias=""))
+    assert found.record.parts == ()
+    assert "Gemm" in [node.op_type for node in found.model.graph.node]
 
 
 DECOMPOSED = """

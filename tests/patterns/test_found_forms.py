@@ -146,7 +146,34 @@ SASREC = {
         both = Add(first_sequence, x_first)
         total = Transpose <perm = [1, 0, 2]> (both)""",
 }
+TF_EINSUM = {
+    "query": """
+        q4 = Reshape(q, heads)
+        q_heads = Transpose <perm = [0, 2, 1, 3]> (q4)
+        lead = Shape <start = 0, end = 3> (q_heads)
+        token = Shape <start = 2, end = 3> (q_heads)
+        grouped = Concat <axis = 0> (open, token, depth)
+        qh = Reshape(q_heads, grouped)""",
+    "key": """
+        k4 = Reshape(k, heads)
+        k_heads = Transpose <perm = [0, 2, 3, 1]> (k4)
+        turned = Concat <axis = 0> (open, depth, token)
+        kt = Reshape(k_heads, turned)""",
+    "product": """
+        grouped_product = MatMul(qh, kt)
+        square = Concat <axis = 0> (lead, token)
+        product = Reshape(grouped_product, square)""",
+    "context": """
+        by_token = Concat <axis = 0> (open, token, token)
+        grouped_weights = Reshape({}, by_token)
+        grouped_values = Reshape(vh, grouped)
+        grouped_context = MatMul(grouped_weights, grouped_values)
+        whole = Concat <axis = 0> (lead, depth)
+        context = Reshape(grouped_context, whole)""",
+    "weights": {"open": np.array([-1]), "depth": np.array([4])},
+}
 FORMS: dict[str, dict[str, Any]] = {
+    "tf2onnx: Einsum as products of [B*h, S, d]": TF_EINSUM,
     "tf2onnx: norm in its batch form": {"norm": BATCH_FORM},
     "tf2onnx: the scale goes into 1/std": {"norm": SCALED_FORM},
     "tf2onnx: tokens flattened to two axes": TF_FLAT,

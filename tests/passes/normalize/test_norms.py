@@ -30,6 +30,7 @@ MEAN = "m = ReduceMean(x, last)"
 CENTRED = "c = Sub(x, m)"
 VARIANCE = "q = Mul(c, c) v = ReduceMean(q, last)"
 ROOT = "ve = Add(v, e) s = Sqrt(ve)"
+SECOND_MOMENT = "q = Mul(x, x) a = ReduceMean(q, last) p = Mul(m, m) w = Sub(a, p)"
 SCALED = "d = Div(c, s) dg = Mul(d, g) y = Add(dg, b)"
 
 
@@ -49,6 +50,7 @@ def canonical(made: ModelProto, tolerance: float = 1e-5) -> list[str]:
 LAYER_NORMS = {
     "mean of squares less square of the mean": (MEAN, CENTRED, "q = Mul(x, x) a = ReduceMean(q, last) p = Mul(m, m) v = Sub(a, p)", ROOT, SCALED),
     "the same with Pow": (MEAN, CENTRED, "q = Pow(x, two) a = ReduceMean(q, last) p = Pow(m, two) v = Sub(a, p)", ROOT, SCALED),
+    "Flax: the same with a floor of 0": (MEAN, CENTRED, f"{SECOND_MOMENT} v = Max(w, zero)", ROOT, SCALED),
     "sums divided by their number": ("t = ReduceSum(x, last) m = Div(t, n)", CENTRED, "q = Mul(c, c) u = ReduceSum(q, last) v = Div(u, n)", ROOT, SCALED),
     "sums times a share": ("t = ReduceSum(x, last) m = Mul(share, t)", CENTRED, "q = Mul(c, c) u = ReduceSum(q, last) v = Mul(u, share)", ROOT, SCALED),
     "poolings": ("m = GlobalAveragePool(x)", CENTRED, "q = Mul(c, c) v = GlobalAveragePool(q)", ROOT, SCALED),
@@ -89,6 +91,9 @@ LOOKALIKES = {
     "a sum over another axis": (MEAN, CENTRED, "q = Mul(c, c) u = ReduceSum(q, middle) v = Div(u, n)", ROOT, SCALED),
     "an epsilon for each row": (MEAN, CENTRED, VARIANCE, "r = Abs(rows) ve = Add(v, r) s = Sqrt(ve)", SCALED),
     "a bound instead of an epsilon": (MEAN, CENTRED, VARIANCE, "ve = Max(v, e) s = Sqrt(ve)", SCALED),
+    "a floor above 0": (MEAN, CENTRED, f"{SECOND_MOMENT} v = Max(w, e)", ROOT, SCALED),
+    "a floor that is not the only one": (MEAN, CENTRED, f"{SECOND_MOMENT} v = Max(w, zero, one)", ROOT, SCALED),
+    "a ceiling of 0": (MEAN, CENTRED, f"{SECOND_MOMENT} v = Min(w, zero)", ROOT, SCALED),
     "a shift with the mean's own sign": (MEAN, CENTRED, VARIANCE, "ve = Add(v, e) s = Sqrt(ve) i = Reciprocal(s) f = Mul(i, g) xs = Mul(x, f) ms = Mul(m, f) r = Add(ms, b) y = Add(xs, r)"),
     "a scale of each row": (MEAN, CENTRED, VARIANCE, ROOT, "d = Div(c, s) dg = Mul(d, rows) y = Add(dg, b)"),
 }  # fmt: skip
