@@ -586,7 +586,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "a divisor for each head": ("divided by something else", {"length": "divided = Div({}, head)"}),
     "two divisors": (
-        "found Div Div_divided, pattern wants Swish",
+        "found Div once, pattern wants Swish",
         {"length": "once = Div({}, one)\ndivided = Div(once, one)"},
     ),
     "a negative length": ("divided by something else", {"length": "divided = Mul({}, minus)"}),
