@@ -35,6 +35,8 @@ Driver open() {
   find(library, "cuMemAlloc_v2", driver.memAlloc);
   find(library, "cuPointerGetAttribute", driver.pointerGetAttribute);
   driver.ctxGetId = reinterpret_cast<decltype(driver.ctxGetId)>(dlsym(library, "cuCtxGetId"));
+  driver.tensorMapEncodeTiled =
+      reinterpret_cast<decltype(driver.tensorMapEncodeTiled)>(dlsym(library, "cuTensorMapEncodeTiled"));
   return driver;
 }
 

@@ -20,7 +20,10 @@ struct Driver {
   decltype(&::cuLaunchKernel) launchKernel;
   // Since CUDA 12, null before; its type is written out for the headers of CUDA 11.
   CUresult (*ctxGetId)(CUcontext, unsigned long long*);
-  // What tells contexts apart without it.
+  // Likewise: a map, its element type, rank, address, sizes, strides of all axes but the innermost, box, steps, and four options.
+  CUresult (*tensorMapEncodeTiled)(void*, int, cuuint32_t, void*, cuuint64_t const*, cuuint64_t const*, cuuint32_t const*,
+                                   cuuint32_t const*, int, int, int, int);
+  // What tells contexts apart without cuCtxGetId.
   decltype(&::cuMemAlloc) memAlloc;
   decltype(&::cuPointerGetAttribute) pointerGetAttribute;
 

@@ -22,6 +22,11 @@ namespace gr {
 namespace {
 
 constexpr int kStaticSharedLimit = 48 * 1024;
+// Of the driver's enumerations, as aot.py has the kernels: 16-bit elements, parts of rows of 128 bytes, swizzled by as many.
+constexpr int kMapUint16 = 1;
+constexpr int kMapSwizzle128 = 3;
+constexpr int kMapPromote128 = 2;  // what L2 fetches at once
+constexpr int64_t kMapColumns = 64;
 
 struct Loaded {
   CUfunction function;
@@ -220,6 +225,28 @@ Arguments& Arguments::integer(int64_t value) {
 Arguments& Arguments::float32(float value) {
   add('f').float32 = value;
   return *this;
+}
+
+Arguments& Arguments::matrix(void const* data, int64_t rows, int64_t columns, int64_t blockRows) {
+  mMatrices.push_back({mValues.size(), data, rows, columns, blockRows});
+  add('t');
+  return integer(rows).integer(columns).integer(columns).integer(1);
+}
+
+void Arguments::makeMaps() {
+  for (Matrix const& matrix : mMatrices) {
+    if (driver().tensorMapEncodeTiled == nullptr) {
+      refuse("the CUDA driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
+    }
+    auto const size = [](int64_t value) { return static_cast<cuuint64_t>(value); };
+    cuuint64_t const sizes[] = {size(matrix.columns), size(matrix.rows)};  // the innermost first
+    cuuint64_t const rowBytes = size(matrix.columns) * sizeof(uint16_t);
+    cuuint32_t const box[] = {static_cast<cuuint32_t>(kMapColumns), static_cast<cuuint32_t>(matrix.blockRows)};
+    cuuint32_t const steps[] = {1, 1};
+    driver().check(driver().tensorMapEncodeTiled(&mValues[matrix.index].map, kMapUint16, 2, const_cast<void*>(matrix.data),
+                                                 sizes, &rowBytes, box, steps, 0, kMapSwizzle128, kMapPromote128, 0),
+                   "cuTensorMapEncodeTiled");
+  }
 }
 
 void Arguments::check(KernelVariant const& variant) const {

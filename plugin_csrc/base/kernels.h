@@ -32,7 +32,8 @@ struct KernelImage {
 
 struct KernelVariant {
   char const* name;
-  char const* signature;  // one letter for each argument: p(ointer), i(nt32), l(ong, int64), f(loat32)
+  // One letter for each argument: p(ointer), i(nt32), l(ong, int64), f(loat32), t(ensor map), with its sizes and strides behind it.
+  char const* signature;
   KernelConstant const* constants;
   int32_t constantCount;
   KernelImage const* images;
@@ -41,6 +42,8 @@ struct KernelVariant {
 
   // Refuses where the kernel has no such constant.
   int64_t constant(std::string_view wanted) const;
+  // Whether it takes tensor maps.
+  bool isMapped() const { return std::string_view(signature).find('t') != std::string_view::npos; }
 };
 
 // The first of these kernels that has machine code for the current device, else the first of which a PTX runs here: not every
@@ -58,12 +61,20 @@ struct Grid {
   bool isEmpty() const { return x <= 0 || y <= 0 || z <= 0; }
 };
 
+// A matrix that a kernel reads in blocks through the tensor memory accelerator, such as TMA kernels of sm_90 do. It lies in the
+// kernel's arguments, not in the device's memory, and to make one is arithmetic on the host: each launch makes its own.
+struct alignas(64) TensorMap {
+  uint64_t opaque[16];
+};
+
 // Arguments of a kernel in the order of its signature; they live here until it is launched.
 class Arguments {
  public:
   Arguments& pointer(void const* value);
   Arguments& integer(int64_t value);  // as wide as the kernel takes it
   Arguments& float32(float value);
+  // A dense matrix of 16-bit elements, which a kernel reads in blocks of `blockRows` whole rows' parts of 64 columns.
+  Arguments& matrix(void const* data, int64_t rows, int64_t columns, int64_t blockRows);
 
  private:
   friend void checkLaunch(KernelVariant const&, Grid, Arguments const&);
@@ -73,13 +84,24 @@ class Arguments {
     void const* pointer;
     int64_t integer;
     float float32;
+    TensorMap map;
   };
   Value& add(char kind);
   // Refuses where they are not what the kernel takes.
   void check(KernelVariant const& variant) const;
+  // Makes the tensor maps of what `matrix` was told. Refuses where the driver does.
+  void makeMaps();
 
   std::deque<Value> mValues;  // a deque keeps its elements where they are
-  std::string mKinds;         // p, n or f for each
+  std::string mKinds;         // p, n, f or t for each
+  struct Matrix {
+    size_t index;  // of the map that is made of it
+    void const* data;
+    int64_t rows;
+    int64_t columns;
+    int64_t blockRows;
+  };
+  std::vector<Matrix> mMatrices;
 };
 
 // What all kernels of this library were compiled for: 90 for machine code of sm_90, -80 for PTX of sm_80.

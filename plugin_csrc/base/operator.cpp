@@ -186,6 +186,7 @@ void Run::launch(KernelVariant const& kernel, Grid grid, Arguments& arguments) c
   } else if (!grid.isEmpty()) {
     checkAlignment(kernel, arguments);
     checkLaunch(kernel, grid, arguments);
+    arguments.makeMaps();
     mLaunches.push_back({kernel, grid, std::move(arguments)});
   }
 }

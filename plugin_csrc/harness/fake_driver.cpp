@@ -1,7 +1,8 @@
 // A CUDA driver that runs no kernel and writes what it was asked to launch, one JSON object a line, to $FAKE_CUDA_LOG.
 // Built as libcuda.so.1, it lets a machine without a GPU see what plugins enqueue. $FAKE_CUDA_SM is the capability it claims;
 // with $FAKE_CUDA_REFUSES_CUBINS it takes PTX only, as a driver older than the compiler does. $FAKE_CUDA_SIGNATURES is a file
-// of lines "kernel letters" with a letter for each argument: p(ointer), i(nt32), l(ong, int64), f(loat32).
+// of lines "kernel letters" with a letter for each argument: p(ointer), i(nt32), l(ong, int64), f(loat32), t(ensor map), which is
+// written as the object that `TensorMap` describes.
 // With $FAKE_CUDA_STREAMS a line says on which stream, too.
 // Memory of the device is memory of the host, and streams do at once what they are told; a captured stream keeps it for the
 // graph. With $FAKE_CUDA_MEMORY, so many bytes can be allocated. $FAKE_CUDA_MULTIPROCESSORS is how many it claims, else 132.
@@ -95,6 +96,34 @@ T read(void const* place) {
   return value;
 }
 
+// What cuTensorMapEncodeTiled leaves in the 128 bytes of a map.
+struct TensorMap {
+  static constexpr uint64_t kMark = 0x70616d20726f736e;
+  uint64_t mark;
+  uint64_t address;
+  uint64_t rows;
+  uint64_t columns;
+  uint64_t rowBytes;
+  uint32_t boxRows;
+  uint32_t boxColumns;
+};
+static_assert(sizeof(TensorMap) <= 128);
+
+std::string written(TensorMap const& map) {
+  std::string text = "null";
+  if (map.mark == TensorMap::kMark) {
+    text = "{";
+    std::pair<char const*, uint64_t> const all[] = {{"address", map.address},  {"rows", map.rows},
+                                                    {"columns", map.columns},  {"row_bytes", map.rowBytes},
+                                                    {"box_rows", map.boxRows}, {"box_columns", map.boxColumns}};
+    for (auto const& [name, value] : all) {
+      text += (text.size() == 1 ? "\"" : ", \"") + std::string(name) + "\": " + std::to_string(value);
+    }
+    text += "}";
+  }
+  return text;
+}
+
 std::string written(char letter, void const* place) {
   char text[32];
   switch (letter) {
@@ -109,6 +138,8 @@ std::string written(char letter, void const* place) {
       std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(value));
       break;
     }
+    case 't':
+      return written(read<TensorMap>(place));
     default:
       std::snprintf(text, sizeof(text), "%" PRId64, read<int64_t>(place));
   }
@@ -208,6 +239,39 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, uns
     line += ", \"stream\": " + std::to_string(reinterpret_cast<uintptr_t>(stream));
   }
   run(stream, [line = line + "}\n"] { record(line); });
+  return CUDA_SUCCESS;
+}
+
+// Of maps as plugins make them: matrices of 16-bit elements, in boxes of at most 256 rows and at most 128 bytes of each, swizzled by
+// as many. It refuses what a GPU's driver would refuse, and memory of the device that a piece of it does not hold.
+CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* address,
+                                cuuint64_t const* sizes, cuuint64_t const* strides, cuuint32_t const* box,
+                                cuuint32_t const* steps, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion, CUtensorMapFloatOOBfill fill) {
+  if (type != CU_TENSOR_MAP_DATA_TYPE_UINT16 || rank != 2 || interleave != CU_TENSOR_MAP_INTERLEAVE_NONE ||
+      swizzle != CU_TENSOR_MAP_SWIZZLE_128B || fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) {
+    return CUDA_ERROR_NOT_SUPPORTED;
+  }
+  auto const isSize = [](cuuint64_t size) { return size >= 1 && size <= cuuint64_t{1} << 32; };
+  auto const isBox = [](cuuint32_t size) { return size >= 1 && size <= 256; };
+  cuuint64_t const first = reinterpret_cast<cuuint64_t>(address);
+  bool const placed = first != 0 && first % 16 == 0 && strides[0] % 16 == 0 && strides[0] < cuuint64_t{1} << 40;
+  bool const boxed =
+      isBox(box[0]) && isBox(box[1]) && box[0] * 2 <= 128 && box[0] * 2 % 16 == 0 && steps[0] == 1 && steps[1] == 1;
+  if (!placed || !boxed || !isSize(sizes[0]) || !isSize(sizes[1]) || strides[0] < sizes[0] * 2) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  std::lock_guard<std::mutex> const lock(mutex);
+  auto const after = allocated.upper_bound(first);
+  if (after != allocated.begin()) {
+    auto const& [start, piece] = *std::prev(after);
+    cuuint64_t const end = first + (sizes[1] - 1) * strides[0] + sizes[0] * 2;
+    if (first < start + piece.size && end > start + piece.size) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+  }
+  TensorMap const made{TensorMap::kMark, first, sizes[1], sizes[0], strides[0], box[1], box[0]};
+  std::memcpy(map, &made, sizeof(made));
   return CUDA_SUCCESS;
 }
 

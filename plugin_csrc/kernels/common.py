@@ -228,6 +228,13 @@ def integers_of(tensor: Any) -> int:
     return 0 if tensor is None else {"torch.int32": 1, "torch.int64": 2}[str(tensor.dtype)]
 
 
+def matrix(tensor: Any, rows: int, columns: int) -> Any:
+    """A dense torch tensor [..., width] as the tensor map of a matrix that a kernel reads in blocks of rows x columns."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(tensor.flatten(0, -2), [rows, columns])
+
+
 def start(chosen: Variant, programs: int, *arguments: Any) -> None:
     """Runs a variant; an empty grid is no launch."""
     if programs:

@@ -36,7 +36,10 @@ _SHARED_LIMIT_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 _LETTERS = {"i32": "i", "i64": "l", "fp32": "f"}
 _HIDDEN = "pp"
 # What Triton adds to a kernel's arguments, and plugin_csrc/base/kernels.cpp passes: pointers to two kinds of scratch memory.
-_PARAMETER_BITS = {"p": 64, "i": 32, "l": 64, "f": 32}
+_PARAMETER_BITS = {"p": 64, "i": 32, "l": 64, "f": 32, "t": 8}
+_MAPPED_BYTES = {"fp16": 2, "bf16": 2}
+_SWIZZLE_128 = 3  # CU_TENSOR_MAP_SWIZZLE_128B
+_TENSOR_MAP = re.compile(r"tensordesc<(\w+)\[(\d+),(\d+)\]>")
 ALIGNMENT = 16
 """Bytes that pointers are a multiple of, where `Variant.aligned` says so."""
 
@@ -66,7 +69,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A variant with its images. `signature` has one letter for each run-time argument (p, i, l, f); `alignment` is what each
+    """A variant with its images. `signature` has one letter for each run-time argument (p, i, l, f, t); `alignment` is what each
     pointer has to be a multiple of, in bytes, or 1 where its element type says it."""
 
     name: str
@@ -203,8 +206,11 @@ def _compiled(task: tuple[str, str, Variant, tuple[int, ...]]) -> Kernel | str:
 
 
 def letters(variant: Variant) -> str:
-    """One letter for each run-time argument, as `Kernel.signature`."""
-    return "".join("p" if kind.startswith("*") else _LETTERS[kind] for kind in variant.signature.values())
+    """One letter for each run-time argument, as `Kernel.signature`; a tensor map has its sizes and strides behind it."""
+    kinds = variant.signature.values()
+    return "".join(
+        "p" if kind.startswith("*") else "tiill" if _TENSOR_MAP.fullmatch(kind) else _LETTERS[kind] for kind in kinds
+    )
 
 
 def alignment(variant: Variant) -> int:
@@ -251,6 +257,7 @@ def _images(variant: Variant, architecture: int, architectures: Sequence[int]) -
         raise ValueError("it needs scratch memory, which a plugin does not have")
     ptx = result.asm["ptx"]
     check_parameters(ptx, letters(variant))
+    check_tensor_maps(found.tensordesc_meta, variant)
     cubin = result.asm["cubin"] if made_for == architecture else _assembled(ptx, architecture, options)
     yield _image(found, architecture, cubin)
     if architecture == PTX_ARCHITECTURE:
@@ -264,12 +271,30 @@ def check_parameters(ptx: str, signature: str) -> None:
         ValueError: they differ.
     """
     entry = re.search(r"\.entry\s+[\w$]+\s*\((.*?)\)", ptx, re.DOTALL)
-    found = [int(bits) for bits in re.findall(r"\.param\s+\.[bfsu](\d+)", entry[1])] if entry else []
+    found = (
+        [int(bits) for bits in re.findall(r"\.param\s+(?:\.align\s+\d+\s+)?\.[bfsu](\d+)", entry[1])] if entry else []
+    )
     if found != [_PARAMETER_BITS[letter] for letter in signature + _HIDDEN]:
         raise ValueError(
             f"it takes {len(found)} parameters of {', '.join(map(str, found))} bits, and plugins pass {len(signature)} of "
             f"({signature}) and {len(_HIDDEN)} hidden ones; install the version of triton that pyproject.toml names"
         )
+
+
+def check_tensor_maps(found: Sequence[Mapping[str, Any]], variant: Variant) -> None:
+    """Holds the tensor maps that the compiled kernel expects against those that the plugins make: boxes of 128 bytes of each row of
+    a block, swizzled by as many.
+
+    Raises:
+        ValueError: they differ.
+    """
+    for kind in variant.signature.values():
+        if described := _TENSOR_MAP.fullmatch(kind):
+            size = _MAPPED_BYTES[described[1]]
+            wanted = {"swizzle": _SWIZZLE_128, "elem_size": size, "block_size": [int(described[2]), 128 // size]}
+            made, *found = found
+            if any(made[name] != value for name, value in wanted.items()):
+                raise ValueError(f"it takes a tensor map of {made}, and plugins pass one of {wanted}")
 
 
 def _image(found: Any, architecture: int, data: bytes, ptx: bool = False) -> Image:

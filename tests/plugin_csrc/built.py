@@ -78,13 +78,23 @@ class Launch:
     arguments: tuple[Any, ...]
 
 
+def _plain(argument: Any) -> list[Any]:
+    """An argument as the recording driver writes it; of a tensor map the sizes and strides that follow it, too."""
+    if hasattr(argument, "block_shape"):
+        (rows, columns), (step, _) = argument.shape, argument.strides
+        box_rows, size = argument.block_shape[0], argument.base.element_size()
+        found = {"address": argument.base.data_ptr(), "rows": rows, "columns": columns, "row_bytes": step * size}
+        return [{**found, "box_rows": box_rows, "box_columns": 128 // size}, rows, columns, step, 1]
+    return [argument.data_ptr() if hasattr(argument, "data_ptr") else argument]
+
+
 def launched(monkeypatch: pytest.MonkeyPatch, function: Callable[[], Any]) -> tuple[list[Launch], Any]:
     """What a kernel's `launch` starts, and what it returns; nothing runs."""
     seen: list[Launch] = []
 
     def record(chosen: Any, programs: int, *arguments: Any) -> None:
         if programs:
-            plain = [item.data_ptr() if hasattr(item, "data_ptr") else item for item in arguments]
+            plain = [value for item in arguments for value in _plain(item)]
             seen.append(Launch(chosen.name, programs, tuple(plain)))
 
     for module in catalogue.MODULES:

@@ -371,7 +371,7 @@ class Memory:
 
     def seen(self, address: int, kind: str) -> Any:
         """All that lies from an address on, as a kernel sees it that takes a pointer to this type of Triton's."""
-        dtype = {**TORCH, "i32": torch.int32}[kind]
+        dtype = {**TORCH, "i32": torch.int32, "i8": torch.int8}[kind]
         rest = self.bytes[address - self.address :]
         return rest[: len(rest) // dtype.itemsize * dtype.itemsize].view(dtype)
 
@@ -460,11 +460,30 @@ def problem(job: Job, answer: Mapping[str, Any]) -> str | None:
 
 
 def _arguments(variant: Variant, found: Sequence[Any], memory: Memory) -> list[Any]:
-    kinds = [*variant.signature.values()]
-    return [
-        memory.seen(value, kind[1:]) if kind.startswith("*") else value
-        for kind, value in zip(kinds, found[: len(kinds)], strict=True)
-    ]
+    values = iter(found)
+    arguments = []
+    for kind in variant.signature.values():
+        value = next(values)
+        if kind.startswith("*"):
+            value = memory.seen(value, kind[1:])
+        elif kind.startswith("tensordesc"):
+            value = _mapped(value, [next(values) for _ in range(4)], kind, memory)
+        arguments.append(value)
+    assert [*values] == [0, 0], "two hidden pointers come last"
+    return arguments
+
+
+def _mapped(found: Mapping[str, int], behind: Sequence[int], kind: str, memory: Memory) -> Any:
+    """The matrix that a tensor map describes, whose sizes and strides stand behind it again, for the interpreter."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    element, block = kind.removeprefix("tensordesc<").removesuffix("]>").split("[")
+    rows, columns = (int(size) for size in block.split(","))
+    step = found["row_bytes"] // 2
+    assert behind == [found["rows"], found["columns"], step, 1]
+    assert (found["box_rows"], found["box_columns"]) == (rows, 64), "the boxes that the kernel waits for"
+    sizes = [found["rows"], found["columns"]]
+    return TensorDescriptor(memory.seen(found["address"], element), sizes, [step, 1], [rows, columns])
 
 
 def _wrong(job: Job, before: Any) -> str | None:
@@ -513,8 +532,8 @@ class Enqueued:
     impossible: int
 
 
-def enqueued_by(nodes: Sequence[Drawn], folder: Path, seed: int) -> Enqueued:
-    """What the plugins of drawn nodes enqueue."""
+def enqueued_by(nodes: Sequence[Drawn], folder: Path, seed: int, **environment: str) -> Enqueued:
+    """What the plugins of drawn nodes enqueue; `environment` is for the recording driver."""
     jobs: list[Job] = []
     impossible = 0
     for number, node in enumerate(nodes):
@@ -524,7 +543,7 @@ def enqueued_by(nodes: Sequence[Drawn], folder: Path, seed: int) -> Enqueued:
             if 0 not in node.sizes.values():
                 raise AssertionError(f"{node}: {error}") from error
             impossible += 1
-    answers = enqueued([job.run for job in jobs], folder, FAKE_CUDA_MULTIPROCESSORS="1")
+    answers = enqueued([job.run for job in jobs], folder, FAKE_CUDA_MULTIPROCESSORS="1", **environment)
     return Enqueued(jobs, answers, impossible)
 
 

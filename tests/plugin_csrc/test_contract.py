@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,28 @@ def check(names: Any, count: int, seed: int, folder: Path, record: Callable[[str
     assert outcome.impossible <= len(nodes) // 4
     # Of attention's and HSTU's combinations few are written as a model is.
     assert outcome.refound >= len(nodes) // 10 or set(names) <= {"FusedAttentionLayerNorm", "HSTUHierarchicalAttention"}
+
+
+def test_keys_and_values_through_tensor_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HSTU's large tiles on sm_90, with full tiles of keys before the rim."""
+    name = "HSTUHierarchicalAttention"
+    rules = contract.RULES[name]
+    attributes = {**rules.attributes, "mode": ("silu",), "num_heads": (1, 2)}
+    sizes = {"B": (2,), "N": (136, 264), "d": (64,), "dv": (64,)}
+    monkeypatch.setitem(contract.RULES, name, replace(rules, sizes=sizes, attributes=attributes, empty=("B",)))
+    draws, nodes = random.Random(8), []
+    while len(nodes) < 8:
+        node = contract.draw(name, draws)
+        length, kinds = node.sizes["N"], {item: found for item, (found, _) in node.inputs.items()}
+        known = kinds.get("bias", node.element) == node.element and kinds.get("mask", "bool") == "bool"
+        dense = all(node.inputs[item][1][-1] == length for item in ("bias", "mask") if item in node.inputs)
+        if node.element != "float32" and node.sizes["B"] and not node.skewed and known and dense:
+            nodes.append(node)
+    held = contract.enqueued_by(nodes, tmp_path, 8, FAKE_CUDA_SM="90")
+    assert all(answer["launches"][0]["kernel"] == "hstu_mapped_tiles" for answer in held.answers)
+    outcome = contract.judged(held)
+    assert not outcome.wrong, "\n".join(f"{node}: {found}" for node, found in outcome.wrong)
+    assert {"bias", "mask", "lengths"} <= {item for node in nodes for item in node.inputs}
 
 
 # -- faults that were there -----------------------------------------------------------------------------------------------

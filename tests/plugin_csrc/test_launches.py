@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from onnx_fuse.plugin_csrc.operators.sequence_recommendation_interaction import 
     kernel as sequence_recommendation_interaction,
 )
 from onnx_fuse.runtime.plugins import aot
-from tests.plugin_csrc.built import enqueued, launched
+from tests.plugin_csrc.built import enqueued, launched, tools
 
 HALF, FLOAT = torch.float16, torch.float32
 
@@ -360,6 +361,7 @@ CASES = [
 LARGE_CASES = [
     *(hstu(size, dtype=torch.bfloat16, architecture=90) for size in (32, 256)),
     hstu(64, length=136, architecture=90, more={"bias": tensor(1, 1, 136, 136)}),
+    hstu(128, length=0, architecture=90),  # a matrix without rows has no tensor map
     *(attention(size, dtype=torch.bfloat16, architecture=90) for size in (32, 256)),
     attention(64, architecture=90, rim={"attention_bias": tensor(1, 1, 33, 40)}),
 ]
@@ -377,6 +379,35 @@ def test_large_tiles_are_for_the_architectures_that_have_the_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     check(LARGE_CASES, monkeypatch, tmp_path, FAKE_CUDA_SM="90")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"address": 24},
+        {"stride": 264},
+        {"sizes": (128, 0)},
+        {"box": (128, 64)},
+        {"box": (64, 512)},
+        {"swizzle": 2},
+        {"type": 9},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_the_recording_driver_refuses_a_tensor_map_that_is_wrong(wrong: Mapping[str, Any]) -> None:
+    driver = ctypes.CDLL(str(tools() / "libcuda.so.1"))
+
+    def encoded(
+        *, address: int = 32, stride: int = 256, sizes: Any = (128, 7), box: Any = (64, 128), **how: int
+    ) -> int:
+        pair, four = ctypes.c_uint64 * 2, ctypes.c_uint32 * 2
+        options = (0, how.get("swizzle", 3), 2, 0)
+        rest = (pair(*sizes), pair(stride, 0), four(*box), four(1, 1), *options)
+        made = (ctypes.c_uint64 * 16)()
+        return int(driver.cuTensorMapEncodeTiled(made, how.get("type", 1), 2, ctypes.c_void_p(address), *rest))
+
+    assert encoded() == 0
+    assert encoded(**wrong) != 0
 
 
 def check(cases: Sequence[Case], monkeypatch: pytest.MonkeyPatch, folder: Path, **environment: str) -> None:

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 import onnx_fuse
 from onnx_fuse.errors import UsageError
 from onnx_fuse.patterns.language.operator import FusedOp
+from onnx_fuse.plugin_csrc.operators import catalogue
 from onnx_fuse.runtime.device.library_file import cache_folder
 from onnx_fuse.runtime.plugins import aot, harness, plugin_library
 from tests.plugin_csrc.built import CACHE, ROOT, enqueued, library
@@ -310,6 +311,15 @@ def test_a_kernel_that_takes_something_else_than_plugins_pass(parameters: str) -
     aot.check_parameters(entry(".u64 .ptr .global .align 1 a, .u32 b, .u64 c, .u64 d"), "pi")
     with pytest.raises(ValueError, match="plugins pass 2 of \\(pi\\) and 2 hidden ones"):
         aot.check_parameters(entry(parameters), "pi")
+
+
+@pytest.mark.parametrize("other", [{"swizzle": 2}, {"block_size": [128, 32]}, {"elem_size": 4}])
+def test_a_kernel_that_takes_another_tensor_map_than_plugins_pass(other: dict[str, Any]) -> None:
+    variant = next(each for each in catalogue.variants() if each.name.endswith("tiles.bf16.d128.large"))
+    wanted = {"swizzle": 3, "elem_size": 2, "block_size": [128, 64]}
+    aot.check_tensor_maps([wanted, wanted], variant)
+    with pytest.raises(ValueError, match=r"takes a tensor map of .* and plugins pass"):
+        aot.check_tensor_maps([wanted, {**wanted, **other}], variant)
 
 
 def test_an_architecture_that_is_not_known() -> None:

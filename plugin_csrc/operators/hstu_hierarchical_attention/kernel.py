@@ -37,6 +37,7 @@ from onnx_fuse.plugin_csrc.kernels.common import (
     load_integers,
     load_mask,
     load_optional,
+    matrix,
     moved,
     moved_as,
     narrow,
@@ -234,60 +235,15 @@ def hstu_silu(
 
 
 @triton.jit
-def hstu_tiles(
-    q,
-    k,
-    v,
-    bias,
-    mask,
-    scale,
-    lengths,
-    u,
-    gamma,
-    beta,
-    output,
-    length,
-    heads,
-    size,
-    value_size,
-    bias_batch,
-    bias_head,
-    bias_row,
-    bias_column,
-    mask_batch,
-    mask_head,
-    mask_row,
-    mask_column,
-    scale_batch,
-    scale_row,
-    lengths_step,
-    gamma_head,
-    gamma_column,
-    beta_head,
-    beta_column,
-    alpha,
-    bias_factor,
-    inverse_length,
-    epsilon,
-    causal,
-    head_norm,
-    activation,
-    bias_kind,
-    mask_kind,
-    scale_kind,
-    lengths_kind,
-    gamma_kind,
-    beta_kind,
-    output_kind,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SIZE: tl.constexpr,
-    BIAS: tl.constexpr,
-    MASK: tl.constexpr,
-    TANH: tl.constexpr,
-    STAGES: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
+def tiles_of_head(
+    q, k, v, bias, mask, scale, lengths, u, gamma, beta, output, length, heads, size, value_size, bias_batch, bias_head,
+    bias_row, bias_column, mask_batch, mask_head, mask_row, mask_column, scale_batch, scale_row, lengths_step,
+    gamma_head, gamma_column, beta_head, beta_column, alpha, bias_factor, inverse_length, epsilon, causal, head_norm,
+    activation, bias_kind, mask_kind, scale_kind, lengths_kind, gamma_kind, beta_kind, output_kind,
+    key_map, value_map,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, TANH: tl.constexpr,
+    STAGES: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
     """`hstu_silu` for heads of SIZE: see tiles.py. Strides of bias and mask are multiples of 8 and their last axes dense; `size`,
     `value_size`, bias_kind and mask_kind are told by constants. Where SCALED, the weights lack the factor alpha."""
     SCALED: tl.constexpr = (
@@ -322,13 +278,15 @@ def hstu_tiles(
     o = tl.zeros([ROWS, SIZE], tl.float32)
     for first in tl.range(0, full, COLUMNS, num_stages=STAGES):
         o = step(
-            o, queries, k + start_of_head, v + start_of_head, bias, mask, near * bias_step, near * mask_step, first, bound, limit,
-            width, alpha, bias_factor, False, BIAS, MASK, TANH, SCALED, COLUMNS, PAIRS,
+            o, queries, k + start_of_head, v + start_of_head, key_map, value_map, (batch * length).to(tl.int32), head * SIZE, bias,
+            mask, near * bias_step, near * mask_step, first, bound, limit, width, alpha, bias_factor,
+            False, BIAS, MASK, TANH, SCALED, COLUMNS, PAIRS,
         )  # fmt: skip
     for first in tl.range(full, end, COLUMNS, num_stages=1):
         o = step(
-            o, queries, k + start_of_head, v + start_of_head, bias, mask, near * bias_step, near * mask_step, first, bound, limit,
-            width, alpha, bias_factor, True, BIAS, MASK, TANH, SCALED, COLUMNS, PAIRS,
+            o, queries, k + start_of_head, v + start_of_head, None, None, 0, 0, bias,
+            mask, near * bias_step, near * mask_step, first, bound, limit, width, alpha, bias_factor,
+            True, BIAS, MASK, TANH, SCALED, COLUMNS, PAIRS,
         )  # fmt: skip
 
     factor = load_optional(scale, scale_kind, batch * scale_batch + row * scale_row, row < length, inverse_length)
@@ -357,6 +315,49 @@ def hstu_tiles(
         beta_kind,
         output_kind,
     )
+
+
+@triton.jit
+def hstu_tiles(
+    q, k, v, bias, mask, scale, lengths, u, gamma, beta, output, length, heads, size, value_size, bias_batch, bias_head,
+    bias_row, bias_column, mask_batch, mask_head, mask_row, mask_column, scale_batch, scale_row, lengths_step,
+    gamma_head, gamma_column, beta_head, beta_column, alpha, bias_factor, inverse_length, epsilon, causal, head_norm,
+    activation, bias_kind, mask_kind, scale_kind, lengths_kind, gamma_kind, beta_kind, output_kind,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, TANH: tl.constexpr,
+    STAGES: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    """`tiles_of_head`, with keys and values by pointers."""
+    tiles_of_head(
+        q, k, v, bias, mask, scale, lengths, u, gamma, beta, output, length, heads, size, value_size, bias_batch,
+        bias_head, bias_row, bias_column, mask_batch, mask_head, mask_row, mask_column, scale_batch, scale_row,
+        lengths_step, gamma_head, gamma_column, beta_head, beta_column, alpha, bias_factor, inverse_length, epsilon,
+        causal, head_norm, activation, bias_kind, mask_kind, scale_kind, lengths_kind, gamma_kind, beta_kind,
+        output_kind,
+        None, None,
+        ROWS, COLUMNS, SIZE, BIAS, MASK, TANH, STAGES, PAIRS,
+    )  # fmt: skip
+
+
+@triton.jit
+def hstu_mapped_tiles(
+    q, k, v, bias, mask, scale, lengths, u, gamma, beta, output, length, heads, size, value_size, bias_batch, bias_head,
+    bias_row, bias_column, mask_batch, mask_head, mask_row, mask_column, scale_batch, scale_row, lengths_step,
+    gamma_head, gamma_column, beta_head, beta_column, alpha, bias_factor, inverse_length, epsilon, causal, head_norm,
+    activation, bias_kind, mask_kind, scale_kind, lengths_kind, gamma_kind, beta_kind, output_kind,
+    key_map, value_map,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, TANH: tl.constexpr,
+    STAGES: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    """`tiles_of_head`, with the keys and values of full tiles through tensor maps: [B N, h SIZE], in blocks of [COLUMNS, SIZE]."""
+    tiles_of_head(
+        q, k, v, bias, mask, scale, lengths, u, gamma, beta, output, length, heads, size, value_size, bias_batch,
+        bias_head, bias_row, bias_column, mask_batch, mask_head, mask_row, mask_column, scale_batch, scale_row,
+        lengths_step, gamma_head, gamma_column, beta_head, beta_column, alpha, bias_factor, inverse_length, epsilon,
+        causal, head_norm, activation, bias_kind, mask_kind, scale_kind, lengths_kind, gamma_kind, beta_kind,
+        output_kind,
+        key_map, value_map,
+        ROWS, COLUMNS, SIZE, BIAS, MASK, TANH, STAGES, PAIRS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -555,6 +556,9 @@ TILES = {
     True: {32: (128, 128, 2), 64: (128, 128, 2), 128: (128, 128, 2), 256: (128, 64, 2)},
     False: {32: (128, 64, 2), 64: (128, 64, 2), 128: (128, 64, 2), 256: (64, 64, 1)},
 }
+MAPPED = 64
+"""Heads of at least so many, whose rows are those of a tensor map's boxes, get keys and values through tensor maps on the
+architectures in `LARGE`: no thread makes addresses. Smaller ones gain nothing."""
 EXTRAS = {
     # Kinds of bias and mask -> the end of the variant's name. What is not here is seldom, and taken by `hstu_silu`.
     (0, 0): "",
@@ -589,11 +593,14 @@ def pick_tiles(
         "PAIRS": large,  # saves with wgmma a fifth of an instruction for one score, and costs two to nine with mma
     }
     types = {**_SILU_TYPES, "mask": "*i8"}
+    if large and size >= MAPPED:
+        types |= dict.fromkeys(("key_map", "value_map"), f"tensordesc<T[{columns},{size}]>")
     name = f"hstu_hierarchical_attention.tiles.{element}.d{size}{extra}" + ".large" * large
     if pruned(name):
         return None
     where = LARGE if large else frozenset(ARCHITECTURES) - LARGE
-    return variant(name, hstu_tiles, element, types, constants, num_warps=8, num_stages=stages, architectures=where)
+    function = hstu_mapped_tiles if "key_map" in types else hstu_tiles
+    return variant(name, function, element, types, constants, num_warps=8, num_stages=stages, architectures=where)
 
 
 def variants() -> Iterator[Variant]:
@@ -650,7 +657,7 @@ def launch(
     alpha, bias_factor (1, or alpha for "inside_alpha"), inverse_length (1 / norm_length, 1 / N where that is 0),
     epsilon; causal, head_norm, activation (`GATES`, 0 without u or where norm_rows does it); kinds of bias, mask, scale,
     lengths, gamma, beta, output.
-    `hstu_tiles` and `hstu_silu` take the same.
+    `hstu_tiles` and `hstu_silu` take the same, `hstu_mapped_tiles` also the tensor maps of k and v as [B N, h d].
     Of "level_softmax": the same without bias, scale, u, causal and their like, with levels, decay, alpha, epsilon; see the
     signature. Grid of both: B h ceil(N / ROWS).
     """
@@ -683,6 +690,9 @@ def launch(
     def pointers(*tensors: Any) -> list[Any]:
         return [q if tensor is None else tensor for tensor in tensors]
 
+    maps = []
+    if "key_map" in chosen.signature:
+        maps = [matrix(tensor, chosen.constants["COLUMNS"], size) if programs else None for tensor in (k, v)]
     kinds = (integers_of(lengths), kind_of(gamma, q), kind_of(beta, q), kind_of(output, q))
     if mode == "silu":
         scale_strides = strides_of(scale, 4)
@@ -694,7 +704,7 @@ def launch(
             *(*strides_of(bias, 4), *strides_of(mask, 4), scale_strides[0], scale_strides[2], *steps),
             *(alpha, alpha if bias_order == "inside_alpha" else 1.0, 1.0 / (norm_length or length or 1), epsilon),
             *(int(causal), int(head_norm), 0 if u is None or two_launches else GATES[gate_activation]),
-            *(kind_of(bias, q), kind_of(mask, q), kind_of(scale, q), *kinds),
+            *(kind_of(bias, q), kind_of(mask, q), kind_of(scale, q), *kinds, *maps),
         )
     else:
         start(

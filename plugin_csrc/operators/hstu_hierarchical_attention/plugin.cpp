@@ -92,6 +92,12 @@ class HSTUHierarchicalAttention final : public Operator {
       arguments.integer(run.kind("bias")).integer(run.kind("mask")).integer(run.kind("scale"));
     }
     arguments.integer(run.integerKind("lengths")).integer(run.kind("gamma")).integer(run.kind("beta")).integer(wide ? 2 : 1);
+    if (kernel.isMapped()) {
+      for (char const* name : {"k", "v"}) {
+        Tensor const& tensor = run.input(name);
+        arguments.matrix(tensor.data, tensor.rows(), tensor.size(2), kernel.constant("COLUMNS"));
+      }
+    }
     int64_t const tiles = ceilDivide(length, kernel.constant("ROWS"));
     run.launch(kernel, {valueSize == 0 ? 0 : q.size(0) * mHeads * tiles}, arguments);
     if (isNormedAfter()) {

@@ -93,30 +93,14 @@ def masked_narrow(w, pairs, dtype: tl.constexpr):
 
 @triton.jit
 def step(
-    o,
-    queries,
-    k,
-    v,
-    bias,
-    mask,
-    bias_start,
-    mask_start,
-    first,
-    bound,
-    limit,
-    width,
-    alpha,
-    bias_factor,
-    EDGE: tl.constexpr,
-    BIAS: tl.constexpr,
-    MASK: tl.constexpr,
-    TANH: tl.constexpr,
-    SCALED: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    o, queries, k, v, key_map, value_map, map_row, map_column, bias, mask, bias_start, mask_start, first, bound, limit, width,
+    alpha, bias_factor,
+    EDGE: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, TANH: tl.constexpr, SCALED: tl.constexpr, COLUMNS: tl.constexpr,
     PAIRS: tl.constexpr,
-):
+):  # fmt: skip
     """o + silu(...) v of the keys from `first` on. Only with EDGE some do not count: for each row those from its `bound` on. With
-    PAIRS a bfloat16 bias is read two numbers at a time."""
+    PAIRS a bfloat16 bias is read two numbers at a time. Where there are maps, keys and values come through them: from (`map_row` +
+    first, `map_column`), which is where k and v point to."""
     dtype: tl.constexpr = v.dtype.element_ty
     in_columns = tl.arange(0, COLUMNS)
     column = first + in_columns
@@ -125,6 +109,8 @@ def step(
     values_at = v + tl.cast(width, tl.int64) * first + offsets
     if EDGE:
         keys = tl.load(keys_at, mask=(column < limit)[:, None], other=0.0)
+    elif key_map is not None:
+        keys = key_map.load([map_row + first, map_column])
     else:
         keys = tl.load(keys_at)
     scores = dot(queries, tl.trans(keys))
@@ -143,6 +129,8 @@ def step(
     if EDGE:
         w = tl.where(column[None, :] < bound[:, None], w, 0.0)
         values = tl.load(values_at, mask=(column < limit)[:, None], other=0.0)
+    elif value_map is not None:
+        values = value_map.load([map_row + first, map_column])
     else:
         values = tl.load(values_at)
     if MASK == ABSENT:
