@@ -23,6 +23,7 @@ from onnx_fuse.runtime.plugins import plugin_library
 from tests.plugin_csrc import built as plugins
 from tests.plugin_csrc import contract
 from tests.plugin_csrc.contract import Drawn, values_of
+from tests.plugin_csrc.onnxruntime import built
 from tests.plugin_csrc.onnxruntime.built import LIBRARY, library
 from tests.plugin_csrc.onnxruntime.test_kernels import NAMES, hstu, made_shape
 from tests.plugin_csrc.onnxruntime.test_sanitizers import double, written
@@ -157,7 +158,8 @@ def why(path: Path) -> str:
 def asked(path: Path, script: str, **changed: str) -> str:
     """What a script writes in a process with the recording driver."""
     lines = "\n".join(line.strip() for line in script.splitlines())
-    before = f"from pathlib import Path\nfrom {__name__} import session, why\npath = Path({str(path)!r})\n"
+    imports = f"from pathlib import Path\nfrom {built.__name__} import session\nfrom {__name__} import why\n"
+    before = f"{imports}path = Path({str(path)!r})\n"
     result = subprocess.run(
         [sys.executable, "-c", before + lines],
         capture_output=True,
