@@ -379,11 +379,14 @@ def _interests(call: _Call) -> PluginFacts:
     if first_three:
         kernel = call.first(f"{start}interests.{call.element}")
         programs = batch * math.ceil(size / kernel.tile["BLOCK"])
-        serial = math.ceil(length / kernel.tile["ROWS"]) * (3 if "mask" in call.inputs else 1)
+        chunks = math.ceil(size / kernel.tile["BLOCK"]) if "scores" in call.outputs else 1  # scores take all columns
+        is_masked = "mask" in call.inputs  # which is read twice
+        serial = is_masked + math.ceil(length / kernel.tile["ROWS"]) * (chunks + is_masked)
         moved = call.moved(*call.inputs, *first_three)
         launches.append(Launch(kernel, programs, moved, serial_loads=serial))
     if "cooccurrence" in call.outputs:
-        kernel = call.first(f"{start}cooccurrence.{call.element}")
+        is_odd = size % call.vector != 0
+        kernel = call.first(f"{start}cooccurrence.{call.element}" + ".any" * is_odd)
         programs = batch * math.ceil(length / kernel.tile["ROWS"]) ** 2
         moved = call.moved("items", "mask", "cooccurrence")
         launches.append(Launch(kernel, programs, moved, 2.0 * batch * length**2 * size))

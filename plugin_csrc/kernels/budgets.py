@@ -51,9 +51,12 @@ STREAMS = (
     *(("FusedEmbedLayerNorm", {"W": width}, 0.85) for width in _WIDTHS),
     *(("FusedSkipLayerNorm", {"R": 32768, "W": width}, 0.8) for width in (*_WIDTHS, 320, 1536, 2048, 3072, 4096)),
     *(("FMInteraction", {"B": 65536, "F": 26, "W": size}, 0.75) for size in (16, 24, 32, 64, 128, 256)),
+    # What sums items has its few numbers under way at once: at B=64 latency leaves it 30 %.
+    ("SequenceRecommendationInteraction", {"B": 64}, 0.5),
+    ("SequenceRecommendationInteraction", {"B": 1024}, 0.8),
 )
 """Operator, sizes of its case in benchmarks/kernel_cases.py, and the least share of the bandwidth that the model of
-passes/select/roofline.py gives its kernel on sm_90, in bfloat16."""
+passes/select/roofline.py gives its kernels together on sm_90, in bfloat16."""
 
 
 def hstu() -> Mapping[tuple[str, int], Budget]:

@@ -78,11 +78,14 @@ def test_streams_keep_the_memory_busy() -> None:
     compiled = kernel_costs.kernels_of(found.values(), device.capability)
     short = []
     for case, share in wanted:
-        (launch,) = kernel_costs.predicted(case, device, compiled)["launches"]
-        if launch["share_of_bandwidth"] < share:
-            short.append(f"{case.name}: {launch['share_of_bandwidth']:.0%} of the bandwidth, {share:.0%} is wanted")
+        launches = kernel_costs.predicted(case, device, compiled)["launches"]
+        time = sum(launch["bytes"] / launch["share_of_bandwidth"] for launch in launches)
+        reached = sum(launch["bytes"] for launch in launches) / time
+        if reached < share:
+            short.append(f"{case.name}: {reached:.0%} of the bandwidth, {share:.0%} is wanted")
     for row in found.values():
-        if row["stack"] or not {"16"} <= row["loads"].keys() & row["stores"].keys():
+        pools = "interests" in row["variant"]  # which writes little
+        if row["stack"] or "16" not in row["loads"] or not ("16" in row["stores"] or pools):
             short.append(
                 f"{row['variant']}: {row['stack']} bytes of stack, loads {row['loads']}, stores {row['stores']}"
             )

@@ -69,6 +69,8 @@ def masks(batch: int, length: int, kind: str) -> Any:
         ((1, 65, 144), "holes"),
         ((2, 31, 50), "right"),
         ((1, 65, 16), "absent"),
+        ((1, 300, 72), "holes"),
+        ((1, 1100, 8), "right"),
     ],
 )
 def test_sequence_interaction(dtype: Any, shape: tuple[int, int, int], kind: str) -> None:

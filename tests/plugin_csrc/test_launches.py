@@ -356,6 +356,7 @@ CASES = [
     sequence_interaction(50, ("short_term",), dtype=FLOAT, mask=FLOAT),
     sequence_interaction(64, ("scores",), weights=FLOAT),
     sequence_interaction(64, ("cooccurrence",), mask=HALF),
+    *(sequence_interaction(50, ("cooccurrence",), dtype=dtype) for dtype in (FLOAT, HALF, torch.bfloat16)),
 ]  # fmt: skip
 
 LARGE_CASES = [

@@ -135,7 +135,8 @@ def test_no_shape_is_without_a_variant(element: str) -> None:
     picked = [
         fused_swish.pick(element),
         *(fm_interaction.pick(element, width) for width in WIDTHS),
-        *(sequence_recommendation_interaction.pick(element, what) for what in ("interests", "cooccurrence")),
+        sequence_recommendation_interaction.pick(element, "interests"),
+        *(sequence_recommendation_interaction.pick(element, "cooccurrence", width) for width in WIDTHS),
         *(norm_rows.pick(element, width) for width in WIDTHS),
         *(fused_embed_layer_norm.pick(element, width) for width in WIDTHS),
         fused_embed_layer_norm.pick(element, 64, plain=False),

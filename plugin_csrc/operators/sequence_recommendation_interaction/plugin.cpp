@@ -51,7 +51,8 @@ class SequenceRecommendationInteraction final : public Operator {
       run.launch(kernel, {batch * ceilDivide(size, kernel.constant("BLOCK"))}, arguments);
     }
     if (run.makes("cooccurrence")) {
-      KernelVariant const& kernel = findKernel(name + "cooccurrence." + run.type());
+      bool const odd = size % run.vector() != 0 || !run.aligned();
+      KernelVariant const& kernel = findKernel(name + "cooccurrence." + run.type() + (odd ? ".any" : ""));
       Arguments arguments;
       arguments.pointer(items.data).pointer(run.dataOr("mask", items.data)).pointer(run.output("cooccurrence").data);
       arguments.integer(length).integer(size).float32(mDecay).integer(run.kind("mask"));
