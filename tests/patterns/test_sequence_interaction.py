@@ -222,7 +222,7 @@ def test_the_weights_of_din_come_from_a_network() -> None:
         "profile": torch.randn(B, 16),
     }
     reasons = refusals(DIN(items=10), inputs, {"history": {0: "B"}, "candidate": {0: "B"}, "profile": {0: "B"}})
-    assert any("pattern wants Mul or Where" in reason for reason in reasons), reasons
+    assert any("pattern wants Mul, Where or Add" in reason for reason in reasons), reasons
 
 
 def test_a_clipped_average_of_any_weights_is_divided_outside() -> None:
