@@ -103,6 +103,7 @@ _COMPILED = MappingProxyType(
         "fused_swish": 0.1,
         "hierarchical_sequence_fusion": 2.0,
         "hstu_level_softmax": 1.6,
+        "hstu_mapped_tiles": 1.9,
         "hstu_silu": 1.3,
         "hstu_tiles": 1.8,
         "interaction_triton_fast": 1.0,
