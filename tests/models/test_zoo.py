@@ -62,7 +62,9 @@ def test_every_block_is_fused_with_what_follows_it(run: Run) -> None:
         if run.cell.rim == zoo.RIM:
             assert match.left_out == ()
         else:
-            assert not architecture.stays or any(architecture.stays in sentence for sentence in match.left_out)
+            assert not architecture.stays or any(architecture.stays in sentence for sentence in match.left_out), (
+                match.left_out
+            )
 
 
 def test_the_nodes_have_the_heads_of_the_configuration(run: Run) -> None:

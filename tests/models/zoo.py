@@ -613,7 +613,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         _of(_frozen, _swin),
         blocks=4,
         rim=("projection",),
-        stays="the pattern",
+        stays="pattern",
         heads=0,
         hidden=0,
     ),

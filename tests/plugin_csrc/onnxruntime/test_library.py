@@ -38,13 +38,14 @@ def test_it_holds_every_operator() -> None:
     assert found["advised"] == (found["instructions"] != "plain") and found["api"] == 18
 
 
-def test_it_exports_two_functions_and_nothing_else() -> None:
+def test_it_exports_three_functions_and_nothing_else() -> None:
     listed = subprocess.run(
         ["nm", "-D", "--defined-only", library()], capture_output=True, text=True, check=True
     ).stdout
     assert sorted(line.split()[-1] for line in listed.splitlines()) == [
         "RegisterCustomOps",
         "gr_ml_infra_onnxruntime_describe",
+        "gr_ml_infra_onnxruntime_no_cuda",
     ]
 
 

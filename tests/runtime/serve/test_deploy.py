@@ -207,7 +207,7 @@ def test_an_engine_with_a_fixed_batch_or_a_large_smallest_one(tmp_path: Path) ->
     )
     done = deploy(path, tmp_path / "large")
     assert "no batch below 8" in " ".join(done.notes) and done.config.max_batch_size == 16
-    with pytest.raises(UsageError, match="--max-batch-size is 17, and the engine takes up to 16"):
+    with pytest.raises(UsageError, match="max_batch_size is 17, and the engine takes up to 16"):
         deploy(path, tmp_path / "larger", max_batch_size=17)
 
 
@@ -235,8 +235,8 @@ def test_engines_that_cannot_be_served(tmp_path: Path) -> None:
     ("options", "error"),
     [
         ({"name": "a/b"}, "'a/b' is no name for a model"),
-        ({"instances": 0}, "--instances is 0"),
-        ({"max_batch_size": -1}, "--max-batch-size is -1"),
+        ({"instances": 0}, "instances is 0"),
+        ({"max_batch_size": -1}, "max_batch_size is -1"),
         ({"plugins": ["lib.so"]}, "is no engine, and needs no plugin library"),
         ({"name": "a\nb"}, "is no name for a model"),
         ({"name": "x" * 64}, "is no name for a model"),
