@@ -278,21 +278,16 @@ class _Search:
             bound = self.bindings[name]
             if bound == value or self._equal_constants(bound, value):
                 return ""
-            self.failure.note(value, self._expected_again(value, bound, name))
+            self.failure.note(value, partial(_expected_again, self.view, value, bound, name))
         elif term.kind == "constant" and not self.view.is_constant(value):
-            self.failure.note(value, f"{value_in_file(self.view, value)} is not a constant ({name})")
+            self.failure.note(value, partial(_said_of, self.view, value, f"is not a constant ({name})"))
         elif term.kind == "scalar" and self.view.scalar(value) is None:
-            self.failure.note(
-                value, f"{value_in_file(self.view, value)} is not a constant with one element ({name})", 2
-            )
+            said = partial(_said_of, self.view, value, f"is not a constant with one element ({name})")
+            self.failure.note(value, said, 2)
         else:
             self.bindings[name] = value
             return name
         return None
-
-    def _expected_again(self, value: str, bound: str, name: str) -> str:
-        found, wanted = value_in_file(self.view, value), value_in_file(self.view, bound)
-        return f"{found} stands where {wanted} was expected again ({name})"
 
     def _equal_constants(self, a: str, b: str) -> bool:
         left, right = self.view.scalar(a), self.view.scalar(b)
@@ -310,7 +305,7 @@ class _Search:
         inner = term.inner
         if isinstance(inner, Variable) and inner.kind == "constant" and value and not self.view.is_constant(value):
             name = inner.name + self.suffix
-            return self.failure.note(value, f"{value_in_file(self.view, value)} is not a constant ({name})", 0)
+            return self.failure.note(value, partial(_said_of, self.view, value, f"is not a constant ({name})"), 0)
         shape = self.view.shape(value) if value else None
         if shape is None or len(shape) != len(term.dims):
             return self.failure.note(value, partial(_another_rank, self.view, value, shape, term))
@@ -327,11 +322,10 @@ class _Search:
                         continue
                     if bound == have:
                         continue
-                    named = value_in_file(self.view, value)
-                    sentence = f"dimension {want} of {named} is {have}, elsewhere in the match it is {bound}"
+                    said = partial(_another_size, self.view, value, want, have, bound)
                 else:
-                    sentence = f"axis {axis} of {value_in_file(self.view, value)} is {have}, pattern wants {want}"
-                return self.failure.note(value, sentence)
+                    said = partial(_another_axis, self.view, value, axis, have, want)
+                return self.failure.note(value, said)
             if self._term(term.inner, value, then):
                 added.clear()
                 return True
@@ -466,6 +460,22 @@ _HANDLERS: dict[type[Term], Callable[..., bool]] = {
     Tree: _Search._tree,
 }
 """How each kind of term matches."""
+
+
+def _said_of(view: View, value: str, what: str) -> str:
+    return f"{value_in_file(view, value)} {what}"
+
+
+def _expected_again(view: View, value: str, bound: str, name: str) -> str:
+    return f"{value_in_file(view, value)} stands where {value_in_file(view, bound)} was expected again ({name})"
+
+
+def _another_size(view: View, value: str, name: str, found: Any, bound: Any) -> str:
+    return f"dimension {name} of {value_in_file(view, value)} is {found}, elsewhere in the match it is {bound}"
+
+
+def _another_axis(view: View, value: str, axis: int, found: Any, wanted: int) -> str:
+    return f"axis {axis} of {value_in_file(view, value)} is {found}, pattern wants {wanted}"
 
 
 def _no_number(view: View, value: str, wanted: float) -> str:

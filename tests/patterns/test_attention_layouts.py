@@ -421,31 +421,20 @@ def test_windows_whose_number_only_a_run_knows() -> None:
 def test_a_mask_of_windows_after_a_scale_of_each_head() -> None:
     """Swin v2: scores are scaled by head, biased by head, then split by windows for a mask that is the same for all images."""
     inputs = {**dict.fromkeys(("q", "k", "v"), "[W,4,8]"), "m": "[1,3,1,4,4]", "b": "[1,2,4,4]"}
-    original = attention(
-        inputs=inputs,
-        outputs={"merged": "[W,4,8]"},
-        weights={
+    steps: dict[str, Any] = {
+        "weights": {
             "factor": np.array([[[0.5]], [[3.0]]]),
             "by_window": np.array([-1, 3, 2, 4, 4]),
             "by_row": np.array([-1, 2, 4, 4]),
         },
-        scale="by_head = Mul({}, factor)\nscaled = Add(by_head, b)",
-        mask="apart = Reshape({}, by_window)\nmasked_windows = Add(apart, m)\nmasked = Reshape(masked_windows, by_row)",
+        "scale": "by_head = Mul({}, factor)\nscaled = Add(by_head, b)",
+        "mask": "apart = Reshape({}, by_window)\nmasked_windows = Add(apart, m)\nmasked = Reshape(masked_windows, by_row)",
         **CORE,
-    )
-    refused(original)  # W is read off no input as a number of images: the mask cannot be repeated for them
-    original = attention(
-        inputs={**inputs, **dict.fromkeys(("q", "k", "v"), "[6,4,8]")},
-        outputs={"merged": "[6,4,8]"},
-        weights={
-            "factor": np.array([[[0.5]], [[3.0]]]),
-            "by_window": np.array([-1, 3, 2, 4, 4]),
-            "by_row": np.array([-1, 2, 4, 4]),
-        },
-        scale="by_head = Mul({}, factor)\nscaled = Add(by_head, b)",
-        mask="apart = Reshape({}, by_window)\nmasked_windows = Add(apart, m)\nmasked = Reshape(masked_windows, by_row)",
-        **CORE,
-    )
+    }
+    # W is read off no input as a number of images: the mask cannot be repeated for them
+    refused(attention(inputs=inputs, outputs={"merged": "[W,4,8]"}, **steps))
+    inputs |= dict.fromkeys(("q", "k", "v"), "[6,4,8]")
+    original = attention(inputs=inputs, outputs={"merged": "[6,4,8]"}, **steps)
     found = fused(original)
     assert found.attributes["num_heads"] == 2
     assert "attention_bias" in found.inputs
