@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-import ctypes
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -368,6 +370,24 @@ LARGE_CASES = [
 ]
 
 
+ENCODE = """
+import ctypes, json, sys
+
+driver = ctypes.CDLL(sys.argv[1])
+
+
+def encoded(*, address=32, stride=256, sizes=(128, 7), box=(64, 128), swizzle=3, type=1):
+    pair, four = ctypes.c_uint64 * 2, ctypes.c_uint32 * 2
+    rest = (pair(*sizes), pair(stride, 0), four(*box), four(1, 1), 0, swizzle, 2, 0)
+    made = (ctypes.c_uint64 * 16)()
+    return driver.cuTensorMapEncodeTiled(made, type, 2, ctypes.c_void_p(address), *rest)
+
+
+print(encoded(), encoded(**json.loads(sys.argv[2])))
+"""
+"""Two tensor maps of the recording driver: one that is right, and one that differs from it in what the argument says."""
+
+
 def described(tensor: Any) -> list[Any]:
     return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), tensor.data_ptr()]
 
@@ -396,19 +416,11 @@ def test_large_tiles_are_for_the_architectures_that_have_the_memory(
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_the_recording_driver_refuses_a_tensor_map_that_is_wrong(wrong: Mapping[str, Any]) -> None:
-    driver = ctypes.CDLL(str(tools() / "libcuda.so.1"))
-
-    def encoded(
-        *, address: int = 32, stride: int = 256, sizes: Any = (128, 7), box: Any = (64, 128), **how: int
-    ) -> int:
-        pair, four = ctypes.c_uint64 * 2, ctypes.c_uint32 * 2
-        options = (0, how.get("swizzle", 3), 2, 0)
-        rest = (pair(*sizes), pair(stride, 0), four(*box), four(1, 1), *options)
-        made = (ctypes.c_uint64 * 16)()
-        return int(driver.cuTensorMapEncodeTiled(made, how.get("type", 1), 2, ctypes.c_void_p(address), *rest))
-
-    assert encoded() == 0
-    assert encoded(**wrong) != 0
+    # In a process of its own: whoever asks for libcuda.so.1 afterwards would get the driver that is loaded.
+    command = [sys.executable, "-c", ENCODE, str(tools() / "libcuda.so.1"), json.dumps(wrong)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    right, refused = map(int, done.stdout.split())
+    assert right == 0 and refused != 0
 
 
 def check(cases: Sequence[Case], monkeypatch: pytest.MonkeyPatch, folder: Path, **environment: str) -> None:
