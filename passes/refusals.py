@@ -309,18 +309,18 @@ KINDS: tuple[Kind, ...] = (
         "Clip has 3 inputs, pattern wants 1",
     ),
     Kind(
+        "OF204",
+        "other-attribute",
+        r"^attribute ",
+        "An attribute of a node, such as an axis or a permutation, is not what the operator stands for.",
+        "attribute axis is 1, pattern wants 0",
+    ),
+    Kind(
         "OF203",
         "other-number",
         r"^the constant is |pattern wants the constant|pattern wants -?\d|is multiplied by \S+, pattern wants|is padded by",
         "A constant is another number than the operator stands for.",
         "the constant is 0.5, pattern wants 1",
-    ),
-    Kind(
-        "OF204",
-        "other-attribute",
-        r"^attribute ",
-        "An attribute of a node, such as an axis or a permutation, is not what the operator stands for.",
-        "attribute perm is [0, 1, 3, 2], pattern wants [0, 2, 1, 3]",
     ),
     Kind(
         "OF206",
