@@ -16,18 +16,18 @@ if __name__ == "__main__":
 
 import numpy as np
 import onnx
-from rich.console import Console
 
 import onnx_fuse
 from examples.hstu.model import histories, recommender
 from onnx_fuse import runtime
 from onnx_fuse.cli import render
+from onnx_fuse.cli.common import open_console
 from onnx_fuse.errors import OnnxFuseError
 
 ITEMS, LENGTH, LAYERS, USERS, SHOWN = 5000, 512, 3, 4, 3
 LARGEST_DIFFERENCE = 1e-4  # of the largest score
 
-console = Console(markup=False, emoji=False, highlight=False)
+console = open_console()
 
 
 def main() -> None:

